@@ -1,0 +1,125 @@
+"""Settings: from untyped data (params.yaml, JSON, flags) to frozen dataclasses, every mistake told at once.
+
+Each stage keeps its own config class beside itself; this module only knows how to fill one and how to find params.yaml.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Fill a dataclass from a mapping and check names and types of all fields before complaining.
+
+    Nested dataclasses take nested mappings; a list is accepted for a tuple, an int for a float, a string for a `Path`.
+
+    Args:
+        cls: A (frozen) dataclass.
+        values: Field name → value.
+        where: Where the values came from, such as "params.yaml: align".
+
+    Raises:
+        UserError: Lists every unknown field, missing field and wrong type, each with its path.
+    """
+    problems: list[str] = []
+    result = _build(cls, values, "", problems)
+    if problems:
+        raise UserError(expected="valid settings", found="; ".join(problems), where=where)
+    return typing.cast(T, result)
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str]) -> object | None:
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    before = len(problems)
+    problems += [f"{path}{name} is unknown (known: {', '.join(fields)})" for name in values if name not in fields]
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], f"{path}{name}", problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"{path}{name} is missing")
+    if len(problems) > before:
+        return None
+    try:
+        return typing.cast(object, cls(**arguments))
+    except UserError as error:
+        problems.append(f"{path or cls.__name__}: {error.sentence()}")
+        return None
+
+
+def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(hint, options, value, path, problems)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return _build(hint, value, f"{path}.", problems)
+    elif origin is typing.Literal:
+        if value in options:
+            return value
+        problems.append(f"{path} should be one of {', '.join(map(str, options))}, not {value!r}")
+        return None
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(options[0], item, f"{path}[{i}]", problems) for i, item in enumerate(value))
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {str(key): _convert(options[1], item, f"{path}.{key}", problems) for key, item in value.items()}
+    elif hint is Any:
+        return value
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    problems.append(f"{path} should be {name}, not {value!r}")
+    return None
+
+
+def _convert_union(hint: Any, options: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
+    if value is None and type(None) in options:
+        return None
+    attempts: list[list[str]] = []
+    for option in options:
+        if option is type(None):
+            continue
+        found: list[str] = []
+        result = _convert(option, value, path, found)
+        if not found:
+            return result
+        attempts.append(found)
+    problems += attempts[0] if len(attempts) == 1 else [f"{path} should be {hint}, not {value!r}"]
+    return None
+
+
+def load_params(path: Path) -> dict[str, Any]:
+    """Read params.yaml as plain data (safe loader).
+
+    Raises:
+        UserError: The file is missing, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise UserError(
+            expected=f"a file {path}",
+            found="none",
+            remedy="run the command in a checkout, or say what it needs by flags (see --help)",
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(expected="YAML", found=" ".join(str(error).split()), where=str(path)) from error
+    if not isinstance(data, dict):
+        raise UserError(expected="a mapping of sections", found=type(data).__name__, where=str(path))
+    return data

@@ -1,0 +1,138 @@
+"""Typed errors that carry fields. Only the command line turns them into sentences and exit codes.
+
+Every error says what was expected, what was found, where, and what to do about it. `UserError` and what derives from it
+mean that the input is at fault (exit code 2); any other `PipelineError` means that the work failed (exit code 1).
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class PipelineError(Exception):
+    """A failure that this package foresaw.
+
+    Args:
+        expected: What should have been there.
+        found: What was there instead.
+        where: File, folder, field or option that it was found in; empty where nothing more can be said.
+        remedy: What the user can do; empty where nothing can be advised.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, *, expected: str, found: str, where: str = "", remedy: str = "") -> None:
+        self.expected = expected
+        self.found = found
+        self.where = where
+        self.remedy = remedy
+        super().__init__(self.sentence())
+
+    def sentence(self) -> str:
+        """Return the error as one sentence: where, expected, found, remedy."""
+        place = f"{self.where}: " if self.where else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{place}expected {self.expected}, found {self.found}{remedy}"
+
+
+class UserError(PipelineError):
+    """The input is at fault: an argument, a file, a table, a combination. Exit code 2."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class UnknownNameError(UserError):
+    """A name that no table knows. Lists the known ones, the closest first.
+
+    Args:
+        kind: What the name stands for, such as "encoder family" or "layer".
+        name: The name that was given.
+        known: The names that would have been understood.
+        where: Option or file that it came from.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
+        self.kind = kind
+        self.name = name
+        self.known = tuple(known)
+        close = get_close_matches(name, self.known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "choose one of them"
+        super().__init__(
+            expected=f"a known {kind} ({', '.join(self.known)})", found=repr(name), where=where, remedy=hint
+        )
+
+
+class MissingExtraError(UserError):
+    """An optional package is not installed.
+
+    Args:
+        package: The package that could not be imported.
+        install: The full command that installs it.
+        purpose: What it is needed for.
+    """
+
+    def __init__(self, package: str, install: str, purpose: str) -> None:
+        self.package = package
+        self.install = install
+        super().__init__(
+            expected=f"the package {package!r} ({purpose})",
+            found="that it is not installed",
+            remedy=f"run: {install}",
+        )
+
+
+class KeyMismatchError(UserError):
+    """Features of another key: the cache refuses them and names every field that differs.
+
+    Args:
+        differences: (field, expected, found) for each field that differs.
+        where: The store or run that was asked.
+        remedy: What to do.
+    """
+
+    def __init__(self, differences: Iterable[tuple[str, str, str]], where: str, remedy: str) -> None:
+        self.differences = tuple(differences)
+        expected = ", ".join(f"{field} = {value}" for field, value, _ in self.differences)
+        found = ", ".join(f"{field} = {value}" for field, _, value in self.differences)
+        super().__init__(expected=expected, found=found, where=where, remedy=remedy)
+
+
+class DamagedStoreError(UserError):
+    """A shard, a manifest or a side table is not what was committed.
+
+    Args:
+        name: File name of the damaged part, relative to the store.
+        expected: What the manifest promises.
+        found: What lies on the disk.
+        where: The store's folder.
+    """
+
+    def __init__(self, name: str, expected: str, found: str, where: str) -> None:
+        self.name = name
+        super().__init__(
+            expected=f"{name} with {expected}",
+            found=found,
+            where=where,
+            remedy="delete the named file and run `pipeline extract` again: only that shard is redone",
+        )
+
+
+class UnfinishedStoreError(UserError):
+    """A store whose extraction has not finished.
+
+    Args:
+        done: Shards that are committed.
+        total: Shards in all; 0 where not even the header exists.
+        where: The store's folder.
+    """
+
+    def __init__(self, done: int, total: int, where: str) -> None:
+        self.done = done
+        self.total = total
+        found = f"{done} of {total} shards" if total else "no feature store"
+        super().__init__(
+            expected="a finished feature store",
+            found=found,
+            where=where,
+            remedy="run `pipeline extract` (again): only what is missing is computed",
+        )
