@@ -12,8 +12,8 @@ def select_layers(expression: str, names: Sequence[str], *, where: str = "--laye
     """Return the layer names that an expression means, in the encoder's own order and without repetition.
 
     Args:
-        expression: `all`, `last`, an index (`0`, `-1`), a half-open range (`4:12`, `:3`, `-4:`), a layer's name, or several
-            of these joined by commas.
+        expression: `all`, `last`, an index (`0`, `-1`), a half-open range (`4:12`, `:3`, `-4:`), a layer's name, or
+            several of these joined by commas.
         names: L layer names in order of depth; the last is the encoder's own output.
         where: Option or file that the expression came from, for the error.
 
