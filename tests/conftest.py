@@ -1,0 +1,22 @@
+"""What every test shares: no hub, no colour, and where the shared research data lies if it is there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("NO_COLOR", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of research data beside the checkout, or skip where it is absent."""
+    folder = Path(os.environ.get("FEWPAIRS_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"research data not found at {folder} (set FEWPAIRS_SHARED to point at it)")
+    return folder
