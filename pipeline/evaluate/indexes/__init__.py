@@ -1,0 +1,1 @@
+"""Search indexes over embeddings: one file a kind, one table, one rule (see `table`)."""

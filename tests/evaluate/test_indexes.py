@@ -1,0 +1,100 @@
+"""Every index kind against a slow exact search."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import MissingExtraError, UnknownNameError, UserError
+from pipeline.evaluate.indexes import faiss_module
+from pipeline.evaluate.indexes.table import INDEXES, build_index, choose_kind, recall_against_exact, search
+
+
+def unit(rows: int, width: int, seed: int) -> torch.Tensor:
+    values = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(values, dim=1)
+
+
+@pytest.fixture
+def no_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `import faiss` fail the way a faiss-gpu without its libraries does: with no ImportError."""
+
+    def fail(name: str) -> Any:
+        raise OSError(f"{name}: libcudart.so.12: cannot open shared object file")
+
+    faiss_module.find_faiss.cache_clear()
+    monkeypatch.setattr(importlib, "import_module", fail)
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache() -> Any:
+    yield
+    faiss_module.find_faiss.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["torch", "flat"])
+def test_exact_kinds_agree_with_a_loop(kind: str) -> None:
+    gallery, queries = unit(300, 16, 0), unit(20, 16, 1)
+    scores, positions = search(build_index(gallery, kind), queries, 7)
+    for row, query in enumerate(queries.numpy()):
+        similarity = gallery.numpy() @ query
+        best = sorted(range(300), key=lambda item: (-similarity[item], item))[:7]
+        assert positions[row].tolist() == best
+        np.testing.assert_allclose(scores[row].numpy(), similarity[best], rtol=1e-5)
+
+
+def test_torch_and_faiss_order_ties_alike() -> None:
+    gallery = unit(40, 8, 0).repeat(3, 1)[torch.randperm(120, generator=torch.Generator().manual_seed(5))]
+    answers = [build_index(gallery, kind).search(gallery[:9], 120)[1] for kind in ("torch", "flat")]
+    groups = [[{int(i) for i in row[start : start + 3]} for row in answers[0] for start in range(0, 120, 3)]]
+    groups += [[{int(i) for i in row[start : start + 3]} for row in answers[1] for start in range(0, 120, 3)]]
+    assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_approximate_kinds_find_nearly_all(kind: str) -> None:
+    gallery, queries = unit(2000, 8, 0), unit(50, 8, 1)
+    index = build_index(gallery, kind)
+    assert recall_against_exact(index, gallery, queries, 10) > 0.8
+    assert not index.exact
+
+
+@pytest.mark.parametrize("kind", list(INDEXES))
+def test_k_beyond_the_gallery_returns_the_gallery(kind: str) -> None:
+    scores, positions = build_index(unit(3, 4, 0), kind).search(unit(2, 4, 1), 10)
+    assert scores.shape == positions.shape == (2, 3)
+    assert sorted(positions[0].tolist()) == [0, 1, 2]
+
+
+def test_a_single_query_and_no_query() -> None:
+    index = build_index(unit(5, 4, 0), "torch")
+    assert index.search(unit(1, 4, 1), 2)[1].shape == (1, 2)
+    assert index.search(torch.empty(0, 4), 2)[1].shape == (0, 2)
+
+
+def test_rule_is_exact_below_a_million_rows() -> None:
+    assert choose_kind("auto", 999_999) == "flat"
+    assert choose_kind("auto", 1_000_000) == "ivf"
+
+
+@pytest.mark.usefixtures("no_faiss")
+def test_without_faiss_search_is_exact_by_torch() -> None:
+    assert choose_kind("auto", 10) == choose_kind("flat", 10) == choose_kind("auto", 10**7) == "torch"
+    with pytest.raises(MissingExtraError, match="pip install faiss-cpu"):
+        build_index(unit(10, 4, 0), "hnsw")
+
+
+def test_unknown_kind_lists_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match="auto, torch, flat, ivf, hnsw"):
+        build_index(unit(3, 4, 0), "annoy")
+
+
+def test_bad_shapes_are_refused() -> None:
+    with pytest.raises(UserError, match="at least one row"):
+        build_index(torch.empty(0, 4))
+    with pytest.raises(UserError, match=r"queries \[Q, 4\]"):
+        build_index(unit(3, 4, 0)).search(unit(1, 5, 0), 1)
+    with pytest.raises(UserError, match="k = 0"):
+        build_index(unit(3, 4, 0)).search(unit(1, 4, 0), 0)
