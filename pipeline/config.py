@@ -51,7 +51,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str])
     try:
         return typing.cast(object, cls(**arguments))
     except UserError as error:
-        problems.append(f"{path or cls.__name__}: {error.sentence()}")
+        problems.append(f"{path.rstrip('.') or cls.__name__}: {error.sentence()}")
         return None
 
 

@@ -1,0 +1,65 @@
+"""The command `pipeline`: mounts the commands; the one place that turns typed errors into sentences and exit codes.
+
+    pipeline data openmoji --out data/0_raw/openmoji
+    pipeline extract --layers all
+    pipeline align && pipeline evaluate
+    pipeline search data/2_projectors/combined "a red heart"
+
+Exit codes: 0 done, 2 the input is at fault, 1 anything else.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pipeline import __version__
+from pipeline.commands import align, data, doctor, evaluate, extract, layers, search, store
+from pipeline.errors import PipelineError
+
+app = typer.Typer(
+    name="pipeline",
+    help="Align frozen image and text encoders from a few thousand pairs: extract once, align, evaluate, search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data.app, name="data")
+app.command("extract")(extract.extract)
+app.add_typer(store.app, name="store")
+app.command("layers")(layers.layers)
+app.command("align")(align.align)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(evaluate.compare)
+app.command("search")(search.search)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fewpairs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Mount options that stand before the command."""
+
+
+def main() -> None:
+    """Run the command line; the entry point of `pipeline`."""
+    try:
+        app()
+    except PipelineError as error:
+        typer.echo(f"Error: {error.sentence()}.", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

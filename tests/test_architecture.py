@@ -1,0 +1,182 @@
+"""The house holds: floors, no cycles, light help, DVC deps cover the code, the wheel holds only `pipeline`."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "pipeline"
+FLOORS = {
+    "errors": 0,
+    "config": 0,
+    "layers": 0,
+    "store": 1,
+    "encoders": 1,
+    "projectors": 1,
+    "metrics": 1,
+    "extract": 2,
+    "align": 2,
+    "evaluate": 2,
+    "apps": 3,
+    "commands": 4,
+    "cli": 5,
+}
+HEAVY = ("torch", "faiss", "h5py", "pyarrow", "numpy", "transformers", "timm", "open_clip", "matplotlib", "PIL")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES = dict(modules())
+
+
+def imported(module: str) -> set[str]:
+    """Return the modules of the package that one module imports anywhere, inside functions and type checks too."""
+    path = MODULES[module]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            base = node.module or ""
+            found |= {name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names}
+    return {name for name in found if name == "pipeline" or name.startswith("pipeline.")}
+
+
+def unit(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+def test_every_unit_has_a_floor() -> None:
+    assert {name for module in MODULES if (name := unit(module))} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_strictly_down(module: str) -> None:
+    own = unit(module)
+    if own is None:
+        assert not imported(module)
+        return
+    for other in imported(module):
+        target = unit(other)
+        if target is not None and target != own:
+            assert FLOORS[target] < FLOORS[own], f"{module} (floor {FLOORS[own]}) imports {other}"
+
+
+def test_there_are_no_import_cycles() -> None:
+    graph = {module: imported(module) & set(MODULES) for module in MODULES}
+    state: dict[str, int] = {}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert state.get(module) != 1, " → ".join((*trail, module))
+        if state.get(module) == 2:
+            return
+        state[module] = 1
+        for other in graph[module] - {module}:
+            visit(other, (*trail, module))
+        state[module] = 2
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("command", [[], ["extract"], ["align"], ["evaluate"], ["store", "ls"], ["search"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from pipeline.cli import main\n"
+        f"sys.argv = ['pipeline', *{command!r}, '--help']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize("stage", ["extract", "align", "evaluate"])
+def test_dvc_dependencies_cover_the_code_that_a_stage_runs(stage: str) -> None:
+    """Follow the imports of the stage's script through the package; each file must lie in one of the stage's deps."""
+    spec = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    deps = [ROOT / dep for dep in spec["deps"] if "$" not in dep]
+    script = ROOT / "stages" / f"{stage}.py"
+    assert script in deps
+    waiting, seen = [script], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            waiting += [MODULES[name] for name in names if name in MODULES]
+    seen.discard(PACKAGE / "__init__.py")
+    uncovered = [path for path in seen if not any(path == dep or dep in path.parents for dep in deps)]
+    assert not uncovered, f"{stage} runs code that its deps do not name: {uncovered}"
+
+
+@pytest.mark.parametrize("stage", ["extract", "align", "evaluate"])
+def test_dvc_dependencies_name_nothing_unrelated(stage: str) -> None:
+    spec = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    others = {"extract", "align", "evaluate"} - {stage}
+    assert not [dep for dep in spec["deps"] if dep in {f"pipeline/{other}" for other in others}]
+    assert "pipeline" not in spec["deps"]
+
+
+def test_an_extraction_survives_a_failed_run() -> None:
+    outs = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["extract"]["outs"]
+    assert all(settings["persist"] for out in outs for settings in out.values())
+
+
+def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
+    """Build with the backend that is installed; no isolated environment, so no network."""
+    pytest.importorskip("setuptools", reason="setuptools is needed to build a wheel without a network")
+    script = (
+        "import sys\nfrom setuptools import build_meta\n"
+        f"build_meta.build_wheel({str(tmp_path)!r}, {{'--build-option': []}})\n"
+    )
+    copy = tmp_path / "tree"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    for folder in ("pipeline", "stages", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                target = copy / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=copy, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"pipeline"}
+    assert "pipeline/py.typed" in names
+    assert any(name.startswith("pipeline/evaluate/templates/") for name in names)
+    (entry,) = (name for name in names if name.endswith("entry_points.txt"))
+    with zipfile.ZipFile(wheel) as archive:
+        assert "pipeline = pipeline.cli:main" in archive.read(entry).decode()
+
+
+def test_no_print_or_assert_in_shipped_code() -> None:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not isinstance(node, ast.Assert), f"{module}:{node.lineno} asserts"
+            is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not is_print, f"{module} prints"
