@@ -1,0 +1,67 @@
+"""ASIF: an item is described by how similar it is to each training item of its own modality; no training at all.
+
+Source: arXiv 2210.01738. Used through `table.PROJECTORS`; `closed_form` makes the pair.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pipeline.projectors.base import Projector, require
+from pipeline.projectors.input import unit_rows
+
+
+class AsifProjector(Projector):
+    """Relative representation: cosine to each anchor, all but the top k set to zero, the rest to the power p.
+
+    The power keeps the sign. Row i of both sides' anchors is the same training pair, so both sides' embeddings live in
+    the same space, whose width d is the number of anchors.
+
+    Args:
+        d_in: Width D.
+        d: Number A of anchors.
+        top_k: Similarities kept in a row (800 as published; all where there are fewer anchors).
+        exponent: Power p (8 as published).
+        normalise_input: See `Projector`.
+        blocks: See `Projector`.
+    """
+
+    name: ClassVar[str] = "asif"
+    anchors: Tensor
+
+    def __init__(
+        self,
+        d_in: int,
+        d: int,
+        *,
+        top_k: int = 800,
+        exponent: float = 8.0,
+        normalise_input: str = "none",
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(d_in, d, normalise_input=normalise_input, blocks=blocks)
+        require(isinstance(top_k, int) and top_k >= 1, "top_k of 1 or more", repr(top_k), self.name)
+        require(exponent > 0, "a positive exponent", repr(exponent), self.name)
+        self.top_k, self.exponent = top_k, float(exponent)
+        self.register_buffer("anchors", torch.zeros(d, d_in))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().settings(), "top_k": self.top_k, "exponent": self.exponent}
+
+    @torch.no_grad()
+    def fill(self, features: Tensor) -> "AsifProjector":
+        """Take the training features [A, D] as anchors, input statistics included, and return self."""
+        require(len(features) == self.d, f"{self.d} anchors", str(len(features)), self.name)
+        self.fit_input(features)
+        self.anchors.copy_(unit_rows(self.prepare(features)))
+        return self
+
+    def transform(self, prepared: Tensor) -> Tensor:
+        """Return the relative representation [N, A]."""
+        similarity = unit_rows(prepared) @ self.anchors.T
+        kept = similarity.topk(min(self.top_k, self.d), dim=-1)
+        powered = kept.values.sign() * kept.values.abs() ** self.exponent
+        return torch.zeros_like(similarity).scatter(-1, kept.indices, powered)

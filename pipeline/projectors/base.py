@@ -1,0 +1,98 @@
+"""The contract of a projector: raw stored features [N, D] in, unit-length embeddings [N, d] out.
+
+Used by every projector in this package; `table.PROJECTORS` lists them by name.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.projectors.input import InputNormalisation, unit_rows
+
+
+class Projector(nn.Module, ABC):
+    """A map from one side's features to the shared space.
+
+    `forward` = `unit_rows(project(x))`, `project` = `transform(prepare(x))`. A subclass writes `transform`, and
+    `settings` where it has arguments of its own.
+
+    Args:
+        d_in: Width D of the features.
+        d: Width of the shared space.
+        normalise_input: `none`, `unit` or `standardise` (see `InputNormalisation`; call `fit_input` for the last one).
+        blocks: Widths of concatenated layers, where each is normalised by itself.
+
+    Raises:
+        UserError: A width is not positive or the blocks do not add up.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, d_in: int, d: int, *, normalise_input: str = "none", blocks: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        for label, width in (("d_in", d_in), ("d", d)):
+            require(isinstance(width, int) and width > 0, f"a positive whole number for {label}", repr(width))
+        self.d_in = d_in
+        self.d = d
+        self.input = InputNormalisation(d_in, normalise_input, blocks)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments as JSON-able values: `type(p)(**p.settings())` is a projector like p."""
+        blocks = list(self.input.blocks) if len(self.input.blocks) > 1 else None
+        return {"d_in": self.d_in, "d": self.d, "normalise_input": self.input.mode, "blocks": blocks}
+
+    def fit_input(self, features: Tensor) -> None:
+        """Take the input statistics from training features [N, D] (only `standardise` needs it)."""
+        self.check_width(features)
+        self.input.fit(features)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """Return the features [N, D] in the projector's own precision, normalised as `normalise_input` says."""
+        self.check_width(features)
+        return cast(Tensor, self.input(features.to(self.precision)))
+
+    @abstractmethod
+    def transform(self, prepared: Tensor) -> Tensor:
+        """Map prepared features [N, D] to the shared space [N, d], not normalised."""
+
+    def project(self, features: Tensor) -> Tensor:
+        """Map raw features [N, D] to the shared space [N, d], not normalised."""
+        return self.transform(self.prepare(features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map raw features [N, D] to unit-length embeddings [N, d] in float32 (float64 where the weights are)."""
+        return unit_rows(self.project(features))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The floating type of the weights; float32 for a projector without any."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+        return torch.float32
+
+    def check_width(self, features: Tensor) -> None:
+        """Refuse features that are not [N, D].
+
+        Raises:
+            UserError: Says the expected and the found shape.
+        """
+        if features.ndim != 2 or features.shape[-1] != self.d_in:
+            raise UserError(
+                expected=f"features of shape [N, {self.d_in}]",
+                found=f"{list(features.shape)}",
+                where=f"{self.name} projector",
+                remedy="use the layers that the projector was made for",
+            )
+
+
+def require(condition: bool, expected: str, found: str, where: str = "") -> None:
+    """Raise a `UserError` with these words unless the condition holds."""
+    if not condition:
+        raise UserError(expected=expected, found=found, where=where)

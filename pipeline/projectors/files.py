@@ -1,0 +1,120 @@
+"""A projector on the disk: `<side>.safetensors` with the tensors and `<side>.json` with what they mean. No pickle.
+
+Used by `align` to save and by everything after it to load.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from pipeline.errors import UserError
+from pipeline.projectors.base import Projector
+from pipeline.projectors.table import build_projector
+
+FORMAT = 1
+_REMEDY = "run `pipeline align` again, or restore both files from the same run"
+
+
+def save_projector(folder: Path, side: str, projector: Projector) -> None:
+    """Write a projector as `<side>.safetensors` and `<side>.json`, each put in place by rename, the JSON last.
+
+    The JSON carries the sha256 of the tensors, so a mixture of two runs is noticed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
+    data: bytes = save(tensors)
+    about = {
+        "format": FORMAT,
+        "projector": projector.name,
+        "settings": projector.settings(),
+        "d_in": projector.d_in,
+        "d": projector.d,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    write_atomically(folder / f"{side}.safetensors", data)
+    write_atomically(folder / f"{side}.json", (json.dumps(about, indent=2) + "\n").encode())
+
+
+def load_projector(folder: Path, side: str) -> Projector:
+    """Read a projector back, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: A file is missing, damaged, of another format, or the two do not belong together.
+        UnknownNameError: The JSON names a projector or a setting that does not exist.
+    """
+    about_path, tensors_path = folder / f"{side}.json", folder / f"{side}.safetensors"
+    about = _read_about(about_path)
+    data = _read(tensors_path)
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise _damaged(tensors_path, f"the sha256 {about['sha256']}", "other bytes")
+    with torch.device("meta"):  # no memory and no random numbers are spent before the tensors are known to fit
+        projector = build_projector(about["projector"], about["settings"], where=str(about_path))
+    if (projector.d_in, projector.d) != (about["d_in"], about["d"]):
+        raise _damaged(about_path, f"d_in {about['d_in']} and d {about['d']}", f"{projector.d_in} and {projector.d}")
+    try:
+        projector.load_state_dict(load(data), strict=True, assign=True)
+    except Exception as error:
+        raise _damaged(tensors_path, f"the tensors of a {projector.name} projector", _line(error)) from error
+    return projector.eval()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old bytes or the new, never a part: temporary file, fsync, rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: The file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(_read(path))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _damaged(path, f"JSON that describes {kind}", _line(error)) from error
+    if not isinstance(value, dict):
+        raise _damaged(path, f"a JSON object that describes {kind}", type(value).__name__)
+    return value
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    about = read_json(path, "a projector")
+    if about.get("format") != FORMAT:
+        raise _damaged(path, f"format {FORMAT}", repr(about.get("format")))
+    kinds: dict[str, type] = {"projector": str, "settings": dict, "d_in": int, "d": int, "sha256": str}
+    for field, kind in kinds.items():
+        if not isinstance(about.get(field), kind):
+            raise _damaged(path, f"the field {field} ({kind.__name__})", repr(about.get(field)))
+    return about
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(expected=f"a file {path.name}", found="none", where=str(path.parent), remedy=_REMEDY) from error
+
+
+def _damaged(path: Path, expected: str, found: str) -> UserError:
+    return UserError(expected=expected, found=found, where=str(path), remedy=_REMEDY)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

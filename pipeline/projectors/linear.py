@@ -1,0 +1,109 @@
+"""Maps without a non-linearity: `linear` (trained), `affine` (what the closed forms give), `identity` (a side left as it is).
+
+Used through `table.PROJECTORS`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.projectors.base import Projector
+
+
+class AffineProjector(Projector):
+    """(x − mean) W · weights: mean shift, linear map, one weight a dimension. What a closed form fills, open to training.
+
+    Shape: mean [D] and weights [d] are buffers, W [D, d] is the parameter; all zero-mean, W random orthogonal-ish and
+    weights one until `fill` is called.
+    """
+
+    name: ClassVar[str] = "affine"
+    mean: Tensor
+    weights: Tensor
+
+    def __init__(
+        self, d_in: int, d: int, *, normalise_input: str = "none", blocks: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(d_in, d, normalise_input=normalise_input, blocks=blocks)
+        self.matrix = nn.Parameter(torch.randn(d_in, d) / d_in**0.5)
+        self.register_buffer("mean", torch.zeros(d_in))
+        self.register_buffer("weights", torch.ones(d))
+
+    @torch.no_grad()
+    def fill(self, mean: Tensor, matrix: Tensor, weights: Tensor | None = None) -> "AffineProjector":
+        """Take mean [D], matrix [D, d] and weights [d] (ones where not given) and return self.
+
+        Raises:
+            UserError: A shape does not fit.
+        """
+        weights = torch.ones(self.d) if weights is None else weights
+        for own, given in ((self.mean, mean), (self.matrix, matrix), (self.weights, weights)):
+            if own.shape != given.shape:
+                raise UserError(
+                    expected=f"shape {list(own.shape)}", found=f"{list(given.shape)}", where="affine projector"
+                )
+            own.copy_(given)
+        return self
+
+    def transform(self, prepared: Tensor) -> Tensor:
+        """Return (x − mean) W · weights, [N, d]."""
+        return ((prepared - self.mean) @ self.matrix) * self.weights
+
+
+class LinearProjector(Projector):
+    """x W + b, [N, D] → [N, d].
+
+    Args:
+        d_in: Width D.
+        d: Width of the shared space.
+        bias: Whether there is a b.
+        normalise_input: See `Projector`.
+        blocks: See `Projector`.
+    """
+
+    name: ClassVar[str] = "linear"
+
+    def __init__(
+        self,
+        d_in: int,
+        d: int,
+        *,
+        bias: bool = True,
+        normalise_input: str = "none",
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(d_in, d, normalise_input=normalise_input, blocks=blocks)
+        self.map = nn.Linear(d_in, d, bias=bool(bias))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().settings(), "bias": self.map.bias is not None}
+
+    def transform(self, prepared: Tensor) -> Tensor:
+        """Return x W + b, [N, d]."""
+        return cast(Tensor, self.map(prepared))
+
+
+class IdentityProjector(Projector):
+    """The features themselves: the side that LiT- and ShareLock-like training leaves alone (d = D, no parameters)."""
+
+    name: ClassVar[str] = "identity"
+
+    def __init__(
+        self, d_in: int, d: int | None = None, *, normalise_input: str = "none", blocks: Sequence[int] | None = None
+    ) -> None:
+        if d is not None and d != d_in:
+            raise UserError(
+                expected=f"d = d_in = {d_in}",
+                found=f"d = {d}",
+                where="identity projector",
+                remedy=f"train the other side to {d_in} dimensions",
+            )
+        super().__init__(d_in, d_in, normalise_input=normalise_input, blocks=blocks)
+
+    def transform(self, prepared: Tensor) -> Tensor:
+        """Return the features as they are."""
+        return prepared

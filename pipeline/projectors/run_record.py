@@ -1,0 +1,173 @@
+"""A trained run on the disk: `run.json` beside one folder of projectors per seed.
+
+`AlignedRun.write` makes one, `AlignedRun.open` opens it; then `run.check("image", [key], where)` refuses features of
+another key and `run.encode("image", features, seed)` embeds them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import KeyMismatchError, UserError
+from pipeline.projectors.base import Projector
+from pipeline.projectors.files import load_projector, read_json, write_atomically
+from pipeline.projectors.run_json import (
+    FORMAT,
+    REMEDY,
+    SIDES,
+    SeedRecord,
+    StoreRecord,
+    check_record,
+    fill,
+    key_differences,
+)
+
+# The data set is what a run is applied to; every other field of a key says what the features are.
+OTHER_DATA = ("dataset_digest",)
+
+
+class AlignedRun:
+    """A run opened for use.
+
+    Attributes:
+        path: Its folder.
+        record: All of `run.json`, as plain data.
+        method: Name of the method.
+        config: The settings that it was trained with.
+        layers: Side → names of the layers whose features are concatenated.
+        stores: Side → the stores that it was trained on.
+        trainings: One record a seed, in the order of training.
+        seeds: Their seeds.
+        dim: Width d of the shared space.
+    """
+
+    def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
+        where = str(path / "run.json")
+        check_record(record, where)
+        self.path = path
+        self.record: dict[str, Any] = dict(record)
+        self.method: str = record["method"]
+        self.config: dict[str, Any] = record["config"]
+        self.dim: int = record["dim"]
+        self.layers: dict[str, tuple[str, ...]] = {side: tuple(record["layers"][side]) for side in SIDES}
+        self.stores: dict[str, tuple[StoreRecord, ...]] = {
+            side: tuple(fill(StoreRecord, entry, f"{where}: stores.{side}") for entry in record["stores"][side])
+            for side in SIDES
+        }
+        self.trainings = tuple(fill(SeedRecord, entry, f"{where}: seeds") for entry in record["seeds"])
+        self.seeds: tuple[int, ...] = tuple(entry.seed for entry in self.trainings)
+        self._loaded: dict[tuple[str, int], Projector] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> "AlignedRun":
+        """Open a run's folder and check `run.json`.
+
+        Raises:
+            UserError: The file is missing or damaged, or a field is missing or of the wrong kind.
+        """
+        return cls(path, read_json(path / "run.json", "a run"))
+
+    @classmethod
+    def write(cls, path: Path, record: Mapping[str, Any]) -> "AlignedRun":
+        """Check a record (its `format` is added), write it atomically as `run.json`, and open the run.
+
+        To be called last of all: a folder with a `run.json` is a whole run.
+
+        Raises:
+            UserError: A field is missing, of the wrong kind, or no JSON value.
+        """
+        run = cls(path, {"format": FORMAT, **record})
+        try:
+            text = json.dumps(run.record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise UserError(expected="JSON values (NaN is none)", found=str(error), where=str(path)) from error
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "run.json", text.encode())
+        return run
+
+    def projector(self, side: str, seed: int | None = None) -> Projector:
+        """Return the trained projector of a side, loaded once; the first seed's where none is named.
+
+        Raises:
+            UserError: No such side or seed, or the files are damaged.
+        """
+        _check_side(side)
+        chosen = self.seeds[0] if seed is None else seed
+        if (side, chosen) not in self._loaded:
+            self._loaded[side, chosen] = self._load(side, chosen)
+        return self._loaded[side, chosen]
+
+    def encode(
+        self, side: str, features: Tensor, seed: int | None = None, *, rows: int = 8192, device: str = "cpu"
+    ) -> Tensor:
+        """Embed raw features [N, D] in blocks of rows: unit-length float32 [N, d], on the CPU.
+
+        Raises:
+            UserError: The width is not the projector's, or a value is not finite.
+        """
+        projector = self.projector(side, seed).to(device).eval()
+        projector.check_width(features)
+        result = torch.empty(len(features), projector.d)
+        with torch.no_grad():
+            for start in range(0, len(features), rows):
+                block = projector(features[start : start + rows].to(device))
+                if not torch.isfinite(block).all():
+                    found = f"NaN or infinity in the {side} features, in or after row {start}"
+                    raise UserError(expected="finite features", found=found, where=str(self.path))
+                result[start : start + rows] = block
+        return result
+
+    def check(
+        self, side: str, keys: Sequence[Mapping[str, Any]], where: str = "", *, ignore: Sequence[str] = OTHER_DATA
+    ) -> None:
+        """Refuse features of another key than the run was trained on.
+
+        Args:
+            side: `image` or `text`.
+            keys: The keys of the features' stores, as JSON, in the order of training.
+            where: The store that is offered, for the error.
+            ignore: Fields that may differ (dotted paths): the data set, unless said otherwise.
+
+        Raises:
+            KeyMismatchError: Names each field that differs, what the run has and what was offered.
+            UserError: Another number of stores.
+        """
+        _check_side(side)
+        known = self.stores[side]
+        if len(keys) != len(known):
+            expected = f"{len(known)} {side} store(s), as in training"
+            raise UserError(expected=expected, found=str(len(keys)), where=where or str(self.path))
+        differences = [
+            (f"{side}[{index}].{name}" if len(known) > 1 else name, trained, offered)
+            for index, (store, key) in enumerate(zip(known, keys, strict=True))
+            for name, trained, offered in key_differences(store.key, key)
+            if not _is_under(name, ignore)
+        ]
+        if differences:
+            remedy = f"extract the {side} features as the run {self.path.name!r} had them, or align these anew"
+            raise KeyMismatchError(differences, where or str(self.path), remedy)
+
+    def _load(self, side: str, seed: int) -> Projector:
+        folders = {entry.seed: entry.folder for entry in self.trainings}
+        if seed not in folders:
+            expected = f"one of the seeds {', '.join(map(str, self.seeds))}"
+            raise UserError(expected=expected, found=str(seed), where=str(self.path))
+        folder = self.path / folders[seed]
+        projector = load_projector(folder, side)
+        if projector.d != self.dim:
+            expected, where = f"a projector to {self.dim} dimensions", str(folder / f"{side}.json")
+            raise UserError(expected=expected, found=str(projector.d), where=where, remedy=REMEDY)
+        return projector
+
+
+def _check_side(side: str) -> None:
+    if side not in SIDES:
+        raise UserError(expected="the side image or text", found=repr(side))
+
+
+def _is_under(name: str, fields: Sequence[str]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
