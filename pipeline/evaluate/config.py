@@ -1,10 +1,10 @@
-"""Settings of the evaluate stage. Filled by `pipeline.config.build` from params.yaml, or by the command line's flags."""
+"""Settings of the evaluate stage, filled by `pipeline.config.build` from params.yaml or the command line's flags."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.evaluate.indexes.table import KINDS
+from pipeline.evaluate.indexes.kinds import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import MissingExtraError, UnknownNameError, UserError
 from pipeline.evaluate.indexes import faiss_module
+from pipeline.evaluate.indexes.kinds import KINDS
 from pipeline.evaluate.indexes.table import INDEXES, build_index, choose_kind, recall_against_exact, search
 
 
@@ -84,6 +85,10 @@ def test_without_faiss_search_is_exact_by_torch() -> None:
     assert choose_kind("auto", 10) == choose_kind("flat", 10) == choose_kind("auto", 10**7) == "torch"
     with pytest.raises(MissingExtraError, match="pip install faiss-cpu"):
         build_index(unit(10, 4, 0), "hnsw")
+
+
+def test_names_and_table_agree() -> None:
+    assert list(KINDS) == ["auto", *INDEXES]
 
 
 def test_unknown_kind_lists_the_known_ones() -> None:

@@ -14,10 +14,9 @@ from pipeline.evaluate.indexes.faiss_module import find_faiss
 from pipeline.evaluate.indexes.flat import FlatIndex
 from pipeline.evaluate.indexes.hnsw import HNSWIndex
 from pipeline.evaluate.indexes.ivf import IVFIndex
+from pipeline.evaluate.indexes.kinds import EXACT_BELOW, KINDS
 
 INDEXES: dict[str, type[Index]] = {"torch": TorchIndex, "flat": FlatIndex, "ivf": IVFIndex, "hnsw": HNSWIndex}
-KINDS = ("auto", *INDEXES)
-EXACT_BELOW = 1_000_000
 
 
 def choose_kind(kind: str, rows: int) -> str:
