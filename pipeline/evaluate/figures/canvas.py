@@ -24,15 +24,28 @@ VARIABLES = {
 }  # fmt: skip
 WIDTH = 5.4  # inches; 72 SVG units each
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9.5,
-    "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.spines.left": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8,
-    "axes.axisbelow": True, "xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.8, "lines.linewidth": 1.8,
-    "axes.titlesize": 10, "axes.titleweight": "normal", "axes.titlelocation": "left", "axes.labelsize": 9.5,
-    "text.parse_math": False, "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,
-}  # fmt: skip
-
-
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+}
 Drawing = ParamSpec("Drawing")
 
 

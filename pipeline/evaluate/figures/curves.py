@@ -25,7 +25,7 @@ def recall_curves(series: Sequence[Series], chance: Series | None, label: str) -
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_ylim(0, None)
     ax.set_xlabel("k")
-    ax.set_ylabel(f"{label}, %")
+    ax.set_ylabel(f"{plain(label)}, %")
     _legend(ax, series)
     return to_svg(figure, f"{label} over k")
 
@@ -38,7 +38,7 @@ def step_curves(series: Sequence[Series], label: str, reference: float | None = 
     if reference is not None:
         ax.axhline(reference, color=MUTED, linestyle=":", linewidth=1.2)
     ax.set_xlabel("step")
-    ax.set_ylabel(label)
+    ax.set_ylabel(plain(label))
     _legend(ax, series)
     return to_svg(figure, f"{label} over training steps")
 

@@ -35,7 +35,7 @@ def forest(rows: Sequence[Interval], chance: float | None, label: str) -> str:
     ax.set_ylim(len(rows) - 0.3, -0.6)
     highest = 100 * max(row.high for row in rows)
     ax.set_xlim(0, highest * 1.12 or 1)
-    ax.set_xlabel(f"{label}, %")
+    ax.set_xlabel(f"{plain(label)}, %")
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x", color=GRID)
     return to_svg(figure, f"{label} of {len(rows)} methods with intervals")
