@@ -1,0 +1,148 @@
+"""The contract of an encoder: named layers, one pass for all of them, a key for everything that changes the bytes.
+
+An encoder of one's own is a subclass, used as `--encoder my_module:MeanColour`:
+
+    class MeanColour(Encoder):
+        def __init__(self, options: LoadOptions) -> None:
+            super().__init__("my_module:MeanColour", "image", (Layer(name="output", width=3),))
+
+        def key(self) -> EncoderKey:
+            return EncoderKey(encoder={"name": "mean-colour", "version": 1}, preprocessing={}, pooling="mean")
+
+        def prepare(self, sample: Image | str) -> Tensor:
+            return torch.from_numpy(numpy.array(sample)).float().permute(2, 0, 1) / 255
+
+        def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+            return {"output": torch.stack([image.mean(dim=(1, 2)) for image in prepared])}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pipeline.errors import UnknownNameError, UserError
+from pipeline.layers import select_layers
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+Modality = Literal["image", "text"]
+Dtype = Literal["fp32", "fp16", "bf16"]
+
+OUTPUT = "output"
+POOLS = ("auto", "cls", "mean", "eos", "patch_mean", "cls+patch_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A place in an encoder that features are taken from."""
+
+    name: str
+    """The name that features are stored under; the last layer of every encoder is called `output`."""
+    width: int
+    """D, the number of features of one sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderKey:
+    """Everything about an encoder that changes the bytes of its features. Holds JSON values and no local path."""
+
+    encoder: dict[str, Any]
+    """Family, name, digests of weights and config, version of the family's own code."""
+    preprocessing: dict[str, Any]
+    """Image transform; or tokenizer digest, maximum length and prompt."""
+    pooling: str
+    """How tokens or maps become one vector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How an encoder is loaded, whatever its family."""
+
+    modality: Modality | None = None
+    """Which tower of a two-tower model; nothing where the encoder has one tower."""
+    pool: str = "auto"
+    """One of `POOLS`."""
+    device: str = "cpu"
+    """A torch device, such as cpu, cuda or cuda:1; `auto` takes the first CUDA device where there is one."""
+    dtype: Dtype = "fp32"
+    """Arithmetic of the forward pass; features are float32 whatever it is."""
+    max_length: int | None = None
+    """Longest text in tokens; nothing means the encoder's own limit."""
+    prompt: str = ""
+    """Put before every text."""
+    compile: bool = field(default=False)
+    """Compile the blocks: pays for itself on long runs only."""
+
+    def __post_init__(self) -> None:
+        if self.modality not in (None, *get_args(Modality)):
+            raise UnknownNameError("modality", str(self.modality), get_args(Modality), "--modality")
+        if self.pool not in POOLS:
+            raise UnknownNameError("pooling", self.pool, POOLS, "--pool")
+        if self.dtype not in get_args(Dtype):
+            raise UnknownNameError("dtype", self.dtype, get_args(Dtype), "--dtype")
+        if self.max_length is not None and self.max_length < 1:
+            raise UserError(expected="at least 1 token", found=str(self.max_length), where="--max-length")
+
+
+class Encoder(ABC):
+    """A frozen model of one modality.
+
+    Args:
+        spec: The encoder as the user named it.
+        modality: What it takes: PIL images or texts.
+        layers: L layers in order of depth; the last is `output`, the library's own embedding where pooling is `auto`.
+
+    Raises:
+        UserError: The last layer is not called `output`, or a name occurs twice.
+    """
+
+    def __init__(self, spec: str, modality: Modality, layers: Sequence[Layer]) -> None:
+        names = [layer.name for layer in layers]
+        if not names or names[-1] != OUTPUT or len(set(names)) < len(names):
+            raise UserError(
+                expected=f"layers with different names, the last called {OUTPUT!r}", found=repr(names), where=spec
+            )
+        self.spec = spec
+        self.modality: Modality = modality
+        self.layers: tuple[Layer, ...] = tuple(layers)
+
+    @abstractmethod
+    def key(self) -> EncoderKey:
+        """Return everything that changes the bytes of the features."""
+
+    @abstractmethod
+    def prepare(self, sample: Image | str) -> Tensor:
+        """Turn one RGB image into [3, H, W] float32, or one text into T token ids. Runs in several threads at once.
+
+        Raises:
+            UserError: The sample cannot be encoded, such as a text without a token.
+        """
+
+    @abstractmethod
+    def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+        """Return the asked layers of N prepared samples in one pass, each [N, D], float32, on the CPU."""
+
+    def width(self, layer: str) -> int:
+        """Return D of a layer.
+
+        Raises:
+            UnknownNameError: The encoder has no such layer.
+        """
+        for known in self.layers:
+            if known.name == layer:
+                return known.width
+        raise UnknownNameError("layer", layer, [known.name for known in self.layers], self.spec)
+
+    def resolve_layers(self, expression: str) -> tuple[str, ...]:
+        """Return the layer names that `--layers` means, in order of depth.
+
+        Raises:
+            UserError: The expression is empty or out of range.
+            UnknownNameError: A part names no layer.
+        """
+        return select_layers(expression, [layer.name for layer in self.layers])

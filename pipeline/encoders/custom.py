@@ -1,0 +1,58 @@
+"""Encoders of one's own: `module:Class`, a subclass of `Encoder` built from `LoadOptions` (see `base`).
+
+The module is looked for where Python looks and then in the working folder. Loading it runs its code, as any import
+does.
+"""
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.encoders.base import Encoder, LoadOptions
+from pipeline.encoders.digest import file_sha256
+from pipeline.encoders.spec import Spec
+from pipeline.encoders.table import ENCODERS
+from pipeline.errors import UnknownNameError, UserError
+
+
+def load(spec: Spec, options: LoadOptions) -> Encoder:
+    """Import the module and build the class.
+
+    Raises:
+        UserError: There is no such module or class, or it is no encoder.
+    """
+    module = _import(spec)
+    known = [name for name, value in vars(module).items() if _is_encoder(value)]
+    if spec.name not in known:
+        raise UnknownNameError("encoder class", spec.name, known, f"{spec.family} (--encoder {spec.text})")
+    encoder: Encoder = getattr(module, spec.name)(options)
+    return encoder
+
+
+def source_sha256(encoder: Encoder) -> str:
+    """Return the digest of the file that defines an encoder's class: an honest `version` for its key."""
+    return file_sha256(Path(inspect.getfile(type(encoder))))
+
+
+def _is_encoder(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Encoder) and not inspect.isabstract(value)
+
+
+def _import(spec: Spec) -> ModuleType:
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        return importlib.import_module(spec.family)
+    except ModuleNotFoundError as error:
+        if error.name != spec.family.partition(".")[0] and error.name != spec.family:
+            raise
+        raise UserError(
+            expected=f"a known encoder family ({', '.join(ENCODERS)}) or a module to import",
+            found=repr(spec.family),
+            where="--encoder",
+            remedy=f"for a class of your own, {spec.family}.py must lie in the working folder or be installed",
+        ) from error
+    finally:
+        sys.path.remove(here)

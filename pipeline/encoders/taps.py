@@ -1,0 +1,69 @@
+"""Taps: forward hooks that pool a module's tokens or maps on the spot, so that no layer's full tensor is kept.
+
+A tap sits on a module's input or output. Hooks live for one pass and are always removed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A place in a model."""
+
+    module: nn.Module
+    """The module whose tensor is taken."""
+    side: Literal["input", "output"] = "output"
+    """What it takes in or what it gives."""
+
+
+@contextmanager
+def tapped(taps: Mapping[str, Tap], reduce: Reduce) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that a forward pass fills with the pooled tensor of each tap.
+
+    Raises:
+        UserError: A tapped module gave no tensor, or one that cannot be pooled.
+    """
+    pooled: dict[str, Tensor] = {}
+    handles = []
+    try:
+        handles += [_attach(name, tap, reduce, pooled) for name, tap in taps.items()]
+        yield pooled
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [name for name in taps if name not in pooled]
+    if missing:
+        raise UserError(expected=f"that the pass runs through {', '.join(missing)}", found="that it does not")
+
+
+def _attach(name: str, tap: Tap, reduce: Reduce, pooled: dict[str, Tensor]) -> Any:
+    def take(value: Any) -> None:
+        pooled[name] = reduce(_tensor(value, name))
+
+    def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(args[0] if args else next(iter(kwargs.values()), None))
+
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        take(output)
+
+    if tap.side == "input":
+        return tap.module.register_forward_pre_hook(on_input, with_kwargs=True)
+    return tap.module.register_forward_hook(on_output)
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    while isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    value = getattr(value, "last_hidden_state", value)
+    if not isinstance(value, Tensor):
+        raise UserError(expected="a tensor", found=type(value).__name__, where=f"layer {name}")
+    return value

@@ -1,0 +1,153 @@
+"""`timm:NAME` or `timm:/folder`: vision transformers by block, convolutional networks by stage.
+
+A local folder is timm's own form: config.json (`architecture`, `pretrained_cfg`) and model.safetensors.
+Layers of a transformer: `embeddings`, `block_1` … `block_L` (the residual stream) and `output`. Layers of a
+convolutional network: `stage_1` … `stage_S`, averaged over all places, and `output`. `output` is `model(x)` of a
+model without classifier.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.encoders.base import LoadOptions
+from pipeline.encoders.digest import file_sha256, json_sha256, state_sha256
+from pipeline.encoders.hub import opening
+from pipeline.encoders.image_model import ImageModel, token_pools
+from pipeline.encoders.libraries import import_library
+from pipeline.encoders.pooling import TOKEN_POOLS
+from pipeline.encoders.spec import Spec, require_folder
+from pipeline.encoders.taps import Tap
+from pipeline.encoders.torch_encoder import Batch, Plan
+from pipeline.encoders.transform import ImageTransform
+from pipeline.encoders.transform_sources import from_timm
+from pipeline.errors import UnknownNameError
+
+VERSION = 1
+"""Part of the key: goes up when this module changes what comes out."""
+
+
+class TimmEncoder(ImageModel):
+    """A model of timm without its classifier."""
+
+    model: Any
+
+    def _output(self, batch: Batch) -> Tensor:
+        images = batch.inputs["x"]
+        if self.options.pool == "auto":
+            output: Tensor = self.model(images)
+            return output
+        pooled = TOKEN_POOLS[self.options.pool](self.model.forward_features(images), batch.tokens)
+        norm = getattr(self.model, "fc_norm", None)
+        if not isinstance(norm, nn.Module) or pooled.shape[1] != self.model.num_features:
+            return pooled
+        normed: Tensor = norm(pooled)
+        return normed
+
+
+def load(spec: Spec, options: LoadOptions) -> TimmEncoder:
+    """Load a model of timm.
+
+    Raises:
+        UnknownNameError: timm has no model of that name.
+        UserError: The folder lacks a file, or weights cannot be had without a network.
+    """
+    folder = require_folder(spec, "config.json", "model.safetensors")
+    with opening(spec, "timm:/folder with config.json and model.safetensors"):
+        model = _create(spec)
+    return build(
+        spec,
+        options,
+        model,
+        transform=from_timm(import_library("timm.data").resolve_model_data_config(model)),
+        family="timm",
+        name=spec.key_name,
+        weights=file_sha256(folder / "model.safetensors") if folder else state_sha256(model.state_dict()),
+        arguments=json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_args")
+        if folder
+        else None,
+    )
+
+
+def build(
+    spec: Spec,
+    options: LoadOptions,
+    model: nn.Module,
+    *,
+    transform: ImageTransform,
+    family: str,
+    name: str,
+    weights: str,
+    arguments: Mapping[str, Any] | None = None,
+) -> TimmEncoder:
+    """Wrap a model of timm that already has its weights (also used for weights from packages)."""
+    config = {"architecture": _architecture(model), "num_features": model.num_features, "arguments": arguments}
+    identity = {
+        "family": family,
+        "name": name,
+        "weights": weights,
+        "config": json_sha256(config),
+        "architecture": config["architecture"],
+        "version": VERSION,
+    }
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    plan = plan_for(model, identity=identity, preprocessing=transform.to_json())
+    return TimmEncoder(spec.text, model, plan, options, transform=transform, prefix=prefix)
+
+
+def plan_for(model: Any, *, identity: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Plan:
+    """Say where the layers of a model of timm are."""
+    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    if not is_transformer(model):
+        modules = [model.get_submodule(info["module"]) for info in feature_info(model)]
+        taps = {f"stage_{number}": Tap(module=module) for number, module in enumerate(modules, start=1)}
+        return Plan(
+            modality="image",
+            taps=taps,
+            identity=identity,
+            preprocessing=preprocessing,
+            channels_last=channels_last,
+            blocks=modules,
+        )
+    blocks = list(model.blocks)
+    class_token = getattr(model, "cls_token", None) is not None
+    taps = {"embeddings": Tap(module=blocks[0], side="input")}
+    taps |= {f"block_{number}": Tap(module=block) for number, block in enumerate(blocks, start=1)}
+    return Plan(
+        modality="image",
+        taps=taps,
+        identity=identity,
+        preprocessing=preprocessing,
+        pools=token_pools(int(getattr(model, "num_prefix_tokens", 0)), has_class_token=class_token),
+        inner_pool="cls" if class_token else "patch_mean",
+        blocks=blocks,
+    )
+
+
+def is_transformer(model: Any) -> bool:
+    """Return whether the model's blocks pass [N, T, D] tokens along."""
+    return hasattr(model, "blocks") and hasattr(model, "patch_embed") and hasattr(model, "num_prefix_tokens")
+
+
+def feature_info(model: Any) -> list[dict[str, Any]]:
+    """Return timm's list of stages, each with the name of its module; nothing where the model has no such list."""
+    info = getattr(model, "feature_info", [])
+    stages = info if isinstance(info, list) else info.get_dicts()
+    return [stage for stage in stages if stage.get("module")]
+
+
+def _create(spec: Spec) -> Any:
+    timm = import_library("timm")
+    if spec.folder is not None:
+        return timm.create_model(f"local-dir:{spec.folder}", pretrained=True, num_classes=0)
+    architecture = spec.name.partition(".")[0]
+    if not spec.name.startswith("hf-hub:") and not timm.is_model(architecture):
+        raise UnknownNameError("model of timm", architecture, timm.list_models(), spec.text)
+    return timm.create_model(spec.name, pretrained=True, num_classes=0)
+
+
+def _architecture(model: Any) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(model).__name__)

@@ -1,0 +1,208 @@
+"""What all encoders that run on torch share: taps, one pass, pooling, dtypes, transfers.
+
+A family is a subclass with `_collate` (prepared samples → a batch) and `_output` (a batch → [N, D]); the rest is said
+by a `Plan`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.encoders.base import OUTPUT, Encoder, EncoderKey, Layer, LoadOptions, Modality
+from pipeline.encoders.pooling import TOKEN_POOLS, Tokens, global_average
+from pipeline.encoders.taps import Tap, tapped
+from pipeline.encoders.transfer import to_device, to_host
+from pipeline.errors import UnknownNameError, UserError
+from pipeline.layers import select_layers
+
+AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a family says about one model."""
+
+    modality: Modality
+    """What the model takes."""
+    taps: Mapping[str, Tap]
+    """Inner layers in order of depth, without `output`."""
+    identity: Mapping[str, Any]
+    """The `encoder` part of the key."""
+    preprocessing: Mapping[str, Any]
+    """The `preprocessing` part of the key."""
+    pools: tuple[str, ...] = ()
+    """Poolings that the model can do beside `auto`; none for a model of maps."""
+    inner_pool: str = "mean"
+    """What `auto` means for the tokens of an inner layer."""
+    channels_last: bool = False
+    """Whether four-dimensional tensors inside are [N, H, W, C]."""
+    blocks: Sequence[nn.Module] = field(default_factory=tuple)
+    """What `compile` compiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """N samples on the device."""
+
+    inputs: Mapping[str, Tensor]
+    """Arguments of the model."""
+    tokens: Tokens
+    """How to pool the tokens of this batch."""
+
+
+class TorchEncoder(Encoder):
+    """A frozen torch model behind the contract of `Encoder`.
+
+    Args:
+        spec: The encoder as the user named it.
+        model: The model; put into evaluation mode and on the device here.
+        plan: What the family says about it.
+        options: What the user asked for.
+
+    Raises:
+        UserError: The model cannot do the asked pooling.
+    """
+
+    def __init__(self, spec: str, model: nn.Module, plan: Plan, options: LoadOptions) -> None:
+        self.model = model.eval().requires_grad_(False).to(options.device)
+        self.device = torch.device(options.device)
+        self.plan, self.options = plan, options
+        self.spec, self.modality = spec, plan.modality
+        if options.pool != "auto" and options.pool not in plan.pools:
+            raise UserError(
+                expected=f"one of {', '.join(('auto', *plan.pools))}", found=options.pool, where=f"--pool of {spec}"
+            )
+        self._prepare_device()
+        widths = self._widths(plan.taps)
+        super().__init__(spec, plan.modality, [Layer(name=name, width=width) for name, width in widths.items()])
+        self._extra: dict[str, int] = {}
+
+    def key(self) -> EncoderKey:
+        """Return family, name, digests, preprocessing and pooling."""
+        return EncoderKey(
+            encoder=dict(self.plan.identity), preprocessing=dict(self.plan.preprocessing), pooling=self._pooling_name()
+        )
+
+    def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+        """Return the asked layers of N prepared samples in one pass, each [N, D], float32, on the CPU.
+
+        Raises:
+            UnknownNameError: A layer is neither known nor a module of the model.
+        """
+        taps = {name: self._tap(name) for name in layers if name != OUTPUT}
+        pooled = self._pass(prepared, taps)
+        return to_host({name: pooled[name] for name in layers})
+
+    def width(self, layer: str) -> int:
+        """Return D of a layer or of a module (which costs one pass over a made-up sample, once).
+
+        Raises:
+            UnknownNameError: The encoder has no such layer and the model no such module.
+        """
+        for known in self.layers:
+            if known.name == layer:
+                return known.width
+        if layer not in self._extra:
+            self._extra[layer] = self._widths({layer: self._tap(layer)})[layer]
+        return self._extra[layer]
+
+    def resolve_layers(self, expression: str) -> tuple[str, ...]:
+        """Return layer names; a part that is none may name a module of the model, such as `blocks.3.mlp`.
+
+        Raises:
+            UserError: The expression is empty or out of range, or a module gives nothing that can be pooled.
+            UnknownNameError: A part is neither a layer nor a module.
+        """
+        names = [layer.name for layer in self.layers]
+        modules = dict(self.model.named_modules())
+        parts = [part.strip() for part in expression.split(",") if part.strip()]
+        extra = list(dict.fromkeys(part for part in parts if part in modules and part not in names))
+        for part in extra:
+            self.width(part)
+        known = [part for part in parts if part not in extra]
+        chosen = select_layers(",".join(known), names) if known or not extra else ()
+        inner = tuple(name for name in chosen if name != OUTPUT)
+        return (*inner, *extra, *(name for name in chosen if name == OUTPUT))
+
+    @abstractmethod
+    def _collate(self, prepared: Sequence[Tensor]) -> Batch:
+        """Stack or pad prepared samples and bring them to the device."""
+
+    @abstractmethod
+    def _output(self, batch: Batch) -> Tensor:
+        """Run the model and return its embedding, [N, D], by the library's own pooling or the asked one."""
+
+    @abstractmethod
+    def _sample(self) -> Tensor:
+        """Return one made-up prepared sample."""
+
+    def _pool_tokens(self, tokens: Tensor, about: Tokens, default: str) -> Tensor:
+        rule = self.options.pool if self.options.pool != "auto" else default
+        return TOKEN_POOLS[rule](tokens, about)
+
+    def _images(self, prepared: Sequence[Tensor]) -> Tensor:
+        return to_device(torch.stack(list(prepared)), self.device, channels_last=True)
+
+    def _pass(self, prepared: Sequence[Tensor], taps: Mapping[str, Tap]) -> dict[str, Tensor]:
+        with ExitStack() as stack:
+            for context in self._contexts():
+                stack.enter_context(context)
+            batch = self._collate(prepared)
+            with tapped(taps, lambda tensor: self._reduce(tensor, batch.tokens)) as pooled:
+                output = self._output(batch)
+            return {**pooled, OUTPUT: output}
+
+    def _contexts(self) -> list[AbstractContextManager[Any]]:
+        contexts: list[AbstractContextManager[Any]] = [torch.inference_mode()]
+        if self.options.dtype != "fp32":
+            contexts.append(torch.autocast(self.device.type, dtype=AUTOCAST[self.options.dtype]))
+        elif self.device.type == "cuda":  # fp32 means fp32: cuDNN would use TF32 for convolutions
+            contexts.append(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        return contexts
+
+    def _reduce(self, tensor: Tensor, about: Tokens) -> Tensor:
+        if tensor.ndim == 4:
+            return global_average(tensor, channels_last=self.plan.channels_last)
+        if tensor.ndim == 3:
+            if about.mask is not None and about.mask.shape != tensor.shape[:2]:
+                raise UserError(expected="one vector a token", found=f"shape {tuple(tensor.shape)}", where=self.spec)
+            return self._pool_tokens(tensor, about, self.plan.inner_pool)
+        if tensor.ndim == 2:
+            return tensor.clone()
+        raise UserError(expected="2, 3 or 4 dimensions", found=f"shape {tuple(tensor.shape)}", where=self.spec)
+
+    def _tap(self, name: str) -> Tap:
+        if name in self.plan.taps:
+            return self.plan.taps[name]
+        modules = dict(self.model.named_modules())
+        if not name or name not in modules:
+            raise UnknownNameError("layer or module", name, [layer.name for layer in self.layers], self.spec)
+        return Tap(module=modules[name])
+
+    def _widths(self, taps: Mapping[str, Tap]) -> dict[str, int]:
+        features = self._pass([self._sample()], taps)
+        wrong = [name for name, value in features.items() if value.ndim != 2 or len(value) != 1]
+        if wrong:
+            raise UserError(
+                expected="one vector a sample", found=f"other shapes in {', '.join(wrong)}", where=self.spec
+            )
+        return {name: features[name].shape[1] for name in (*taps, OUTPUT)}
+
+    def _pooling_name(self) -> str:
+        if self.options.pool != "auto":
+            return self.options.pool
+        return f"auto ({self.plan.inner_pool if self.plan.pools else 'global average'}; output: the library's own)"
+
+    def _prepare_device(self) -> None:
+        if self.device.type == "cuda" and not self.plan.pools:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.options.compile:
+            for block in self.plan.blocks:
+                block.forward = torch.compile(block.forward)  # hooks stay outside what is compiled

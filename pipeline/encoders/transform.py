@@ -1,0 +1,124 @@
+"""From an RGB image to [3, H, W]: resize, crop, normalise. The dataclass is also the preprocessing part of the key.
+
+Resizing is PIL's (antialiased), as timm, open_clip and the PIL processors of transformers do it; the numbers equal
+theirs.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.errors import UnknownNameError, UserError
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+Colour = tuple[float, float, float]
+Resize = Literal["shortest", "longest", "squash", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransform:
+    """Resize, centre crop, divide, subtract the mean, divide by the deviation."""
+
+    resize: Resize
+    """Which edge is brought to `size`: the shorter, the longer, each by itself, or none."""
+    size: tuple[int, int]
+    """Height and width that the resize aims at."""
+    crop: tuple[int, int] | None = None
+    """Height and width of the centre crop; smaller images are padded with `fill`."""
+    rounding: Literal["round", "floor"] = "round"
+    """Where the crop starts when the margin is odd: torchvision rounds to even, transformers rounds down."""
+    interpolation: str = "bicubic"
+    """One of `INTERPOLATIONS`."""
+    mean: Colour = (0.0, 0.0, 0.0)
+    """Subtracted from each channel after the division."""
+    std: Colour = (1.0, 1.0, 1.0)
+    """Divides each channel."""
+    divisor: float = 255.0
+    """Divides the 8-bit values first."""
+    fill: tuple[int, int, int] = (0, 0, 0)
+    """Colour of the padding, 8 bit."""
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise UnknownNameError("interpolation", self.interpolation, INTERPOLATIONS, "image transform")
+        if min(*self.size, *(self.crop or (1, 1))) < 1:
+            raise UserError(
+                expected="sizes of 1 pixel or more", found=f"{self.size} and {self.crop}", where="image transform"
+            )
+        if min(self.std) <= 0 or self.divisor <= 0:
+            raise UserError(expected="a deviation above 0", found=f"{self.std}", where="image transform")
+        if self.resize in ("shortest", "longest", "none") and self.crop is None:
+            raise UserError(
+                expected="a crop, so that all images come out at one size",
+                found=f"resize {self.resize!r} without one",
+                where="image transform",
+            )
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+        return self.crop or self.size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, for the key."""
+        values = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+        return {"library": "PIL", "antialias": True, **values}
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return [3, H, W] float32.
+
+        Raises:
+            UserError: The image is not RGB.
+        """
+        if image.mode != "RGB":
+            raise UserError(expected="an RGB image", found=f"mode {image.mode!r}", where="image transform")
+        pixels = np.array(self._cropped(self._resized(image)))
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        return tensor.div_(self.divisor).sub_(mean).div_(std)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        height, width = self._target(image.height, image.width)
+        if (height, width) == (image.height, image.width):
+            return image
+        return image.resize((width, height), INTERPOLATIONS[self.interpolation])
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size after resizing; a square aim cuts the longer edge's fraction off, any other rounds it."""
+        if self.resize == "none":
+            return height, width
+        if self.resize == "squash":
+            return self.size
+        if self.resize == "shortest" and self.size[0] == self.size[1]:
+            edge, short = self.size[0], min(height, width)
+            return int(edge * height / short), int(edge * width / short)
+        ratios = height / self.size[0], width / self.size[1]
+        ratio = min(ratios) if self.resize == "shortest" else max(ratios)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        if self.crop is None or self.crop == (image.height, image.width):
+            return image
+        top, left = (self._offset(*edges) for edges in zip((image.height, image.width), self.crop, strict=True))
+        canvas = Image.new("RGB", (self.crop[1], self.crop[0]), self.fill)
+        canvas.paste(image, (-left, -top))
+        return canvas
+
+    def _offset(self, edge: int, crop: int) -> int:
+        if self.rounding == "floor":
+            return (edge - crop) // 2
+        return round((edge - crop) / 2) if edge >= crop else -((crop - edge) // 2)
