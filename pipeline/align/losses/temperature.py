@@ -1,0 +1,41 @@
+"""The temperature τ of the contrastive losses: fixed, or learned and clamped."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.align.options import TemperatureOptions
+
+
+class Temperature(nn.Module):
+    """τ > 0, that every cosine similarity is divided by.
+
+    As published (FuseMix, arXiv 2312.10144): a raw scalar, initial 0.07, clamped to [0.001, 0.5]; as in CLIP
+    (arXiv 2103.00020) and SigLIP (arXiv 2303.15343): the logarithm is learned. The clamp acts on the parameter after
+    each step (`clamp`), so that a τ at its bound still gets a gradient.
+
+    Args:
+        options: Initial value, form and bounds.
+    """
+
+    parameter: Tensor
+
+    def __init__(self, options: TemperatureOptions) -> None:
+        super().__init__()
+        self._log = options.form == "log"
+        bounds = (options.initial, options.minimum, options.maximum)
+        initial, self._minimum, self._maximum = (math.log(value) if self._log else value for value in bounds)
+        if options.learned:
+            self.parameter = nn.Parameter(torch.tensor(initial))
+        else:
+            self.register_buffer("parameter", torch.tensor(initial))
+
+    def forward(self) -> Tensor:
+        """Return τ, a scalar."""
+        return self.parameter.exp() if self._log else self.parameter
+
+    def clamp(self) -> None:
+        """Bring a learned τ back between its bounds; called after each optimiser step."""
+        with torch.no_grad():
+            self.parameter.clamp_(self._minimum, self._maximum)
