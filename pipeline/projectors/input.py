@@ -4,6 +4,7 @@ Used inside every projector, so that features go in just as the store holds them
 `blocks` says how wide each is, and every block is then treated by itself.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -76,4 +77,5 @@ class InputNormalisation(nn.Module):
         if self.mode == "standardise":
             return (features - self.mean) * self.scale
         parts = [unit_rows(part) for part in torch.split(features, list(self.blocks), dim=-1)]
-        return torch.cat(parts, dim=-1) / len(parts) ** 0.5
+        whole: Tensor = torch.cat(parts, dim=-1) / math.sqrt(len(parts))
+        return whole

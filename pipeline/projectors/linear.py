@@ -1,4 +1,4 @@
-"""Maps without a non-linearity: `linear` (trained), `affine` (what the closed forms give), `identity` (a side left as it is).
+"""Maps without a non-linearity: `linear` (trained), `affine` (from a closed form), `identity` (a side left as it is).
 
 Used through `table.PROJECTORS`.
 """
@@ -14,10 +14,10 @@ from pipeline.projectors.base import Projector
 
 
 class AffineProjector(Projector):
-    """(x − mean) W · weights: mean shift, linear map, one weight a dimension. What a closed form fills, open to training.
+    """(x − mean) W · weights: mean shift, linear map, a weight a dimension. A closed form fills it; training may go on.
 
-    Shape: mean [D] and weights [d] are buffers, W [D, d] is the parameter; all zero-mean, W random orthogonal-ish and
-    weights one until `fill` is called.
+    Shape: mean [D] and weights [d] are buffers, W [D, d] is the parameter; until `fill` is called, mean
+    is 0, W random and weights 1.
     """
 
     name: ClassVar[str] = "affine"

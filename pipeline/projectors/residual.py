@@ -1,4 +1,4 @@
-"""Maps with a non-linearity: `residual_mlp` (the adapter of FuseMix) and `residual_low_rank` (a linear map plus a gated one).
+"""Maps with a non-linearity: `residual_mlp` (the adapter of FuseMix) and `residual_low_rank` (linear plus gated).
 
 Used through `table.PROJECTORS`.
 """

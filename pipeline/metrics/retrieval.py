@@ -1,0 +1,208 @@
+"""Retrieval: ranks of the match, recall@k, mean and median rank, mean average precision.
+
+`retrieval_metrics(image, caption, caption_image, ks)` gives the usual table in both directions from one pass over the
+scores; the whole score matrix never exists. The tie rule is pessimistic: whatever scores the same as the match stands
+before it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.metrics.arrays import Array, check_count, indices, matrix
+from pipeline.metrics.rank_counting import count_at_least, pair_scores, thresholds
+
+Ranks = NDArray[np.int64]
+_TILE = 12_000_000  # scores held at once: 48 MB
+_WIDE = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult:
+    """Metrics of both directions, and the ranks that they come from."""
+
+    metrics: dict[str, float]
+    """Fractions with CLIP_benchmark's names, and mean and median ranks."""
+    text_ranks: Ranks
+    """Text→image: rank of the image for each caption [M], 1 is best."""
+    image_ranks: Ranks
+    """Image→text: rank of the best of its captions for each image [N]; 0 for an image without captions."""
+
+
+def retrieval_metrics(
+    image_ND: Array, caption_MD: Array, caption_image_M: Array, ks: Sequence[int] = (1, 5, 10), *, tile: int = _TILE
+) -> RetrievalResult:
+    """Evaluate text→image over the unique images and image→text over all captions; scores are dot products.
+
+    `image_retrieval_recall@k` is the share of captions whose image is among the top k images;
+    `text_retrieval_recall@k` is the share of images one of whose captions is among the top k captions. Also
+    `<direction>_mean_rank`, `<direction>_median_rank` and `image_retrieval_mrr` (mean of 1/rank).
+
+    Args:
+        image_ND: N unique images' embeddings, unit length for cosine scores.
+        caption_MD: M captions' embeddings.
+        caption_image_M: Row of the image that each caption belongs to.
+        ks: Cut-offs; each within both galleries.
+        tile: Scores held at once.
+
+    Raises:
+        UserError: Empty, non-finite or mismatched input, or a cut-off larger than a gallery.
+    """
+    images, captions = _both(image_ND, caption_MD)
+    limit = min(len(images), len(captions))
+    cuts = [check_count(k, "k (the smaller gallery's size is the limit)", low=1, high=limit) for k in ks]
+    image_ranks, text_ranks = cross_ranks(images, captions, caption_image_M, tile=tile)
+    asked = image_ranks[image_ranks > 0]
+    metrics: dict[str, float] = {}
+    for name, ranks_of in (("image_retrieval", text_ranks), ("text_retrieval", asked)):
+        metrics |= {f"{name}_recall@{k}": recall_at(ranks_of, k) for k in cuts}
+        metrics[f"{name}_mean_rank"] = float(ranks_of.mean())
+        metrics[f"{name}_median_rank"] = float(np.median(ranks_of))
+        metrics[f"{name}_mrr"] = float((1.0 / ranks_of).mean())
+    return RetrievalResult(metrics=metrics, text_ranks=text_ranks, image_ranks=image_ranks)
+
+
+def cross_ranks(
+    image_ND: Array, caption_MD: Array, caption_image_M: Array, *, tile: int = _TILE
+) -> tuple[Ranks, Ranks]:
+    """Return image→text ranks [N] (0 for an image without captions) and text→image ranks [M], from one pass.
+
+    rank = 1 + #(other items, not belonging to the query, with score ≥ score of the match); an image's match is the best
+    of its captions.
+
+    Raises:
+        UserError: Empty, non-finite or mismatched input.
+    """
+    images, captions = _both(image_ND, caption_MD)
+    owner = indices(caption_image_M, "caption's images", length=len(captions), below=len(images)).to(images.device)
+    everything = torch.arange(len(captions), device=owner.device)
+    match = pair_scores(images, captions, owner, everything)
+    best = torch.full((len(images),), -torch.inf, dtype=torch.float64, device=owner.device)
+    best.scatter_reduce_(0, owner, match, "amax")
+    has_caption = best > -torch.inf
+    best[~has_caption] = torch.inf
+    image_limit, caption_limit = thresholds(best, images, captions), thresholds(match, captions, images)
+    image_above = torch.zeros(len(images), dtype=torch.int64, device=owner.device)
+    caption_above = torch.zeros(len(captions), dtype=torch.int64, device=owner.device)
+    for rows, columns in _tiles(len(images), len(captions), tile):
+        left, right = images[rows], captions[columns]
+        scores = left @ right.T
+        position = owner[columns] - rows.start
+        inside = ((position >= 0) & (position < len(left))).nonzero().squeeze(1)
+        scores[position[inside], inside] = -torch.inf
+        image_above[rows] += count_at_least(scores, left, right, image_limit.part(rows), dim=1)
+        caption_above[columns] += count_at_least(scores, left, right, caption_limit.part(columns), dim=0)
+    image_ranks = torch.where(has_caption, image_above + 1, 0)
+    return image_ranks.cpu().numpy(), (caption_above + 1).cpu().numpy()
+
+
+def ranks(
+    query_QD: Array, gallery_GD: Array, positives: Array, offsets: Array | None = None, *, tile: int = _TILE
+) -> Ranks:
+    """Return the rank [Q] of the best positive of each query, counted pessimistically (see `cross_ranks`).
+
+    Args:
+        query_QD: Q queries.
+        gallery_GD: G items.
+        positives: Gallery rows that match; one a query, or, with `offsets`, `positives[offsets[i]:offsets[i+1]]`.
+        offsets: [Q + 1], rising from 0 to the number of positives; each query has one at least.
+        tile: Scores held at once.
+
+    Raises:
+        UserError: Empty, non-finite or mismatched input, or a query without a positive.
+    """
+    return _positive_ranks(query_QD, gallery_GD, positives, offsets, tile, best_only=True)[0][:, 0]
+
+
+def mean_average_precision(
+    query_QD: Array, gallery_GD: Array, positives: Array, offsets: Array | None = None, *, tile: int = _TILE
+) -> float:
+    """Return mAP: the mean over queries of (1/P) Σ_t t / rank of the t-th best of its P positives.
+
+    Ties count against the positives. The cost is one count over the scores for each t, so it suits few positives a query.
+
+    Raises:
+        UserError: As `ranks`.
+    """
+    table, counts = _positive_ranks(query_QD, gallery_GD, positives, offsets, tile, best_only=False)
+    order = np.arange(1, table.shape[1] + 1)
+    held = order[None, :] <= counts[:, None]
+    precision = np.where(held, order[None, :] / np.maximum(table, 1), 0.0)
+    return float((precision.sum(axis=1) / counts).mean())
+
+
+def recall_at(ranks_Q: Ranks, k: int) -> float:
+    """Return the share of queries whose match has rank ≤ k.
+
+    Raises:
+        UserError: There are no queries.
+    """
+    if len(ranks_Q) == 0:
+        raise UserError(expected="one query at least", found="none")
+    return float((ranks_Q <= k).mean())
+
+
+def _positive_ranks(
+    query_QD: Array, gallery_GD: Array, positives: Array, offsets: Array | None, tile: int, *, best_only: bool
+) -> tuple[Ranks, Ranks]:
+    """Return ranks [Q, P] of each query's positives, best first, and the number of positives [Q]."""
+    queries = matrix(query_QD, "queries")
+    gallery = matrix(gallery_GD, "gallery", width=queries.shape[1]).to(queries.device)
+    rows, columns = _pairs(len(queries), len(gallery), positives, offsets)
+    counts = torch.bincount(rows, minlength=len(queries))
+    sorted_scores = _best_first(pair_scores(queries, gallery, rows, columns), rows, counts)
+    width = 1 if best_only else sorted_scores.shape[1]
+    limits = [thresholds(sorted_scores[:, t], queries, gallery) for t in range(width)]
+    above = torch.zeros(len(queries), width, dtype=torch.int64)
+    for chosen, part in _tiles(len(queries), len(gallery), tile):
+        left, right = queries[chosen], gallery[part]
+        scores = left @ right.T
+        inside = (rows >= chosen.start) & (rows < chosen.stop) & (columns >= part.start) & (columns < part.stop)
+        scores[rows[inside] - chosen.start, columns[inside] - part.start] = -torch.inf
+        for t, limit in enumerate(limits):
+            above[chosen, t] += count_at_least(scores, left, right, limit.part(chosen), dim=1)
+    table = above + torch.arange(1, width + 1)
+    return table.numpy(), counts.numpy()
+
+
+def _pairs(queries: int, gallery: int, positives: Array, offsets: Array | None) -> tuple[Tensor, Tensor]:
+    columns = indices(positives, "positives", below=gallery)
+    if offsets is None:
+        offsets = torch.arange(queries + 1)
+        indices(columns, "positives (one a query)", length=queries, below=gallery)
+    bounds = indices(offsets, "offsets", length=queries + 1, below=len(columns) + 1)
+    counts = bounds.diff()
+    if int(bounds[0]) != 0 or int(bounds[-1]) != len(columns) or int(counts.min()) < 1:
+        raise UserError(
+            expected=f"offsets that rise from 0 to {len(columns)}, with a positive for each query",
+            found=f"from {int(bounds[0])} to {int(bounds[-1])}, the smallest step {int(counts.min())}",
+        )
+    return torch.repeat_interleave(torch.arange(queries), counts), columns
+
+
+def _best_first(scores: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """Put the scores of pairs into a table [Q, P], each row falling, filled up with +inf (which nothing reaches)."""
+    table = torch.full((len(counts), int(counts.max())), -torch.inf, dtype=torch.float64)
+    starts = counts.cumsum(0) - counts
+    table[rows, torch.arange(len(rows)) - starts[rows]] = scores
+    table = table.sort(dim=1, descending=True).values
+    table[table == -torch.inf] = torch.inf
+    return table
+
+
+def _both(image_ND: Array, caption_MD: Array) -> tuple[Tensor, Tensor]:
+    images = matrix(image_ND, "image embeddings")
+    return images, matrix(caption_MD, "caption embeddings", width=images.shape[1]).to(images.device)
+
+
+def _tiles(rows: int, columns: int, tile: int) -> Iterator[tuple[slice, slice]]:
+    width = min(columns, _WIDE)
+    height = max(1, min(rows, tile // width))
+    for top in range(0, rows, height):
+        for start in range(0, columns, width):
+            yield slice(top, min(top + height, rows)), slice(start, min(start + width, columns))
