@@ -1,0 +1,112 @@
+"""What is kept of every query: the rank of its right answer, for each seed. All recalls and accuracies follow from it.
+
+`per_query.parquet` is this table; `compare` reads it back and joins two of them by query id.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+IMAGE_RETRIEVAL = "image_retrieval"  # text → image
+TEXT_RETRIEVAL = "text_retrieval"  # image → text
+ZERO_SHOT = "zero_shot"
+FILE = "per_query.parquet"
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("image_id", pa.string()),
+        ("label", pa.string()),
+        ("direction", pa.string()),
+        ("run", pa.string()),
+        ("seed", pa.int64()),
+        ("rank", pa.int64()),
+    ]
+)
+
+
+def zero_shot_direction(name: str) -> str:
+    """Return the direction of a zero-shot set; the main data set has no name."""
+    return f"{ZERO_SHOT}:{name}" if name else ZERO_SHOT
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryRanks:
+    """Ranks of one run in one direction: Q queries, S seeds."""
+
+    direction: str
+    """`image_retrieval`, `text_retrieval`, `zero_shot` or `zero_shot:<name>`."""
+    ids: list[str]
+    """Q query ids: a caption's, an image's."""
+    image_ids: list[str]
+    """Q images that the queries belong to: the captions of one image are drawn together by the bootstrap."""
+    labels: list[str]
+    """Q true classes; empty texts outside zero-shot."""
+    seeds: tuple[int, ...]
+    """S seeds of training."""
+    ranks: NDArray[np.int64]
+    """[S, Q], 1 is best; ties count against the query."""
+
+
+def write_queries(path: Path, tables: Iterable[tuple[str, QueryRanks]]) -> None:
+    """Write (run, ranks) pairs as one table, a row a query and seed."""
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for run, queries in tables:
+            for seed, ranks in zip(queries.seeds, queries.ranks, strict=True):
+                count = len(queries.ids)
+                columns = [queries.ids, queries.image_ids, queries.labels, [queries.direction] * count, [run] * count]
+                arrays = [pa.array(column, pa.string()) for column in columns]
+                arrays += [pa.array(np.full(count, seed)), pa.array(ranks)]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+
+
+def read_queries(folder: Path) -> dict[str, dict[str, QueryRanks]]:
+    """Read `per_query.parquet` of an evaluation's folder: run → direction → ranks.
+
+    Raises:
+        UserError: The file is missing, damaged or of another make.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        remedy = "run `pipeline evaluate` into that folder first"
+        raise UserError(expected=f"the file {FILE}", found="none", where=str(folder), remedy=remedy)
+    try:
+        table = pq.ParquetFile(path).read(columns=SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        found = " ".join(str(error).split())[:200]
+        raise UserError(expected="a table of ranks by query", found=found, where=str(path)) from error
+    return _group(table, path)
+
+
+def _group(table: pa.Table, path: Path) -> dict[str, dict[str, QueryRanks]]:
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA.names}
+    result: dict[str, dict[str, QueryRanks]] = {}
+    for run in dict.fromkeys(columns["run"].tolist()):
+        in_run = columns["run"] == run
+        for direction in dict.fromkeys(columns["direction"][in_run].tolist()):
+            rows = {name: column[in_run & (columns["direction"] == direction)] for name, column in columns.items()}
+            result.setdefault(run, {})[direction] = _stack(rows, direction, path)
+    return result
+
+
+def _stack(rows: dict[str, NDArray[np.generic]], direction: str, path: Path) -> QueryRanks:
+    seeds = tuple(dict.fromkeys(rows["seed"].tolist()))
+    parts = [rows["seed"] == seed for seed in seeds]
+    ids = rows["query_id"][parts[0]].tolist()
+    if any(rows["query_id"][part].tolist() != ids for part in parts) or len(set(ids)) < len(ids):
+        found = f"other queries or repeated ones in direction {direction}"
+        raise UserError(expected="the same queries for every seed", found=found, where=str(path))
+    return QueryRanks(
+        direction=direction,
+        ids=ids,
+        image_ids=rows["image_id"][parts[0]].tolist(),
+        labels=rows["label"][parts[0]].tolist(),
+        seeds=seeds,
+        ranks=np.stack([rows["rank"][part] for part in parts]).astype(np.int64),
+    )

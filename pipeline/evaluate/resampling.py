@@ -1,0 +1,64 @@
+"""Bootstrap over images: how far would a number move with other test images of the same kind?
+
+The captions of an image are no independent queries, so whole images are drawn. Every method is resampled with the same
+draws: the difference of two methods is paired, query by query.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+BLOCK_FLOATS = 2**22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """The draws: B samples of M images with replacement, the same whenever they are asked for."""
+
+    images: int
+    samples: int
+    seed: int
+
+    def weights(self) -> Iterator[Floats]:
+        """Yield blocks [b, M] of how often each image was drawn; the blocks hold B rows in all."""
+        generator = np.random.default_rng(self.seed)
+        step = max(1, BLOCK_FLOATS // self.images)
+        for start in range(0, self.samples, step):
+            rows = min(step, self.samples - start)
+            drawn = generator.integers(0, self.images, size=(rows, self.images))
+            drawn += np.arange(rows)[:, None] * self.images
+            yield np.bincount(drawn.ravel(), minlength=rows * self.images).reshape(rows, -1).astype(np.float64)
+
+    def replicates(self, sums: list[tuple[Floats, Floats]]) -> Floats:
+        """Return [n, B]: for each of n measures its value in every sample.
+
+        Args:
+            sums: n pairs of hits [M, K] and queries [M, K] (see `measures.sums_by_cluster`). A class that no drawn
+                image belongs to is left out of that sample's mean.
+        """
+        bounds = np.cumsum([0, *(hits.shape[1] for hits, _ in sums)])
+        hits, queries = (np.concatenate([pair[side] for pair in sums], axis=1) for side in (0, 1))
+        blocks = []
+        for weights in self.weights():
+            with np.errstate(invalid="ignore"):
+                ratios = (weights @ hits) / (weights @ queries)
+            blocks.append([np.nanmean(ratios[:, a:b], axis=1) for a, b in pairwise(bounds)])
+        return np.concatenate([np.stack(block) for block in blocks], axis=1)
+
+
+def interval(replicates: Floats, confidence: float) -> tuple[float, float]:
+    """Return the percentile interval of replicates [B]."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def p_value(differences: Floats) -> float:
+    """Return the two-sided bootstrap p-value of differences [B] against zero, never below 1/(B+1)."""
+    count = len(differences)
+    smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (count + 1))
