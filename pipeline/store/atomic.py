@@ -1,0 +1,71 @@
+"""Put a file into a store whole or not at all: temp file beside it, fsync, rename, fsync the folder.
+
+The temp file is locked (flock) while its writer lives; `sweep` removes those whose writer died. Every step is a
+function of its own, so that tests can kill the process at each.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.store.layout import is_temp, temp_prefix
+from pipeline.store.locks import is_locked, open_locked
+
+
+@contextmanager
+def temp_file(target: Path) -> Iterator[Path]:
+    """Create a locked, empty temp file beside `target`; what is left of it at the end is removed."""
+    path = target.with_name(f"{temp_prefix(target.name)}{secrets.token_hex(8)}.tmp")
+    descriptor = open_locked(path, block=True)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write all the bytes of a small file."""
+    path.write_bytes(data)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temp: Path, target: Path) -> None:
+    """Give a temp file its name, replacing what had it."""
+    temp.replace(target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's names are on the disk."""
+    sync_file(folder)
+
+
+def put(target: Path, data: bytes) -> None:
+    """Write a small file atomically."""
+    with temp_file(target) as temp:
+        write_bytes(temp, data)
+        sync_file(temp)
+        publish(temp, target)
+        sync_folder(target.parent)
+
+
+def stale_temp_files(root: Path) -> list[Path]:
+    """Return the temp files of dead writers."""
+    return sorted(path for path in root.iterdir() if is_temp(path.name) and not is_locked(path))
+
+
+def sweep(root: Path) -> None:
+    """Remove the temp files of dead writers."""
+    for path in stale_temp_files(root):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""File formats of a shard: one contract (`base`), one file a format, one table (`table`)."""

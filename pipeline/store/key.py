@@ -1,0 +1,107 @@
+"""The key of a feature store: everything that changes the stored bytes, and nothing else.
+
+Not in it: batch size, workers, device, shard size, file format, which layers, splits and labels.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import KeyMismatchError, UserError
+from pipeline.store.digests import json_digest
+from pipeline.store.dtypes import storage_dtype
+
+FORMAT = 1
+"""Version of the store's layout and of what the key means."""
+
+MODALITIES = ("image", "text")
+_ABSENT = object()
+_SHOWN = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureKey:
+    """What was computed from what, and how.
+
+    Args:
+        format: Version of the store's format.
+        modality: "image" or "text".
+        dataset_digest: Digest of the data set's content.
+        encoder: Specification, weights' digest, implementation: any nested JSON.
+        preprocessing: Image size, crop, mean, tokenizer, prompt: any nested JSON.
+        pooling: How tokens become one vector.
+        compute_dtype: Number format of the forward pass.
+        storage_dtype: Number format on the disk: float16, bfloat16, float32 or float64.
+
+    Raises:
+        UserError: The modality is unknown or a value is not JSON.
+        UnknownNameError: The storage dtype is unknown.
+    """
+
+    format: int = FORMAT
+    modality: str
+    dataset_digest: str
+    encoder: Mapping[str, Any] = field(hash=False)
+    preprocessing: Mapping[str, Any] = field(hash=False)
+    pooling: str
+    compute_dtype: str
+    storage_dtype: str
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise UserError(expected=f"a modality ({' or '.join(MODALITIES)})", found=repr(self.modality))
+        storage_dtype(self.storage_dtype, "storage_dtype")
+        for name in ("encoder", "preprocessing"):
+            object.__setattr__(self, name, _plain(name, getattr(self, name)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the key as plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "FeatureKey":
+        """Rebuild a key from `to_json`'s data."""
+        return cls(**{each.name: data[each.name] for each in fields(cls)})
+
+    def digest(self) -> str:
+        """Return the sha256 of the key."""
+        return json_digest(self.to_json())
+
+    def differences(self, other: "FeatureKey") -> list[tuple[str, str, str]]:
+        """Return (dotted field, value here, value there) of each field that differs; empty if the keys are equal."""
+        return _differences(self.to_json(), other.to_json(), "")
+
+    def require(self, found: "FeatureKey", where: str, remedy: str) -> None:
+        """Check that features of another key are not taken for these.
+
+        Raises:
+            KeyMismatchError: Names each field that differs.
+        """
+        differences = self.differences(found)
+        if differences:
+            raise KeyMismatchError(differences, where, remedy)
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(expected=f"JSON data in the key's field {name}", found=str(error)) from error
+
+
+def _differences(ours: Any, theirs: Any, path: str) -> list[tuple[str, str, str]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(ours.keys() | theirs.keys())
+        pairs = ((name, ours.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in names)
+        return [found for name, a, b in pairs for found in _differences(a, b, f"{path}.{name}" if path else name)]
+    if type(ours) is type(theirs) and ours == theirs:
+        return []
+    return [(path, _shown(ours), _shown(theirs))]
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "(absent)"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

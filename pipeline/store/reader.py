@@ -1,0 +1,251 @@
+"""Read a finished feature store: one layer without touching the others, every first read verified.
+
+    store = FeatureStore.open(Path("data/1_features/flickr8k/timm-vit"))
+    features = store.read("output")                        # torch tensor [N, D]
+    for rows, batch in store.batches("output", 32768, shuffle=True, seed=0): ...
+
+A store pickles as its path and manifest: each worker opens the files by itself.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
+from pipeline.store.batches import gather, row_batches
+from pipeline.store.digests import ids_digest
+from pipeline.store.dtypes import storage_dtype
+from pipeline.store.formats.base import Features
+from pipeline.store.key import FeatureKey
+from pipeline.store.layout import HEADER, MANIFEST, SAMPLES
+from pipeline.store.manifest import LayerInfo, Manifest, read_header, read_manifest
+from pipeline.store.records import committed, file_problem
+from pipeline.store.samples import Samples, read_samples
+from pipeline.store.sources import Source, first_files, layer_sources, read_source, view_source
+
+if TYPE_CHECKING:
+    import torch
+
+_READERS = min(4, os.cpu_count() or 1)
+
+
+class FeatureStore:
+    """A finished store. Use `FeatureStore.open`.
+
+    Args:
+        path: The store's folder.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._verified: set[tuple[str, str]] = set()
+        self._staged: dict[str, Features] = {}
+
+    @classmethod
+    def open(cls, path: Path | str) -> "FeatureStore":
+        """Open a store: check the manifest, the side tables, and that every file is there with its size.
+
+        Raises:
+            UserError: No such folder, or a folder that is no store.
+            UnfinishedStoreError: Not all shards are committed.
+            DamagedStoreError: The manifest, samples.parquet or a file is not what was committed.
+        """
+        root = Path(path)
+        _require_store(root)
+        manifest = read_manifest(root)
+        if (root / HEADER).exists() and read_header(root) != manifest.header:
+            raise DamagedStoreError(HEADER, "the manifest's header", "another header", str(root))
+        _check_files(root, manifest)
+        _check_samples(root, manifest)
+        return cls(root, manifest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "manifest": self.manifest, "_verified": self._verified, "_staged": {}}
+
+    @property
+    def key(self) -> FeatureKey:
+        """Return the store's key."""
+        return self.manifest.header.key
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows N."""
+        return self.manifest.rows
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """Return the L layers in order of depth."""
+        return self.manifest.layers
+
+    @property
+    def content_digest(self) -> str:
+        """Return the digest of ids and values."""
+        return self.manifest.content_digest
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the N sample ids, in order of rows."""
+        return self.samples.sample_id
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Return the samples of the N rows, in their order.
+
+        Raises:
+            DamagedStoreError: They are not those of the committed rows.
+        """
+        rejected = {name for file in first_files(self.manifest.shards) for name, _ in file.rejected}
+        table = read_samples(self.path / SAMPLES)
+        if rejected:
+            table = table.take(row for row, name in enumerate(table.sample_id) if name not in rejected)
+        if ids_digest(table.sample_id) != self.manifest.ids:
+            raise DamagedStoreError(SAMPLES, "the ids of the committed rows", "other ids", str(self.path))
+        return table
+
+    def layer(self, name: str) -> LayerInfo:
+        """Return what is known of a layer.
+
+        Raises:
+            UnknownNameError: The store has no such layer; lists those that it has.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise UnknownNameError("layer", name, [layer.name for layer in self.layers], str(self.path))
+
+    def numpy(self, layer: str) -> Features:
+        """Read a layer as a new array [N, D] in its own dtype; bfloat16 comes as its bits in uint16.
+
+        Raises:
+            DamagedStoreError: A shard is not what was committed.
+        """
+        info = self.layer(layer)
+        out = np.empty((self.rows, info.width), storage_dtype(info.dtype).numpy)
+        sources = self._sources(layer)
+        stops = np.cumsum([source.rows for source in sources])
+        parts = [out[stop - source.rows : stop] for source, stop in zip(sources, stops, strict=True)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for _ in pool.map(lambda source, part: read_source(self.path, source, part), sources, parts):
+                pass
+        self._verified.update((source.file, layer) for source in sources)
+        return out
+
+    def read(self, layer: str, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+        """Read a layer as a tensor [N, D], in its own dtype unless another is asked.
+
+        Raises:
+            DamagedStoreError: A shard is not what was committed.
+        """
+        return self._tensor(self.numpy(layer), self.layer(layer), dtype)
+
+    def memmaps(self, layer: str) -> list[Features]:
+        """Return read-only zero-copy views [n, D] of a layer, in order of rows.
+
+        HDF5 gives one view a shard, Parquet one a row group; together they have N rows. Views may be unaligned.
+
+        Raises:
+            DamagedStoreError: A shard is not what was committed.
+        """
+        self.layer(layer)
+        return [view for source in self._sources(layer) for view in self._view(source)]
+
+    def gather(self, layer: str, rows: NDArray[np.int64], dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+        """Return the rows [B] of a layer as a tensor [B, D]; the layer is read into memory once if it fits."""
+        return self._tensor(gather(self._stage(layer), rows), self.layer(layer), dtype)
+
+    def batches(
+        self, layer: str, batch_size: int, *, shuffle: bool = False, seed: int = 0, drop_last: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], "torch.Tensor"]]:
+        """Yield (row numbers [B], features [B, D]) that cover all N rows once.
+
+        Args:
+            layer: Layer to read.
+            batch_size: Rows in a batch; the last may have fewer.
+            shuffle: Random order. The layer is then read into memory once and kept, or mapped if it does not fit.
+            seed: Decides the order; give another one each epoch.
+            drop_last: Leave out a last batch that is not full.
+
+        Raises:
+            UserError: The batch size is not positive.
+            DamagedStoreError: A shard is not what was committed.
+        """
+        info = self.layer(layer)
+        parts = self._stage(layer) if shuffle else self.memmaps(layer)
+        for rows in row_batches(self.rows, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last):
+            yield rows, self._tensor(gather(parts, rows), info, None)
+
+    def release(self) -> None:
+        """Forget the layers that `gather` and `batches` keep in memory."""
+        self._staged.clear()
+
+    def _sources(self, layer: str) -> tuple[Source, ...]:
+        return layer_sources(self.manifest.shards, layer)
+
+    def _view(self, source: Source) -> list[Features]:
+        known = (source.file, source.layer.name)
+        views = view_source(self.path, source, verify=known not in self._verified)
+        self._verified.add(known)
+        return views
+
+    def _stage(self, layer: str) -> list[Features]:
+        if layer in self._staged:
+            return [self._staged[layer]]
+        info = self.layer(layer)
+        if self.rows * info.width * storage_dtype(info.dtype).itemsize > _free_memory() // 2:
+            return self.memmaps(layer)
+        self._staged[layer] = self.numpy(layer)
+        return [self._staged[layer]]
+
+    @staticmethod
+    def _tensor(values: Features, info: LayerInfo, dtype: "torch.dtype | None") -> "torch.Tensor":
+        import torch
+
+        if info.dtype == "bfloat16":
+            tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(values)
+        return tensor if dtype is None else tensor.to(dtype)
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 1 << 62
+
+
+def _require_store(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(expected="a feature store's folder", found="no such folder", where=str(root))
+    if (root / MANIFEST).exists():
+        return
+    if not (root / HEADER).exists():
+        raise UserError(expected="a feature store", found="a folder without store.json", where=str(root))
+    header = read_header(root)
+    done = committed(root, header)
+    names = {layer.name for files in done.values() for file in files for layer in file.layers}
+    whole = [files for files in done.values() if names <= {layer.name for file in files for layer in file.layers}]
+    raise UnfinishedStoreError(len(whole), header.shards, str(root))
+
+
+def _check_files(root: Path, manifest: Manifest) -> None:
+    for record in manifest.shards:
+        problem = file_problem(root, record)
+        if problem:
+            raise DamagedStoreError(record.name, f"{record.bytes} bytes", problem, str(root))
+
+
+def _check_samples(root: Path, manifest: Manifest) -> None:
+    path = root / SAMPLES
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    if found != manifest.samples:
+        raise DamagedStoreError(SAMPLES, f"sha256 {manifest.samples}", found, str(root))

@@ -1,0 +1,99 @@
+"""Which (shard, layer) are committed: read off the commit records and the files' sizes, nothing else.
+
+A record whose file is missing or of another size does not count; the log names the file, and its shard is redone.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import DamagedStoreError, UserError
+from pipeline.store.layout import is_record, shard_index
+from pipeline.store.manifest import Header, ShardFile, read_record
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PendingShard:
+    """Work to do: items [start, stop) of the data set, for these layers."""
+
+    index: int
+    start: int
+    stop: int
+    layers: tuple[str, ...]
+
+
+def committed(root: Path, header: Header) -> dict[int, list[ShardFile]]:
+    """Return the committed files of each shard, sorted by shard and name.
+
+    Raises:
+        UserError: A record belongs to another key or another cut into shards.
+    """
+    found: defaultdict[int, list[ShardFile]] = defaultdict(list)
+    names = sorted((shard_index(path.name) or 0, path) for path in root.iterdir() if is_record(path.name))
+    for index, path in names:
+        record = _sound_record(path, header)
+        if record is not None:
+            found[index].append(record)
+    return dict(found)
+
+
+def committed_files(root: Path, header: Header, index: int) -> list[ShardFile]:
+    """Return the committed files of one shard."""
+    paths = sorted(path for path in root.glob(f"{index:05d}-*.json") if is_record(path.name))
+    return [record for path in paths if (record := _sound_record(path, header)) is not None]
+
+
+def missing_layers(files: Sequence[ShardFile], layers: Sequence[str]) -> tuple[str, ...]:
+    """Return those layers that no file of a shard holds."""
+    return tuple(name for name in layers if all(file.layer(name) is None for file in files))
+
+
+def pending_shards(root: Path, header: Header, layers: Sequence[str]) -> list[PendingShard]:
+    """Return what is left to do for these layers."""
+    done = committed(root, header)
+    left = ((index, missing_layers(done.get(index, ()), layers)) for index in range(header.shards))
+    return [PendingShard(index, *header.span(index), missing) for index, missing in left if missing]
+
+
+def file_problem(root: Path, record: ShardFile) -> str:
+    """Return what is wrong with a committed file at a glance: missing, or its size; "" = nothing."""
+    try:
+        size = (root / record.name).stat().st_size
+    except FileNotFoundError:
+        return "no file"
+    return "" if size == record.bytes else f"{size} bytes"
+
+
+def _sound_record(path: Path, header: Header) -> ShardFile | None:
+    try:
+        record = read_record(path)
+    except FileNotFoundError:
+        return None
+    except DamagedStoreError as error:
+        _log.warning("%s; its shard is computed again", error.sentence())
+        return None
+    _require_own(path, record, header)
+    problem = file_problem(path.parent, record)
+    if problem:
+        _log.warning(
+            "%s: expected %s with %d bytes, found %s; it is computed again",
+            path.parent, record.name, record.bytes, problem,
+        )  # fmt: skip
+        return None
+    return record
+
+
+def _require_own(path: Path, record: ShardFile, header: Header) -> None:
+    span = header.span(record.index)
+    if record.key == header.key.digest() and (record.start, record.stop) == span:
+        return
+    raise UserError(
+        expected=f"commit records of this store's key and of items {span[0]}..{span[1]}",
+        found=f"{path.name}, a record of key {record.key[:12]}… and of items {record.start}..{record.stop}",
+        where=str(path.parent),
+        remedy="extract to another --out, or start over with --replace",
+    )

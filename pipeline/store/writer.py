@@ -1,0 +1,185 @@
+"""Write a feature store, alone or beside other processes, and go on where a killed run stopped.
+
+writer = StoreWriter(root, Header(key=key, items=1000, layer_names=names))
+for shard in writer.work(names):
+    ...compute...
+    writer.commit(shard, ids, features, rejected)
+writer.finish(samples, {"spec": "timm:..."})
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import KeyMismatchError, UnknownNameError
+from pipeline.store import atomic
+from pipeline.store.checks import check_layers, check_same_rows, checked_features, checked_ids
+from pipeline.store.commit import commit_file, writing
+from pipeline.store.digests import dump_signed
+from pipeline.store.finish import finish, refresh
+from pipeline.store.formats.base import Features
+from pipeline.store.layout import HEADER, lock_name
+from pipeline.store.locks import lock
+from pipeline.store.manifest import Header, Manifest, read_header
+from pipeline.store.records import PendingShard, committed, committed_files, missing_layers, pending_shards
+from pipeline.store.samples import Samples
+
+_REMEDY = "extract to another --out, or start over with --replace"
+
+
+class StoreWriter:
+    """Commits shards of one store. Any number of processes may write to one store at the same time.
+
+    Args:
+        root: The store's folder; created if it is not there.
+        header: What is to be written. An existing store's shard_rows, file_format and layer_names win.
+
+    Raises:
+        KeyMismatchError: The folder holds features of another key; names each field.
+        DamagedStoreError: The folder's header is damaged.
+        PipelineError: The folder cannot be written.
+    """
+
+    def __init__(self, root: Path, header: Header) -> None:
+        self.root = root
+        with writing(root / HEADER):
+            root.mkdir(parents=True, exist_ok=True)
+            with lock(root / lock_name("store")):
+                self.header = _agree(root, header)
+            atomic.sweep(root)
+        self._asked: tuple[str, ...] = ()
+        self._claimed: set[int] = set()
+
+    def pending(self, layers: Sequence[str]) -> list[PendingShard]:
+        """Return what is left to do for these layers: the shards that lack some, each with those that it lacks.
+
+        Raises:
+            UserError: No layers, or one twice.
+            UnknownNameError: A layer that the header does not list.
+        """
+        check_layers(layers)
+        for name in layers:
+            if self.header.layer_names and name not in self.header.layer_names:
+                raise UnknownNameError("layer", name, self.header.layer_names, str(self.root))
+        self._asked = tuple(layers)
+        return pending_shards(self.root, self.header, layers)
+
+    @contextmanager
+    def claim(self, index: int) -> Iterator[bool]:
+        """Try to reserve a shard while it is computed.
+
+        Yields True if nobody else holds it and it still lacks a layer of the last `pending` call. The kernel releases a
+        dead process's claim.
+        """
+        with writing(self.root / lock_name(index)), lock(self.root / lock_name(index), block=False) as free:
+            if not free or not self._lacks(index):
+                yield False
+                return
+            self._claimed.add(index)
+            try:
+                yield True
+            finally:
+                self._claimed.discard(index)
+
+    def work(self, layers: Sequence[str], poll: float = 0.5) -> Iterator[PendingShard]:
+        """Yield shards to compute, each claimed until the next step, until none is left anywhere.
+
+        Waits for shards that another process computes, and takes them over if that process dies.
+
+        Args:
+            layers: Layers to compute.
+            poll: Seconds between looks at shards that others hold.
+        """
+        while left := self.pending(layers):
+            took = False
+            for shard in left:
+                with self.claim(shard.index) as mine:
+                    if mine:
+                        took = True
+                        yield shard
+            if not took:
+                time.sleep(poll)
+
+    def commit(
+        self,
+        shard: PendingShard,
+        ids: Sequence[str],
+        features: Mapping[str, Features],
+        rejected: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Commit a shard's rows for good; layers that are already committed are left as they are.
+
+        Args:
+            shard: As given by `pending` or `work`.
+            ids: N sample ids, in the data set's order.
+            features: Layer → [N, D] in the key's storage dtype (bfloat16 as uint16), for all the shard's layers.
+            rejected: (id, reason) of each item of the shard that gave no row.
+
+        Raises:
+            UserError: Rows, ids, layers or dtypes do not fit the shard or what is committed of it.
+            PipelineError: The disk is full, read-only or faulty; nothing of the shard is left behind.
+        """
+        checked_ids(shard, ids, rejected, str(self.root))
+        values = checked_features(shard, len(ids), features, self.header, str(self.root))
+        with self._held(shard.index):
+            files = committed_files(self.root, self.header, shard.index)
+            missing = missing_layers(files, shard.layers)
+            if missing:
+                check_same_rows(files, ids, rejected, str(self.root))
+                chosen = {name: values[name] for name in missing}
+                commit_file(self.root, self.header, shard.index, ids, chosen, rejected)
+
+    def finish(self, samples: Samples, provenance: Mapping[str, Any]) -> Manifest:
+        """Write the side tables and, last, the manifest of all layers that every shard has.
+
+        Args:
+            samples: Every item of the data set in its order, rejected ones too.
+            provenance: JSON data on where the features came from.
+
+        Raises:
+            UnfinishedStoreError: A shard lacks a layer of the last `pending` call.
+            UserError: The samples are not the ones that were committed.
+            DamagedStoreError: A committed file has changed.
+        """
+        with writing(self.root / "manifest.json"), lock(self.root / lock_name("store")):
+            return finish(self.root, self.header, self._asked, samples, provenance)
+
+    def refresh_samples(self, samples: Samples) -> Manifest:
+        """Rewrite samples.parquet of a finished store whose splits, labels or contents changed; no shard is touched.
+
+        Raises:
+            UnfinishedStoreError: There is no manifest yet.
+            UserError: The sample ids are not the ones that were committed.
+        """
+        with writing(self.root / "samples.parquet"), lock(self.root / lock_name("store")):
+            return refresh(self.root, samples)
+
+    def _lacks(self, index: int) -> bool:
+        files = committed_files(self.root, self.header, index)
+        return not self._asked or bool(missing_layers(files, self._asked))
+
+    @contextmanager
+    def _held(self, index: int) -> Iterator[None]:
+        if index in self._claimed:
+            yield
+        else:
+            with writing(self.root / lock_name(index)), lock(self.root / lock_name(index)):
+                yield
+
+
+def _agree(root: Path, header: Header) -> Header:
+    """Return the store's header after writing it, or the one that is there if it is of the same key."""
+    if not (root / HEADER).exists():
+        committed(root, header)
+        atomic.put(root / HEADER, dump_signed(header.to_json()))
+        return header
+    existing = read_header(root)
+    differences = header.key.differences(existing.key)
+    if header.items != existing.items:
+        differences.append(("items", str(header.items), str(existing.items)))
+    if differences:
+        raise KeyMismatchError(differences, str(root), _REMEDY)
+    committed(root, existing)
+    return existing
