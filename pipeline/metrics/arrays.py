@@ -49,7 +49,7 @@ def indices(values: Array, name: str, *, length: int | None = None, below: int) 
     if length is not None and len(tensor) != length:
         raise UserError(expected=f"{length} {name}", found=str(len(tensor)))
     tensor = tensor.long()
-    if len(tensor) and not (0 <= int(tensor.min()) and int(tensor.max()) < below):
+    if len(tensor) and not (int(tensor.min()) >= 0 and int(tensor.max()) < below):
         raise UserError(
             expected=f"{name} between 0 and {below - 1}", found=f"{int(tensor.min())} to {int(tensor.max())}"
         )

@@ -75,16 +75,18 @@ def count_at_least(scores: Tensor, left: Tensor, right: Tensor, limit: Threshold
 
 
 def count_true(mask: Tensor, dim: int) -> Tensor:
-    """Count the true entries of a boolean matrix [R, C] along an axis, eight at a time in the bytes of a 64-bit word."""
+    """Count the true entries of a boolean matrix [R, C] along an axis, eight at once in the bytes of a word."""
     rows, columns = mask.shape
     spare = -columns % 8
     if spare:
         mask = torch.nn.functional.pad(mask, (0, spare))
     words = mask.contiguous().view(torch.int64)
     if dim == 0:
-        parts = [part.sum(dim=0).view(torch.uint8).long() for part in words.split(_LANE_LIMIT, dim=0)]
+        parts = [part.sum(dim=0).view(torch.uint8).long() for part in torch.split(words, _LANE_LIMIT, dim=0)]
         return torch.stack(parts).sum(dim=0)[:columns]
-    chunks = [part.sum(dim=1).view(torch.uint8).view(rows, 8).sum(dim=1) for part in words.split(_LANE_LIMIT, dim=1)]
+    chunks = [
+        part.sum(dim=1).view(torch.uint8).view(rows, 8).sum(dim=1) for part in torch.split(words, _LANE_LIMIT, dim=1)
+    ]
     return torch.stack(chunks).sum(dim=0)
 
 
@@ -92,7 +94,7 @@ def pair_scores(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor, bloc
     """Return the float64 scores [P] of P pairs (row of left, row of right); equal pairs get equal scores."""
     parts = [
         (left[r].double() * right[c].double()).sum(dim=1)
-        for r, c in zip(rows.split(block), columns.split(block), strict=True)
+        for r, c in zip(torch.split(rows, block), torch.split(columns, block), strict=True)
     ]
     return torch.cat(parts)
 

@@ -124,7 +124,8 @@ def mean_average_precision(
 ) -> float:
     """Return mAP: the mean over queries of (1/P) Σ_t t / rank of the t-th best of its P positives.
 
-    Ties count against the positives. The cost is one count over the scores for each t, so it suits few positives a query.
+    Ties count against the positives. The cost is one count over the scores for each t: for few positives a
+    query.
 
     Raises:
         UserError: As `ranks`.
