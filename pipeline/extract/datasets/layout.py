@@ -1,0 +1,225 @@
+"""The raw data set on the disk: `data/0_raw/<name>/`, made by `pipeline data` or by hand, read by `extract`.
+
+dataset.json   name, source, licence, counts, split rule (optional where the set is hand-made)
+images.csv     image_id,file[,split][,label]
+captions.csv   caption[,caption_id][,image_id]
+classes.json   {"classes": [...], "templates": [...], "prompts": {...}}   (optional)
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import UserError
+from pipeline.extract.datasets.paths import Fence
+from pipeline.extract.datasets.record import Classes
+from pipeline.extract.datasets.table import is_utf8, read_columns
+
+FORMAT = 1
+
+
+class ImageRow(NamedTuple):
+    """A line of images.csv."""
+
+    image_id: str
+    file: str
+    split: str
+    label: str
+
+
+class CaptionRow(NamedTuple):
+    """A line of captions.csv; `caption` may hold surrogates where the file is not UTF-8."""
+
+    caption_id: str
+    image_id: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A raw data set, read and checked."""
+
+    root: Path
+    """Its folder."""
+    name: str
+    """Its name: dataset.json's, or else the folder's."""
+    info: Mapping[str, Any]
+    """dataset.json; empty where there is none."""
+    images: tuple[ImageRow, ...]
+    """In the order of images.csv."""
+    captions: tuple[CaptionRow, ...]
+    """In the order of captions.csv."""
+    classes: Classes | None = field(default=None)
+    """classes.json, if there is one."""
+
+
+def open_dataset(root: Path) -> RawDataset:
+    """Read and check a raw data set.
+
+    Raises:
+        UserError: Names the file and line: missing columns, ids that come twice, a path that leaves the folder, a label
+            that is not a class, a caption of an unknown image, no table at all.
+    """
+    if not root.is_dir():
+        raise UserError(
+            expected="a raw data set's folder",
+            found="none",
+            where=str(root),
+            remedy="make one with `pipeline data openmoji` or `pipeline data import`",
+        )
+    info = _read_info(root)
+    classes = read_classes(root / "classes.json") if (root / "classes.json").exists() else None
+    has_images, has_captions = (root / "images.csv").exists(), (root / "captions.csv").exists()
+    if not has_images and not has_captions:
+        raise UserError(
+            expected="images.csv or captions.csv",
+            found=", ".join(sorted(path.name for path in root.iterdir())[:10]) or "an empty folder",
+            where=str(root),
+            remedy="this is not a raw data set: make one of it with `pipeline data import`",
+        )
+    images = _read_images(root, classes) if has_images else ()
+    known = {row.image_id for row in images} if has_images else None
+    captions = _read_captions(root, known) if has_captions else ()
+    return RawDataset(root, str(info.get("name") or root.resolve().name), info, images, captions, classes)
+
+
+def _read_info(root: Path) -> Mapping[str, Any]:
+    path = root / "dataset.json"
+    if not path.exists():
+        return {}
+    info = read_json(path)
+    if info.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            expected=f"format {FORMAT}",
+            found=repr(info["format"]),
+            where=str(path),
+            remedy="make the data set again with this version of `pipeline data`",
+        )
+    return info
+
+
+def _read_images(root: Path, classes: Classes | None) -> tuple[ImageRow, ...]:
+    path = root / "images.csv"
+    fence = Fence(root, remedy="put the file into the data set's folder, or import it with `pipeline data import`")
+    known = set(classes.names) if classes else None
+    rows = []
+    for line, (image_id, file, split, label) in read_columns(path, ("image_id", "file"), ("split", "label")):
+        where = f"{path}, line {line}"
+        if not image_id:
+            raise UserError(expected="an image_id", found="an empty field", where=where)
+        if label and known is not None and label not in known:
+            raise UserError(
+                expected=f"a class of classes.json ({_some(known)})",
+                found=f"label {label!r}",
+                where=where,
+                remedy="labels are written exactly as in classes.json, or left empty",
+            )
+        fence.path(file, where)
+        _require_utf8(where, image_id, file, split, label)
+        rows.append(ImageRow(image_id, file, split, label))
+    _refuse_repeated((row.image_id for row in rows), "image_id", path)
+    return tuple(rows)
+
+
+def _read_captions(root: Path, known: set[str] | None) -> tuple[CaptionRow, ...]:
+    path = root / "captions.csv"
+    count: Counter[str] = Counter()
+    rows = []
+    for line, (caption, caption_id, image_id) in read_columns(path, ("caption",), ("caption_id", "image_id")):
+        if image_id and known is not None and image_id not in known:
+            raise UserError(
+                expected="an image_id of images.csv, or none",
+                found=repr(image_id),
+                where=f"{path}, line {line}",
+                remedy="add the image to images.csv or leave the caption's image_id empty",
+            )
+        _require_utf8(f"{path}, line {line}", caption_id, image_id)
+        rows.append(CaptionRow(caption_id or f"{image_id}#{count[image_id]}", image_id, caption))
+        count[image_id] += 1
+    _refuse_repeated((row.caption_id for row in rows), "caption_id", path)
+    return tuple(rows)
+
+
+def _require_utf8(where: str, *fields: str) -> None:
+    for text in fields:
+        if not is_utf8(text):
+            raise UserError(
+                expected="UTF-8 (only captions may be broken: they are listed and left out)",
+                found=repr(text.encode("utf-8", "surrogateescape")),
+                where=where,
+                remedy="save the table as UTF-8",
+            )
+
+
+def _refuse_repeated(ids: Iterable[str], column: str, path: Path) -> None:
+    seen: set[str] = set()
+    for item_id in ids:
+        if item_id in seen:
+            raise UserError(
+                expected=f"every {column} once",
+                found=f"{item_id!r} twice",
+                where=str(path),
+                remedy="ids join images, captions and features, so each must be unique",
+            )
+        seen.add(item_id)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: The file is missing, is not JSON, or is not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(expected="a JSON object", found=str(error), where=str(path)) from error
+    if not isinstance(value, dict):
+        raise UserError(expected="a JSON object", found=type(value).__name__, where=str(path))
+    return value
+
+
+def read_classes(path: Path) -> Classes:
+    """Read classes.json; names of other fields than `classes`, `templates` and `prompts` are left alone.
+
+    Raises:
+        UserError: No classes, a name twice, a template without `{c}` or `{}`, prompts of an unknown class.
+    """
+    value = read_json(path)
+    names = _texts(value.get("classes"), "classes", path)
+    if len(set(names)) != len(names):
+        twice = next(name for name, times in Counter(names).items() if times > 1)
+        raise UserError(expected="every class once", found=f"{twice!r} twice", where=str(path))
+    templates = _texts(value.get("templates") or ["{c}"], "templates", path)
+    for template in templates:
+        if "{c}" not in template and "{}" not in template:
+            raise UserError(expected="templates with {c} or {}", found=repr(template), where=str(path))
+    prompts = value.get("prompts") or {}
+    unknown = [name for name in prompts if name not in names]
+    if unknown:
+        raise UserError(
+            expected=f"prompts of classes ({_some(names)})", found=repr(unknown[0]), where=f"{path}: prompts"
+        )
+    own = {name: _texts(texts, f"prompts.{name}", path) for name, texts in prompts.items()}
+    return Classes(names=names, templates=templates, prompts=own)
+
+
+def _texts(value: object, field_name: str, path: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
+        raise UserError(
+            expected="a list of texts, none of them empty", found=_short(value), where=f"{path}: {field_name}"
+        )
+    return tuple(value)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")

@@ -1,0 +1,98 @@
+"""How long work tells how far it is: one callable that gets an `Update`; the command line draws it, tests ignore it.
+
+with progress_bar() as report:
+    extract(config, report)
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """Where the work stands."""
+
+    what: str
+    """What is being worked on, such as "features" or "images"."""
+    done: int = 0
+    """Rows done, the ones of earlier runs included."""
+    total: int = 0
+    """Rows in all; 0 where nobody knows."""
+    rate: float = 0.0
+    """Rows a second of this run; 0 before the first is done."""
+    eta: float | None = None
+    """Seconds still to go, or None where that cannot be said."""
+    message: str = ""
+    """A sentence for the user, such as the cost of the work; empty for a mere count."""
+
+
+Report = Callable[[Update], None]
+
+
+def silent(update: Update) -> None:
+    """Ignore an update."""
+
+
+class Meter:
+    """Counts rows and tells a `Report` about them, at most ten times a second.
+
+    Args:
+        report: Who is told.
+        what: What is counted.
+        total: Rows in all; 0 where nobody knows.
+        done: Rows that earlier runs did; they do not count for the rate.
+    """
+
+    def __init__(self, report: Report, what: str, total: int, done: int = 0) -> None:
+        self._report, self._what, self._total, self._done, self._first = report, what, total, done, done
+        self._start = self._told = time.perf_counter()
+        self._tell()
+
+    def advance(self, rows: int = 1) -> None:
+        """Count rows as done."""
+        self._done += rows
+        if time.perf_counter() - self._told > 0.1 or self._done == self._total:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.perf_counter()
+        new = self._done - self._first
+        rate = new / max(self._told - self._start, 1e-9) if new else 0.0
+        eta = (self._total - self._done) / rate if rate and self._total else None
+        self._report(Update(what=self._what, done=self._done, total=self._total, rate=rate, eta=eta))
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[Report]:
+    """Yield a `Report` that draws one bar a kind of work on standard error; nothing at all where `quiet`."""
+    if quiet:
+        yield silent
+        return
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def report(update: Update) -> None:
+        if update.message:
+            tqdm.write(update.message, file=_stderr())
+            return
+        if update.what not in bars:
+            bars[update.what] = tqdm(
+                total=update.total or None, initial=update.done, desc=update.what, unit=" rows", dynamic_ncols=True
+            )
+        bars[update.what].update(update.done - bars[update.what].n)
+
+    try:
+        yield report
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _stderr() -> Any:
+    import sys
+
+    return sys.stderr
