@@ -123,3 +123,16 @@ def load_params(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(expected="a mapping of sections", found=type(data).__name__, where=str(path))
     return data
+
+
+def section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a copy of one section of params.yaml.
+
+    Raises:
+        UserError: The section is missing or is not a mapping.
+    """
+    value = params.get(name)
+    if not isinstance(value, Mapping):
+        found = "none" if value is None else type(value).__name__
+        raise UserError(expected=f"a section {name!r} with settings", found=found, where="params.yaml")
+    return dict(value)
