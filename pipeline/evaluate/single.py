@@ -1,0 +1,175 @@
+"""Evaluate one run on the test pairs and on every zero-shot set: all seeds, all queries, one bootstrap."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.evaluate.calibrate import Answers, answers, run_temperature, summarise
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.measures import Measure, measures_of, sums_by_cluster, value_by_seed
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
+from pipeline.evaluate.resampling import Bootstrap
+from pipeline.evaluate.result import Calibration, RunResult
+from pipeline.evaluate.zero_shot import ZeroShotSet, classify
+from pipeline.metrics.retrieval import cross_ranks
+from pipeline.projectors.run_record import AlignedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One direction of a run: ranks and calibration, and for zero-shot what was taken for what."""
+
+    queries: QueryRanks
+    calibration: Calibration
+    confusion: NDArray[np.int64] | None = None
+
+
+def evaluate_run(
+    name: str, run: AlignedRun, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig
+) -> RunResult:
+    """Evaluate a run.
+
+    Raises:
+        KeyMismatchError: The stores hold features of another key than it was trained on.
+        UserError: Its files are damaged, or its features are not finite.
+    """
+    for side in (pairs.image, pairs.text, *(part for data in sets for part in (data.image, data.prompts))):
+        side.check(run)
+    answered = retrieve(run, pairs)
+    classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
+    answered += [classify_seeds(run, data) for data in sets]
+    queries = {each.queries.direction: each.queries for each in answered}
+    measures = [measure for name in queries for measure in measures_of(name, config.ks, classes.get(name, 0))]
+    return RunResult(
+        name=name,
+        method=run.method,
+        path=run.path,
+        seeds=run.seeds,
+        trained=any(entry.steps for entry in run.trainings),
+        queries=queries,
+        values={measure.name: value_by_seed(measure, queries[measure.direction]) for measure in measures},
+        replicates=resample(queries, measures, config.bootstrap, config.seed),
+        calibration={each.queries.direction: each.calibration for each in answered},
+        confusion={each.queries.direction: each.confusion for each in answered if each.confusion is not None},
+        history={entry.seed: read_history(run.path / entry.folder) for entry in run.trainings},
+        layer_pairs=read_layer_pairs(run),
+        record=run.record,
+    )
+
+
+def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
+    """Return both directions of retrieval, all seeds."""
+    image_features = data.image.features(run, data.pairs.image_rows)
+    text_features = data.text.features(run, data.pairs.caption_rows)
+    owner = torch.from_numpy(data.pairs.caption_image)
+    every = torch.arange(len(image_features))
+    by_image: list[NDArray[np.int64]] = []
+    by_text: list[NDArray[np.int64]] = []
+    sure: dict[str, list[Answers]] = {IMAGE_RETRIEVAL: [], TEXT_RETRIEVAL: []}
+    temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
+    for seed, (temperature, _) in zip(run.seeds, temperatures, strict=True):
+        image, text = run.encode("image", image_features, seed), run.encode("text", text_features, seed)
+        image_ranks, text_ranks = cross_ranks(image, text, owner)
+        by_image.append(image_ranks)
+        by_text.append(text_ranks)
+        sure[IMAGE_RETRIEVAL].append(answers(text, image, every, owner, temperature))
+        sure[TEXT_RETRIEVAL].append(answers(image, text, owner, every, temperature))
+    image_ids = data.image_ids
+    caption_owners = [image_ids[position] for position in data.pairs.caption_image]
+    return [
+        Answered(
+            queries=_ranks(run, IMAGE_RETRIEVAL, data.caption_ids, caption_owners, by_text),
+            calibration=summarise(sure[IMAGE_RETRIEVAL], temperatures),
+        ),
+        Answered(
+            queries=_ranks(run, TEXT_RETRIEVAL, image_ids, image_ids, by_image),
+            calibration=summarise(sure[TEXT_RETRIEVAL], temperatures),
+        ),
+    ]
+
+
+def classify_seeds(run: AlignedRun, data: ZeroShotSet) -> Answered:
+    """Return zero-shot classification of a set, all seeds."""
+    temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
+    parts = [classify(run, data, seed, value) for seed, (value, _) in zip(run.seeds, temperatures, strict=True)]
+    direction = zero_shot_direction(data.name)
+    return Answered(
+        queries=_ranks(run, direction, data.image_ids, data.image_ids, [part[0] for part in parts], data.labels),
+        calibration=summarise([part[1] for part in parts], temperatures),
+        confusion=np.sum([part[2] for part in parts], axis=0),
+    )
+
+
+def resample(
+    queries: Mapping[str, QueryRanks], measures: Sequence[Measure], samples: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return measure → bootstrap replicates [B]. Both directions of retrieval share their draws of images."""
+    result: dict[str, NDArray[np.float64]] = {}
+    for direction, table in queries.items():
+        names, clusters = np.unique(np.asarray(table.image_ids), return_inverse=True)
+        chosen = [measure for measure in measures if measure.direction == direction]
+        sums = [sums_by_cluster(measure, table, clusters, len(names)) for measure in chosen]
+        drawn = Bootstrap(images=len(names), samples=samples, seed=seed).replicates(sums)
+        result |= {measure.name: drawn[row] for row, measure in enumerate(chosen)}
+    return result
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the logged steps of a seed; none where nothing was logged.
+
+    Raises:
+        UserError: A line is no JSON object.
+    """
+    path = folder / "history.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise UserError(expected="a JSON object a line", found=str(error), where=str(path)) from error
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
+    """Return the scores of all layer pairs; None where layers were not chosen by them.
+
+    Raises:
+        UserError: The file is not JSON or leaves the run's folder.
+    """
+    name = run.record.get("layer_scores")
+    if not isinstance(name, str) or not name:
+        return None
+    path = (run.path / name).resolve()
+    if not path.is_relative_to(run.path.resolve()) or not path.is_file():
+        raise UserError(expected=f"the file {name} in the run's folder", found="none", where=str(run.path))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(expected="JSON with the scores of layer pairs", found=str(error), where=str(path)) from error
+    return value if isinstance(value, dict) else None
+
+
+def _ranks(
+    run: AlignedRun,
+    direction: str,
+    ids: list[str],
+    image_ids: list[str],
+    by_seed: list[NDArray[np.int64]],
+    labels: list[str] | None = None,
+) -> QueryRanks:
+    return QueryRanks(
+        direction=direction,
+        ids=ids,
+        image_ids=image_ids,
+        labels=labels or [""] * len(ids),
+        seeds=run.seeds,
+        ranks=np.stack(by_seed),
+    )

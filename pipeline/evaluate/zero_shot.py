@@ -1,0 +1,110 @@
+"""Zero-shot classification: images of a split, a store of class prompts, and who is nearest.
+
+A class embedding is the normalised mean of its normalised prompt embeddings. The rank of the true class among all
+classes gives acc1, acc5 and mean_per_class_recall; ties count against it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import UnknownNameError, UserError
+from pipeline.evaluate.calibrate import Answers, answers
+from pipeline.evaluate.data import SideStores
+from pipeline.metrics.retrieval import ranks
+from pipeline.projectors.input import unit_rows
+from pipeline.projectors.run_record import AlignedRun
+
+
+@dataclass(frozen=True)
+class ZeroShotSet:
+    """Images with labels of one split, and prompts for every class.
+
+    Args:
+        name: Name of the set; empty for the main data set.
+        image: Its image stores.
+        prompts: Its stores of class prompts.
+        classes: C class names.
+        rows: Positions [M] of the labelled images of the split.
+        target: Class [M] of each of them.
+        unlabelled: Images of the split without a label, which are left out.
+    """
+
+    name: str
+    image: SideStores
+    prompts: SideStores
+    classes: list[str]
+    rows: NDArray[np.int64]
+    target: NDArray[np.int64]
+    unlabelled: int
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of the M images."""
+        return [self.image.samples.sample_id[row] for row in self.rows]
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names of the M images."""
+        return [self.classes[target] for target in self.target]
+
+
+def zero_shot_set(name: str, image: SideStores, prompts: SideStores, split: str) -> ZeroShotSet:
+    """Join the images of a split with the classes that the prompts speak of.
+
+    Raises:
+        UnknownNameError: No image is in that split.
+        UserError: There are fewer than two classes, no labelled image, or a label without prompts.
+    """
+    where = ", ".join(str(store.path) for store in image.stores)
+    splits = [known for known in dict.fromkeys(image.samples.split) if known]
+    if split not in splits:
+        raise UnknownNameError("split", split, splits, where)
+    classes = [label for label in dict.fromkeys(prompts.samples.label) if label]
+    prompt_store = str(prompts.stores[0].path)
+    if len(classes) < 2:
+        raise UserError(expected="prompts of two classes at least", found=f"{len(classes)} classes", where=prompt_store)
+    inside = [row for row, value in enumerate(image.samples.split) if value == split]
+    rows = [row for row in inside if image.samples.label[row]]
+    if not rows:
+        raise UserError(expected=f"images with labels in split {split}", found="none", where=where)
+    known = {label: index for index, label in enumerate(classes)}
+    missing = [label for label in dict.fromkeys(image.samples.label[row] for row in rows) if label not in known]
+    if missing:
+        found = f"none for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+        raise UserError(expected="prompts for every label of the images", found=found, where=prompt_store)
+    target = np.array([known[image.samples.label[row]] for row in rows], dtype=np.int64)
+    return ZeroShotSet(name, image, prompts, classes, np.array(rows, dtype=np.int64), target, len(inside) - len(rows))
+
+
+def class_embeddings(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:
+    """Return the C class embeddings [C, d] of a run's seed."""
+    labels = data.prompts.samples.label
+    rows = np.array([row for row, label in enumerate(labels) if label], dtype=np.int64)
+    known = {label: index for index, label in enumerate(data.classes)}
+    owner = torch.tensor([known[labels[row]] for row in rows])
+    prompts = run.encode("text", data.prompts.features(run, rows), seed)
+    sums = torch.zeros(len(data.classes), prompts.shape[1]).index_add_(0, owner, prompts)
+    return unit_rows(sums)
+
+
+def classify(
+    run: AlignedRun, data: ZeroShotSet, seed: int, temperature: float
+) -> tuple[NDArray[np.int64], Answers, NDArray[np.int64]]:
+    """Classify every image with one seed of a run.
+
+    Returns:
+        Rank [M] of the true class, (confidence [M], right [M]) of the first answer, and counts [C, C] of true class
+        against predicted class.
+    """
+    images = run.encode("image", data.image.features(run, data.rows), seed)
+    classes = class_embeddings(run, data, seed)
+    target = torch.from_numpy(data.target)
+    predicted = (images @ classes.T).argmax(dim=1).numpy()
+    confusion = np.zeros((len(data.classes), len(data.classes)), dtype=np.int64)
+    np.add.at(confusion, (data.target, predicted), 1)
+    confidence = answers(images, classes, torch.arange(len(classes)), target, temperature)
+    return ranks(images, classes, target), confidence, confusion
