@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.projectors.base import Projector
+from pipeline.projectors.base import Projector, fill_linear
 
 
 class AffineProjector(Projector):
     """(x − mean) W · weights: mean shift, linear map, a weight a dimension. A closed form fills it; training may go on.
 
-    Shape: mean [D] and weights [d] are buffers, W [D, d] is the parameter; until `fill` is called, mean
+    Shape: mean [D] and weights [d] are buffers, W [D, d] is the parameter; until `start_from` is called, mean
     is 0, W random and weights 1.
     """
 
@@ -33,20 +33,18 @@ class AffineProjector(Projector):
         self.register_buffer("weights", torch.ones(d))
 
     @torch.no_grad()
-    def fill(self, mean: Tensor, matrix: Tensor, weights: Tensor | None = None) -> "AffineProjector":
-        """Take mean [D], matrix [D, d] and weights [d] (ones where not given) and return self.
+    def start_from(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
+        """Become (x − mean) W · weights with mean [D], matrix [D, d] and weights [d].
 
         Raises:
             UserError: A shape does not fit.
         """
-        weights = torch.ones(self.d) if weights is None else weights
         for own, given in ((self.mean, mean), (self.matrix, matrix), (self.weights, weights)):
             if own.shape != given.shape:
                 raise UserError(
                     expected=f"shape {list(own.shape)}", found=f"{list(given.shape)}", where="affine projector"
                 )
             own.copy_(given)
-        return self
 
     def transform(self, prepared: Tensor) -> Tensor:
         """Return (x − mean) W · weights, [N, d]."""
@@ -81,6 +79,10 @@ class LinearProjector(Projector):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {**super().settings(), "bias": self.map.bias is not None}
+
+    def start_from(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
+        """Become (x − mean) W · weights, without the shift where there is no bias."""
+        fill_linear(self.map, mean, matrix, weights)
 
     def transform(self, prepared: Tensor) -> Tensor:
         """Return x W + b, [N, d]."""

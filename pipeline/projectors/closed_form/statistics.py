@@ -1,0 +1,134 @@
+"""The second moments of image-caption pairs, in the coordinates in which every closed form is short.
+
+`PairStatistics.of(image, text, text_image)` takes them once; `maps` then needs neither the features nor another
+eigendecomposition. An image with five captions counts as five pairs, but its row is never repeated.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+
+_BLOCK = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """Mean and covariance of one side, as principal axes: C = V diag(values) Vᵀ."""
+
+    mean: Tensor
+    """μ, float64 [D]."""
+    vectors: Tensor
+    """V, float64 [D, R], R ≤ min(D, rows − 1) axes with variance, the largest first."""
+    values: Tensor
+    """Variances along them, float64 [R], all positive."""
+    mean_variance: float
+    """trace(C) / D: what a ridge strength is measured in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairStatistics:
+    """All that the closed forms need of P pairs."""
+
+    image: Spectrum
+    """Image side, each image weighted by the number of its captions."""
+    text: Spectrum
+    """Text side."""
+    cross: Tensor
+    """V_imageᵀ C_image,text V_text, float64 [R_image, R_text]."""
+    pairs: int
+    """P."""
+
+    @classmethod
+    def of(cls, image: Tensor, text: Tensor, text_image: Tensor | None = None) -> "PairStatistics":
+        """Take the moments (divided by P, not P − 1) of image rows [N, D] and text rows [P, E].
+
+        Args:
+            image: N images, each once.
+            text: P captions.
+            text_image: Row of the image of each caption [P]; 0..P−1 where not given.
+
+        Raises:
+            UserError: Fewer than two images, non-finite or constant features, or an index that is out of range.
+        """
+        owner = cls.owner(image, text, text_image)
+        counts = torch.bincount(owner, minlength=len(image)).double()
+        image_side = _spectrum(image, counts / counts.sum(), "image")
+        text_side = _spectrum(text, torch.full((len(text),), 1.0 / len(text), device=text.device).double(), "text")
+        summed = torch.zeros(len(image), len(text_side.values), dtype=torch.float64, device=image.device)
+        for start in range(0, len(text), _BLOCK):
+            block = text[start : start + _BLOCK].double() - text_side.mean
+            summed.index_add_(0, owner[start : start + _BLOCK], block @ text_side.vectors)
+        cross = torch.zeros(len(image_side.values), summed.shape[1], dtype=torch.float64, device=image.device)
+        for start in range(0, len(image), _BLOCK):
+            block = (image[start : start + _BLOCK].double() - image_side.mean) @ image_side.vectors
+            cross += block.T @ summed[start : start + _BLOCK]
+        return cls(image=image_side, text=text_side, cross=cross / len(text), pairs=len(text))
+
+    @staticmethod
+    def owner(image: Tensor, text: Tensor, text_image: Tensor | None = None) -> Tensor:
+        """Return the image row of each caption, int64 [P], after checking both sides' features.
+
+        Raises:
+            UserError: As `of`.
+        """
+        _check_features(image, text)
+        owner = torch.arange(len(text), device=text.device) if text_image is None else text_image.long()
+        if owner.shape != (len(text),) or int(owner.min()) < 0 or int(owner.max()) >= len(image):
+            raise UserError(
+                expected=f"for each of {len(text)} captions the row of its image, 0 to {len(image) - 1}",
+                found=f"{len(owner)} rows from {int(owner.min())} to {int(owner.max())}",
+            )
+        return owner
+
+
+def _check_features(image: Tensor, text: Tensor) -> None:
+    for side, features in (("image", image), ("text", text)):
+        if features.ndim != 2 or len(features) < 2:
+            raise UserError(expected=f"{side} features [N, D] of two rows at least", found=f"{list(features.shape)}")
+        if not torch.isfinite(features).all():
+            raise UserError(expected=f"finite {side} features", found="NaN or infinity")
+
+
+def _spectrum(features: Tensor, weights: Tensor, side: str) -> Spectrum:
+    mean = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    for start in range(0, len(features), _BLOCK):
+        mean += weights[start : start + _BLOCK] @ features[start : start + _BLOCK].double()
+    wide = features.shape[1] > len(features)
+    values, vectors, trace = (_by_rows if wide else _by_columns)(features, mean, weights)
+    scale = float((mean**2).sum()) + trace
+    if trace <= 1e-14 * scale or trace == 0:
+        raise UserError(
+            expected=f"{side} features that vary between rows",
+            found="the same row everywhere",
+            remedy="choose another layer",
+        )
+    kept = values > 1e-12 * values.max()
+    order = torch.argsort(values[kept], descending=True)
+    return Spectrum(
+        mean=mean,
+        vectors=vectors[:, kept][:, order],
+        values=values[kept][order],
+        mean_variance=trace / features.shape[1],
+    )
+
+
+def _by_columns(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Eigendecompose the covariance [D, D]."""
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=features.device)
+    for start in range(0, len(features), _BLOCK):
+        block = features[start : start + _BLOCK].double() - mean
+        covariance += (block * weights[start : start + _BLOCK, None]).T @ block
+    values, vectors = torch.linalg.eigh(covariance)
+    return values, vectors, float(covariance.trace())
+
+
+def _by_rows(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Eigendecompose the Gram matrix [N, N] instead, where there are fewer rows than columns."""
+    scaled = (features.double() - mean) * weights.sqrt()[:, None]
+    gram = scaled @ scaled.T
+    values, left = torch.linalg.eigh(gram)
+    vectors = scaled.T @ left / values.clamp_min(1e-300).sqrt()
+    return values, vectors, float(gram.trace())
