@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import UserError
+
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -15,6 +17,19 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a folder: safetensors where there are any.
+
+    Raises:
+        UserError: There are none.
+    """
+    for suffix in WEIGHT_SUFFIXES:
+        files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file())
+        if files:
+            return files
+    raise UserError(expected="model.safetensors", found="no weight file", where=str(folder))
 
 
 def weights_sha256(files: Iterable[Path]) -> str:

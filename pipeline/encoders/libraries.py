@@ -33,11 +33,14 @@ def import_library(name: str) -> ModuleType:
     make_torchvision_loadable()
     package = name.partition(".")[0]
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
         raise MissingExtraError(package, INSTALL.get(package, f"pip install {package}"), "loads encoders") from error
+    if package in ("transformers", "sentence_transformers"):  # a bar for every load of weights says nothing
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    return module
 
 
 @cache

@@ -97,9 +97,9 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
     package = PACKAGES[spec.name]
     file = weight_file(spec.name, package)
     if package.architecture == "sentence-transformers":
-        from pipeline.encoders import st_family
+        from pipeline.encoders.st_family import from_folder
 
-        return st_family.from_folder(spec, options, file.parent, family="package", name=spec.name)
+        return from_folder(spec, options, file.parent, family="package", name=spec.name)
     model = _network(package, file)
     return timm_family.build(
         spec,

@@ -7,7 +7,7 @@ model without classifier.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from pipeline.encoders.digest import file_sha256, json_sha256, state_sha256
 from pipeline.encoders.hub import opening
 from pipeline.encoders.image_model import ImageModel, token_pools
 from pipeline.encoders.libraries import import_library
-from pipeline.encoders.pooling import TOKEN_POOLS
+from pipeline.encoders.pooling import TOKEN_POOLS, Tokens
 from pipeline.encoders.spec import Spec, require_folder
 from pipeline.encoders.taps import Tap
 from pipeline.encoders.torch_encoder import Batch, Plan
@@ -34,12 +34,12 @@ class TimmEncoder(ImageModel):
 
     model: Any
 
-    def _output(self, batch: Batch) -> Tensor:
+    def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
         images = batch.inputs["x"]
-        if self.options.pool == "auto":
-            output: Tensor = self.model(images)
-            return output
-        pooled = TOKEN_POOLS[self.options.pool](self.model.forward_features(images), batch.tokens)
+        return (self.model(images) if self.options.pool == "auto" else self._pooled(images, batch.tokens)), {}
+
+    def _pooled(self, images: Tensor, about: Tokens) -> Tensor:
+        pooled = TOKEN_POOLS[self.options.pool](self.model.forward_features(images), about)
         norm = getattr(self.model, "fc_norm", None)
         if not isinstance(norm, nn.Module) or pooled.shape[1] != self.model.num_features:
             return pooled
@@ -108,6 +108,7 @@ def plan_for(model: Any, *, identity: Mapping[str, Any], preprocessing: Mapping[
             taps=taps,
             identity=identity,
             preprocessing=preprocessing,
+            maps=True,
             channels_last=channels_last,
             blocks=modules,
         )

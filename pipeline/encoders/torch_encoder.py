@@ -32,13 +32,17 @@ class Plan:
     modality: Modality
     """What the model takes."""
     taps: Mapping[str, Tap]
-    """Inner layers in order of depth, without `output`."""
+    """Inner layers that a hook takes, in order of depth, without `output`."""
+    states: tuple[str, ...] = ()
+    """Inner layers that the model itself hands over (`hidden_0` …), in order of depth."""
     identity: Mapping[str, Any]
     """The `encoder` part of the key."""
     preprocessing: Mapping[str, Any]
     """The `preprocessing` part of the key."""
     pools: tuple[str, ...] = ()
-    """Poolings that the model can do beside `auto`; none for a model of maps."""
+    """Poolings that the model can do beside `auto`."""
+    maps: bool = False
+    """Whether the model passes maps along, which are averaged over all places, instead of tokens."""
     inner_pool: str = "mean"
     """What `auto` means for the tokens of an inner layer."""
     channels_last: bool = False
@@ -80,7 +84,7 @@ class TorchEncoder(Encoder):
                 expected=f"one of {', '.join(('auto', *plan.pools))}", found=options.pool, where=f"--pool of {spec}"
             )
         self._prepare_device()
-        widths = self._widths(plan.taps)
+        widths = self._widths((*plan.taps, *plan.states))
         super().__init__(spec, plan.modality, [Layer(name=name, width=width) for name, width in widths.items()])
         self._extra: dict[str, int] = {}
 
@@ -96,8 +100,7 @@ class TorchEncoder(Encoder):
         Raises:
             UnknownNameError: A layer is neither known nor a module of the model.
         """
-        taps = {name: self._tap(name) for name in layers if name != OUTPUT}
-        pooled = self._pass(prepared, taps)
+        pooled = self._pass(prepared, layers)
         return to_host({name: pooled[name] for name in layers})
 
     def width(self, layer: str) -> int:
@@ -110,7 +113,7 @@ class TorchEncoder(Encoder):
             if known.name == layer:
                 return known.width
         if layer not in self._extra:
-            self._extra[layer] = self._widths({layer: self._tap(layer)})[layer]
+            self._extra[layer] = self._widths([layer])[layer]
         return self._extra[layer]
 
     def resolve_layers(self, expression: str) -> tuple[str, ...]:
@@ -136,8 +139,12 @@ class TorchEncoder(Encoder):
         """Stack or pad prepared samples and bring them to the device."""
 
     @abstractmethod
-    def _output(self, batch: Batch) -> Tensor:
-        """Run the model and return its embedding, [N, D], by the library's own pooling or the asked one."""
+    def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Run the model.
+
+        Returns:
+            Its embedding, [N, D], by the library's own pooling or the asked one; and the asked states, not yet pooled.
+        """
 
     @abstractmethod
     def _sample(self) -> Tensor:
@@ -150,14 +157,16 @@ class TorchEncoder(Encoder):
     def _images(self, prepared: Sequence[Tensor]) -> Tensor:
         return to_device(torch.stack(list(prepared)), self.device, channels_last=True)
 
-    def _pass(self, prepared: Sequence[Tensor], taps: Mapping[str, Tap]) -> dict[str, Tensor]:
+    def _pass(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+        wanted = [name for name in self.plan.states if name in layers]
+        taps = {name: self._tap(name) for name in layers if name != OUTPUT and name not in wanted}
         with ExitStack() as stack:
             for context in self._contexts():
                 stack.enter_context(context)
             batch = self._collate(prepared)
             with tapped(taps, lambda tensor: self._reduce(tensor, batch.tokens)) as pooled:
-                output = self._output(batch)
-            return {**pooled, OUTPUT: output}
+                output, states = self._output(batch, wanted)
+            return {**pooled, **{name: self._reduce(states[name], batch.tokens) for name in wanted}, OUTPUT: output}
 
     def _contexts(self) -> list[AbstractContextManager[Any]]:
         contexts: list[AbstractContextManager[Any]] = [torch.inference_mode()]
@@ -183,25 +192,26 @@ class TorchEncoder(Encoder):
             return self.plan.taps[name]
         modules = dict(self.model.named_modules())
         if not name or name not in modules:
-            raise UnknownNameError("layer or module", name, [layer.name for layer in self.layers], self.spec)
+            known = (*self.plan.taps, *self.plan.states, OUTPUT)
+            raise UnknownNameError("layer or module", name, known, self.spec)
         return Tap(module=modules[name])
 
-    def _widths(self, taps: Mapping[str, Tap]) -> dict[str, int]:
-        features = self._pass([self._sample()], taps)
+    def _widths(self, layers: Sequence[str]) -> dict[str, int]:
+        features = self._pass([self._sample()], layers)
         wrong = [name for name, value in features.items() if value.ndim != 2 or len(value) != 1]
         if wrong:
             raise UserError(
                 expected="one vector a sample", found=f"other shapes in {', '.join(wrong)}", where=self.spec
             )
-        return {name: features[name].shape[1] for name in (*taps, OUTPUT)}
+        return {name: features[name].shape[1] for name in (*layers, OUTPUT)}
 
     def _pooling_name(self) -> str:
         if self.options.pool != "auto":
             return self.options.pool
-        return f"auto ({self.plan.inner_pool if self.plan.pools else 'global average'}; output: the library's own)"
+        return f"auto ({'global average' if self.plan.maps else self.plan.inner_pool}; output: the library's own)"
 
     def _prepare_device(self) -> None:
-        if self.device.type == "cuda" and not self.plan.pools:
+        if self.device.type == "cuda" and self.plan.maps:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.options.compile:
             for block in self.plan.blocks:

@@ -1,0 +1,147 @@
+"""`st:ORG/NAME@REVISION` or `st:/folder`: models of sentence-transformers.
+
+`output` is what `SentenceTransformer.encode` gives: all modules run, a Normalize at the end included. `hidden_0` …
+`hidden_L` are the hidden states of the transformer inside, pooled by the mask-weighted mean. The prompt is put before
+every text; the maximum length is the model's own.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.encoders.base import LoadOptions
+from pipeline.encoders.digest import json_sha256, weight_files, weights_sha256
+from pipeline.encoders.hf_family import config_digest
+from pipeline.encoders.hub import fetch, opening
+from pipeline.encoders.libraries import import_library
+from pipeline.encoders.spec import Spec, require_folder
+from pipeline.encoders.text_model import TEXT_POOLS, TextModel
+from pipeline.encoders.tokenizer import TextTokenizer, length_limit
+from pipeline.encoders.torch_encoder import Batch, Plan
+from pipeline.errors import UserError
+
+VERSION = 1
+"""Part of the key: goes up when this module changes what comes out."""
+
+PROBES = ("a dog", "Two Black dogs, running; over the GRASS!", "café – naïve 東京 🐕", "word " * 600)
+"""Texts that both ways of tokenizing must agree on."""
+
+
+class SentenceEncoder(TextModel):
+    """A model of sentence-transformers."""
+
+    model: Any
+
+    def __init__(self, spec: str, model: Any, plan: Plan, options: LoadOptions, *, tokenizer: TextTokenizer) -> None:
+        self._lock = threading.Lock()
+        self._same_tokens = all(_theirs(model, text, options.prompt) == _ours(tokenizer, text) for text in PROBES)
+        self._prompt_length = _prompt_length(model, options.prompt)
+        super().__init__(spec, model, plan, options, tokenizer=tokenizer)
+
+    def prepare(self, sample: Image.Image | str) -> Tensor:
+        """Turn a text into T token ids, by the library's own code where it does more than tokenize.
+
+        Raises:
+            UserError: The sample is an image, or the text has no token.
+        """
+        if self._same_tokens or not isinstance(sample, str):
+            return super().prepare(sample)
+        with self._lock:
+            ids = _theirs(self.model, sample, self.options.prompt)
+        if not ids:
+            raise UserError(expected="a text with at least one token", found=repr(sample), where=self.spec)
+        return torch.tensor(ids, dtype=torch.long)
+
+    def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        features: dict[str, Any] = dict(batch.inputs)
+        if self._prompt_length is not None:
+            features["prompt_length"] = self._prompt_length
+        config = self.model[0].auto_model.config
+        before, config.output_hidden_states = config.output_hidden_states, bool(states)
+        try:
+            out = self.model(features)
+        finally:
+            config.output_hidden_states = before
+        found = dict(zip(self.plan.states, out["all_layer_embeddings"], strict=True)) if states else {}
+        if self.options.pool == "auto":
+            return out["sentence_embedding"], found
+        return self._reduce(out["token_embeddings"], batch.tokens), found
+
+
+def load(spec: Spec, options: LoadOptions) -> SentenceEncoder:
+    """Load a model of sentence-transformers.
+
+    Raises:
+        UserError: The weights cannot be had or the folder is none of this library.
+    """
+    require_folder(spec, "modules.json")
+    with opening(spec, "st:/folder with modules.json"):
+        return from_folder(spec, options, fetch(spec), family="st", name=spec.key_name)
+
+
+def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, name: str) -> SentenceEncoder:
+    """Load a folder of sentence-transformers (also used for weights from packages)."""
+    library = import_library("sentence_transformers")
+    model = library.SentenceTransformer(str(folder), device=options.device, local_files_only=True).float()
+    transformer = model[0]
+    if not hasattr(transformer, "auto_model"):
+        raise UserError(expected="a transformer as first module", found=type(transformer).__name__, where=spec.text)
+    limit = length_limit(options.max_length, model.max_seq_length)
+    model.max_seq_length = limit
+    tokenizer = TextTokenizer(
+        model.tokenizer,
+        max_length=limit,
+        prompt=options.prompt,
+        lower=bool(getattr(transformer, "do_lower_case", False)),
+    )
+    plan = Plan(
+        modality="text",
+        taps={},
+        states=tuple(f"hidden_{number}" for number in range(transformer.auto_model.config.num_hidden_layers + 1)),
+        identity={
+            "family": family,
+            "name": name,
+            "weights": weights_sha256(_weights(folder)),
+            "config": json_sha256([config_digest(transformer.auto_model.config), _modules(model)]),
+            "architecture": type(transformer.auto_model).__name__,
+            "version": VERSION,
+        },
+        preprocessing=tokenizer.to_json(),
+        pools=TEXT_POOLS,
+        inner_pool="mean",
+    )
+    return SentenceEncoder(spec.text, model, plan, options, tokenizer=tokenizer)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Return the transformer's weight files and those of the modules after it, such as Dense."""
+    inner = folder / "0_Transformer" if (folder / "0_Transformer").is_dir() else folder
+    later = [file for place in sorted(folder.glob("[1-9]*_*")) for file in place.glob("*.safetensors")]
+    later += [file for place in sorted(folder.glob("[1-9]*_*")) for file in place.glob("pytorch_model.bin")]
+    return weight_files(inner) + later
+
+
+def _modules(model: Any) -> list[Any]:
+    """Return name and settings of every module after the transformer."""
+    later = list(model)[1:]
+    return [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in later]
+
+
+def _theirs(model: Any, text: str, prompt: str) -> list[int]:
+    ids: list[int] = model.preprocess([text], prompt=prompt or None)["input_ids"][0].tolist()
+    return ids
+
+
+def _ours(tokenizer: TextTokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text).tolist()
+    return ids
+
+
+def _prompt_length(model: Any, prompt: str) -> int | None:
+    """Return how many tokens the prompt takes, for models that leave them out of the pooling."""
+    return model.preprocess(["a"], prompt=prompt).get("prompt_length") if prompt else None

@@ -1,0 +1,106 @@
+"""Texts to token ids, from several threads at once, and back into padded batches.
+
+A fast tokenizer is copied, with the truncation set once and no padding, so that threads share it without changing it
+(its wrapper in transformers sets both on every call). A slow one works behind a lock.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.encoders.digest import json_sha256
+from pipeline.encoders.libraries import import_library
+from pipeline.errors import UserError
+
+UNLIMITED = 512
+"""Tokens that are taken where neither tokenizer nor model says a limit."""
+
+
+class TextTokenizer:
+    """Prompt and text to token ids.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        max_length: Longest text in tokens, special tokens counted.
+        prompt: Put before every text.
+        lower: Lower the case first (a setting of some sentence-transformers models).
+    """
+
+    def __init__(self, tokenizer: Any, *, max_length: int, prompt: str = "", lower: bool = False) -> None:
+        self.max_length, self.prompt, self.lower = max_length, prompt, lower
+        pad = tokenizer.pad_token_id
+        self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        self._encode, self.digest = _fast(tokenizer, max_length) if tokenizer.is_fast else _slow(tokenizer, max_length)
+
+    def __call__(self, text: str) -> Tensor:
+        """Return [T] token ids.
+
+        Raises:
+            UserError: The text has no token.
+        """
+        text = self.prompt + text
+        ids = self._encode(text.lower() if self.lower else text)
+        if not ids:
+            raise UserError(expected="a text with at least one token", found=repr(text))
+        return torch.tensor(ids, dtype=torch.long)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the key must say."""
+        return {
+            "tokenizer": self.digest,
+            "max_length": self.max_length,
+            "prompt": self.prompt,
+            "lower": self.lower,
+        }
+
+
+def length_limit(asked: int | None, *limits: Any) -> int:
+    """Return the longest text in tokens: the asked length, which may not exceed the smallest limit that is one.
+
+    Raises:
+        UserError: The asked length is more than tokenizer or model can take.
+    """
+    real = [int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < 1_000_000]
+    limit = min(real, default=None)
+    if asked is not None and limit is not None and asked > limit:
+        raise UserError(expected=f"at most {limit} tokens", found=str(asked), where="--max-length")
+    return asked or limit or UNLIMITED
+
+
+def pad(
+    ids: Sequence[Tensor], pad_id: int, *, side: Literal["left", "right"] = "right", length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return [N, T] token ids and their [N, T] mask, padded to the longest text or to a fixed length."""
+    longest = length or max(len(row) for row in ids)
+    tokens = torch.full((len(ids), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(ids), longest), dtype=torch.long)
+    for number, row in enumerate(ids):
+        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        tokens[number, place] = row
+        mask[number, place] = 1
+    return tokens, mask
+
+
+def _fast(tokenizer: Any, max_length: int) -> tuple[Callable[[str], list[int]], str]:
+    backend = import_library("tokenizers").Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    digest = json_sha256({"backend": json.loads(backend.to_str()), "truncation": tokenizer.truncation_side})
+    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    return (lambda text: list(backend.encode(text).ids)), digest
+
+
+def _slow(tokenizer: Any, max_length: int) -> tuple[Callable[[str], list[int]], str]:
+    lock = threading.Lock()
+
+    def encode(text: str) -> list[int]:
+        with lock:
+            return list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+
+    words = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": tokenizer.init_kwargs}
+    words["settings"] = {name: str(value) for name, value in words["settings"].items() if "path" not in name}
+    return encode, json_sha256(words)
