@@ -11,7 +11,7 @@ from pipeline.store.formats.base import Features
 from pipeline.store.manifest import Header, ShardFile
 from pipeline.store.records import PendingShard
 
-_LONGEST_ID = 4096
+_LONGEST_ID = 1024
 
 
 def check_layers(layers: Sequence[str]) -> None:
@@ -40,19 +40,21 @@ def checked_ids(shard: PendingShard, ids: Sequence[str], rejected: Sequence[tupl
     if len(set(seen)) != len(seen):
         twice = next(name for place, name in enumerate(seen) if name in seen[:place])
         raise UserError(expected="every sample id once", found=f"{twice!r} twice in shard {shard.index}", where=where)
-    for name in seen:
-        _check_id(name, where)
-
-
-def _check_id(name: str, where: str) -> None:
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        size = 0
-    if not 0 < size <= _LONGEST_ID or "\0" in name:
+    shortest, longest = min(map(len, seen), default=1), max(map(len, seen), default=1)
+    if not shortest or longest > _LONGEST_ID or not _storable("\0".join(seen), len(seen)):
+        wrong = next(name for name in seen if not 0 < len(name) <= _LONGEST_ID or not _storable(name, 1))
         raise UserError(
-            expected=f"sample ids of 1 to {_LONGEST_ID} bytes of UTF-8 without NUL", found=repr(name)[:80], where=where
+            expected=f"sample ids of 1 to {_LONGEST_ID} characters of UTF-8 without NUL",
+            found=repr(wrong)[:80],
+            where=where,
         )
+
+
+def _storable(joined: str, count: int) -> bool:
+    try:
+        return joined.encode().count(b"\0") == max(0, count - 1)
+    except UnicodeEncodeError:
+        return False
 
 
 def checked_features(

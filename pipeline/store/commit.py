@@ -34,16 +34,18 @@ def commit_file(
         PipelineError: The disk is full, read-only or gives back other bytes; nothing is left behind.
     """
     shard_format, dtype = file_format(header.file_format), storage_dtype(header.key.storage_dtype)
-    layers = tuple(describe(name, values, dtype) for name, values in features.items())
     target = root / (stem(index, list(features)) + shard_format.suffix)
     record_path = target.with_suffix(".json")
-    with writing(target):
+    with writing(target), ThreadPoolExecutor(1) as beside:
+        described = beside.submit(describe, features, dtype)
         retire(record_path)
         with atomic.temp_file(target) as temp:
             write_shard(shard_format, temp, ids, features, dtype)
+            layers = described.result()
+            digest = beside.submit(file_sha256, temp)
             verify_shard(shard_format, temp, ids, layers)
-            digest = seal(temp)
-            size = temp.stat().st_size
+            atomic.sync_file(temp)
+            sha256, size = digest.result(), temp.stat().st_size
             atomic.publish(temp, target)
             atomic.sync_folder(root)
         start, stop = header.span(index)
@@ -57,21 +59,24 @@ def commit_file(
             layers=layers,
             ids=ids_digest(ids),
             bytes=size,
-            sha256=digest,
+            sha256=sha256,
             rejected=tuple((name, reason) for name, reason in rejected),
         )
         atomic.put(record_path, dump_signed(record.to_json()))
     return record
 
 
-def describe(name: str, values: Features, dtype: StorageDtype) -> ShardLayer:
-    """Return what the record says of a layer."""
-    return ShardLayer(
-        name=name,
-        width=values.shape[1],
-        dtype=dtype.name,
-        xxh3=array_xxh3([values]),
-        nonfinite=count_nonfinite(values, dtype),
+def describe(features: Mapping[str, Features], dtype: StorageDtype) -> tuple[ShardLayer, ...]:
+    """Return what the record says of each layer."""
+    return tuple(
+        ShardLayer(
+            name=name,
+            width=values.shape[1],
+            dtype=dtype.name,
+            xxh3=array_xxh3([values]),
+            nonfinite=count_nonfinite(values, dtype),
+        )
+        for name, values in features.items()
     )
 
 
@@ -105,14 +110,6 @@ def verify_shard(shard_format: ShardFormat, path: Path, ids: Sequence[str], laye
         views = shard_format.view(path, extents, storage_dtype(layer.dtype))
         if (extents.rows, extents.width) != (len(ids), layer.width) or array_xxh3(views) != layer.xxh3:
             raise OSError(f"the file gives back other values of layer {layer.name}")
-
-
-def seal(temp: Path) -> str:
-    """Bring a file to the disk and return its sha256, both at the same time."""
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(file_sha256, temp)
-        atomic.sync_file(temp)
-        return digest.result()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ digest of itself and must be byte for byte what this module would write, so that
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DamagedStoreError
 
 _BLOCK_BYTES = 1 << 20
+_BLOCK_IDS = 1 << 16
 
 
 def canonical(value: Any) -> bytes:
@@ -70,12 +71,11 @@ def array_xxh3(parts: Iterable[NDArray[np.generic]]) -> str:
     return digest.hexdigest()
 
 
-def ids_digest(ids: Iterable[str]) -> str:
-    """Return the sha256 over ids in order, each with its length before it."""
+def ids_digest(ids: Sequence[str]) -> str:
+    """Return the sha256 over N ids in order, each with a NUL after it (no id holds one)."""
     digest = hashlib.sha256()
-    for name in ids:
-        encoded = name.encode()
-        digest.update(b"%d:%b," % (len(encoded), encoded))
+    for start in range(0, len(ids), _BLOCK_IDS):
+        digest.update(("\0".join(ids[start : start + _BLOCK_IDS]) + "\0").encode())
     return digest.hexdigest()
 
 

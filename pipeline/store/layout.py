@@ -17,7 +17,7 @@ _STEM = re.compile(r"(\d{5,})-[0-9a-f]{8}")
 _SHARD = re.compile(rf"{_STEM.pattern}\.(?:h5|parquet)")
 _RECORD = re.compile(rf"{_STEM.pattern}\.json")
 _TEMP = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
-_LOCK = re.compile(r"\.(?:store|\d{5,})\.lock")
+_LOCK = re.compile(r"\.(?:store|gc|\d{5,})\.lock")
 
 
 def stem(index: int, layers: Sequence[str]) -> str:

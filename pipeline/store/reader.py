@@ -60,7 +60,7 @@ class FeatureStore:
             DamagedStoreError: The manifest, samples.parquet or a file is not what was committed.
         """
         root = Path(path)
-        _require_store(root)
+        require_finished(root)
         manifest = read_manifest(root)
         if (root / HEADER).exists() and read_header(root) != manifest.header:
             raise DamagedStoreError(HEADER, "the manifest's header", "another header", str(root))
@@ -223,7 +223,13 @@ def _free_memory() -> int:
         return 1 << 62
 
 
-def _require_store(root: Path) -> None:
+def require_finished(root: Path) -> None:
+    """Check that a folder holds a finished store.
+
+    Raises:
+        UserError: No such folder, or a folder that is no store.
+        UnfinishedStoreError: Not all shards are committed.
+    """
     if not root.is_dir():
         raise UserError(expected="a feature store's folder", found="no such folder", where=str(root))
     if (root / MANIFEST).exists():

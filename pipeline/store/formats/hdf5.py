@@ -29,7 +29,7 @@ class Hdf5Format(ShardFormat):
         options = {"libver": ("earliest", "v110"), "locking": False}
         aligned = {"alignment_threshold": _ALIGN, "alignment_interval": _ALIGN}
         with h5py.File(path, "w", **options, **aligned) as file:
-            encoded = [name.encode() for name in ids]
+            encoded = "\0".join(ids).encode().split(b"\0") if ids else []
             text = h5py.string_dtype("utf-8", max(map(len, encoded), default=1))
             file.create_dataset("ids", data=np.array(encoded, dtype=text), track_times=False)
             group = file.create_group("layers")
@@ -41,7 +41,8 @@ class Hdf5Format(ShardFormat):
     def ids(self, path: Path) -> list[str]:
         """Read the ids."""
         with _open(path) as file:
-            return [name.decode() for name in file["ids"][()].tolist()]
+            encoded = file["ids"][()].tolist()
+        return b"\0".join(encoded).decode().split("\0") if encoded else []
 
     def layers(self, path: Path) -> tuple[str, ...]:
         """Return the layers' names."""

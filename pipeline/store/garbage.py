@@ -1,0 +1,73 @@
+"""Files in a store that nothing needs any more: found first, removed only when asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.store.atomic import stale_temp_files
+from pipeline.store.commit import writing
+from pipeline.store.layout import HEADER, MANIFEST, is_lock, lock_name, own_files, shard_index
+from pipeline.store.locks import is_locked, lock
+from pipeline.store.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file that nothing needs: its name, bytes, and why."""
+
+    name: str
+    bytes: int
+    reason: str
+
+
+def garbage(path: Path) -> list[Garbage]:
+    """Return what `gc` would remove.
+
+    Temp and lock files of dead processes; and, in a finished store that no live process writes, shard files and commit
+    records that are not in the manifest, such as layers whose extraction was given up.
+
+    Raises:
+        UserError: The folder is no store, or its manifest is damaged.
+    """
+    if not (path / HEADER).is_file():
+        raise UserError(expected="a feature store", found="no store.json", where=str(path))
+    found = [_garbage(file, "temp file of a dead process") for file in stale_temp_files(path)]
+    locks = [file for file in own_files(path) if is_lock(file.name) and not is_locked(file)]
+    found += [_garbage(file, "lock file of a dead process") for file in locks]
+    return found + (_not_in_manifest(path) if (path / MANIFEST).exists() else [])
+
+
+def gc(path: Path, *, delete: bool = False) -> list[Garbage]:
+    """Return the files that nothing needs, and remove them if `delete`.
+
+    Raises:
+        UserError: As for `garbage`.
+        PipelineError: A file cannot be removed.
+    """
+    found = garbage(path)
+    if delete:
+        with writing(path / HEADER), lock(path / lock_name("store")):
+            for each in found:
+                _remove(path, each)
+    return found
+
+
+def _not_in_manifest(root: Path) -> list[Garbage]:
+    if any(is_lock(file.name) and is_locked(file) for file in own_files(root)):
+        return []
+    known = {record.name for record in read_manifest(root).shards}
+    known |= {Path(name).with_suffix(".json").name for name in known}
+    files = [file for file in own_files(root) if shard_index(file.name) is not None and file.name not in known]
+    return [_garbage(file, "not in the manifest") for file in files]
+
+
+def _remove(root: Path, each: Garbage) -> None:
+    index = shard_index(each.name)
+    held = each.name if is_lock(each.name) else lock_name("gc" if index is None else index)
+    with lock(root / held, block=False) as free:
+        if free:
+            (root / each.name).unlink(missing_ok=True)
+
+
+def _garbage(file: Path, reason: str) -> Garbage:
+    return Garbage(file.name, file.stat().st_size, reason)

@@ -1,0 +1,185 @@
+"""What is in a store and how far it has come: the functions behind `pipeline store ...`, which return data."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.store.convert import convert
+from pipeline.store.dtypes import storage_dtype
+from pipeline.store.garbage import garbage, gc
+from pipeline.store.ingest import IngestConfig, ingest
+from pipeline.store.layout import CLASSES, HEADER, lock_name, own_files, shard_index
+from pipeline.store.locks import is_locked
+from pipeline.store.manifest import read_header
+from pipeline.store.reader import FeatureStore
+from pipeline.store.records import committed, missing_layers
+from pipeline.store.replace import replace_store
+from pipeline.store.verify import Problem, verify
+
+__all__ = [
+    "IngestConfig",
+    "Problem",
+    "ShardStatus",
+    "convert",
+    "diff",
+    "du",
+    "garbage",
+    "gc",
+    "ingest",
+    "ls",
+    "replace_store",
+    "status",
+    "verify",
+]
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    """How far one shard is: items [start, stop), state "done", "leased" or "missing", layers that are committed."""
+
+    index: int
+    start: int
+    stop: int
+    state: str
+    layers: tuple[str, ...]
+
+
+def ls(path: Path) -> dict[str, Any]:
+    """Return what a finished store holds, as JSON data.
+
+    Keys: path, rows, items, rejected, layers [{name, width, dtype, digest, nonfinite}], key, key_digest,
+    content_digest, bytes, shards, files, shard_rows, format, splits {split: rows}, provenance, classes (a nested store's, or None).
+
+    Raises:
+        UserError: The folder is no store, unfinished or damaged.
+    """
+    store = FeatureStore.open(path)
+    manifest = store.manifest
+    return {
+        "path": str(path),
+        "rows": store.rows,
+        "items": manifest.header.items,
+        "rejected": manifest.header.items - store.rows,
+        "layers": [asdict(layer) for layer in store.layers],
+        "key": store.key.to_json(),
+        "key_digest": store.key.digest(),
+        "content_digest": store.content_digest,
+        "bytes": manifest.bytes,
+        "shards": manifest.header.shards,
+        "files": len(manifest.shards),
+        "shard_rows": manifest.header.shard_rows,
+        "format": manifest.header.file_format,
+        "splits": dict(sorted(Counter(store.samples.split).items())),
+        "provenance": dict(manifest.provenance),
+        "classes": ls(path / CLASSES) if (path / CLASSES / HEADER).exists() else None,
+    }
+
+
+def du(path: Path) -> dict[str, int]:
+    """Return bytes on the disk: "total", "shards", "tables" and "layer:<name>" (values alone) for each layer.
+
+    Raises:
+        UserError: The folder is no store, unfinished or damaged.
+    """
+    store = FeatureStore.open(path)
+    sizes = {file.name: file.stat().st_size for file in own_files(path)}
+    shards = sum(
+        size for name, size in sizes.items() if name.endswith((".h5", ".parquet")) and shard_index(name) is not None
+    )
+    layers = {
+        f"layer:{layer.name}": sum(
+            file.rows * part.width * storage_dtype(part.dtype).itemsize
+            for file in store.manifest.shards
+            for part in file.layers
+            if part.name == layer.name
+        )
+        for layer in store.layers
+    }
+    total = sum(sizes.values())
+    return {"total": total, "shards": shards, "tables": total - shards, **layers}
+
+
+def status(path: Path) -> list[ShardStatus]:
+    """Return the state of every shard of a store, finished or not.
+
+    A shard is done if it has every layer that any shard has, leased if a live process holds it, missing otherwise.
+
+    Raises:
+        UserError: The folder is no store.
+    """
+    if not (path / HEADER).is_file():
+        raise UserError(expected="a feature store", found="no store.json", where=str(path))
+    header = read_header(path)
+    done = committed(path, header)
+    names = tuple(dict.fromkeys(layer.name for files in done.values() for file in files for layer in file.layers))
+    return [
+        _shard_status(path, index, header.span(index), done.get(index, []), names) for index in range(header.shards)
+    ]
+
+
+def _shard_status(
+    root: Path, index: int, span: tuple[int, int], files: list[Any], names: tuple[str, ...]
+) -> ShardStatus:
+    missing = missing_layers(files, names)
+    held = tuple(name for name in names if name not in missing)
+    state = "done" if files and not missing else "missing"
+    if is_locked(root / lock_name(index)):
+        state = "leased"
+    return ShardStatus(index, *span, state, held)
+
+
+def diff(first: Path, second: Path) -> list[str]:
+    """Return in sentences why two finished stores differ; empty if ids, values and keys are the same.
+
+    Raises:
+        UserError: A folder is no store, unfinished or damaged.
+    """
+    a, b = FeatureStore.open(first), FeatureStore.open(second)
+    sentences = [
+        f"key: {field} is {ours} in the first and {theirs} in the second"
+        for field, ours, theirs in a.key.differences(b.key)
+    ]
+    sentences += _diff_ids(a, b)
+    sentences += _diff_layers(a, b)
+    if sentences or a.content_digest != b.content_digest:
+        sentences += _diff_provenance(a, b)
+    return sentences
+
+
+def _diff_ids(a: FeatureStore, b: FeatureStore) -> list[str]:
+    if a.manifest.ids == b.manifest.ids:
+        return []
+    sentences = [f"rows: {a.rows} in the first and {b.rows} in the second"] if a.rows != b.rows else []
+    ours, theirs = set(a.ids), set(b.ids)
+    for names, where in ((sorted(ours - theirs), "first"), (sorted(theirs - ours), "second")):
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            sentences.append(f"ids: {len(names)} only in the {where} ({shown})")
+    return sentences or ["ids: the same ids in another order"]
+
+
+def _diff_layers(a: FeatureStore, b: FeatureStore) -> list[str]:
+    ours, theirs = ({layer.name: layer for layer in store.layers} for store in (a, b))
+    sentences = [f"layer {name}: only in the first" for name in ours if name not in theirs]
+    sentences += [f"layer {name}: only in the second" for name in theirs if name not in ours]
+    for name in ours:
+        if name not in theirs:
+            continue
+        x, y = ours[name], theirs[name]
+        if (x.width, x.dtype) != (y.width, y.dtype):
+            sentences.append(f"layer {name}: {x.width} {x.dtype} in the first and {y.width} {y.dtype} in the second")
+        elif x.digest != y.digest and a.manifest.ids == b.manifest.ids:
+            sentences.append(f"layer {name}: other values for the same ids")
+    return sentences
+
+
+def _diff_provenance(a: FeatureStore, b: FeatureStore) -> list[str]:
+    ours, theirs = a.manifest.provenance, b.manifest.provenance
+    names = sorted((ours.keys() | theirs.keys()) - {"created"})
+    return [
+        f"provenance: {name} is {ours.get(name)!r} in the first and {theirs.get(name)!r} in the second"
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
