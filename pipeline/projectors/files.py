@@ -25,9 +25,16 @@ def save_projector(folder: Path, side: str, projector: Projector) -> None:
     """Write a projector as `<side>.safetensors` and `<side>.json`, each put in place by rename, the JSON last.
 
     The JSON carries the sha256 of the tensors, so a mixture of two runs is noticed.
+
+    Raises:
+        UserError: A weight is NaN or infinite: the training diverged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            remedy = "lower the learning rate or look for non-finite features"
+            raise UserError(expected="finite weights", found=f"NaN or infinity in {name}", where=side, remedy=remedy)
+    folder.mkdir(parents=True, exist_ok=True)
     data: bytes = save(tensors)
     about = {
         "format": FORMAT,

@@ -56,7 +56,7 @@ class PairStatistics:
         owner = cls.owner(image, text, text_image)
         counts = torch.bincount(owner, minlength=len(image)).double()
         image_side = _spectrum(image, counts / counts.sum(), "image")
-        text_side = _spectrum(text, torch.full((len(text),), 1.0 / len(text), device=text.device).double(), "text")
+        text_side = _spectrum(text, text.new_full((len(text),), 1.0 / len(text), dtype=torch.float64), "text")
         summed = torch.zeros(len(image), len(text_side.values), dtype=torch.float64, device=image.device)
         for start in range(0, len(text), _BLOCK):
             block = text[start : start + _BLOCK].double() - text_side.mean
