@@ -1,0 +1,99 @@
+"""Settings of the align stage: which stores, which method, which pairs. Filled from params.yaml or from flags.
+
+config = AlignConfig(image=(Path("…/vit"),), text=(Path("…/minilm"),), out=Path("…/run"), method="structure")
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.align.options import require
+from pipeline.align.recipe import Recipe, make_recipe
+from pipeline.config import build, section
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """One run: one method, one or several seeds."""
+
+    image: tuple[Path, ...]
+    """Image stores; the layers of several are concatenated."""
+    text: tuple[Path, ...]
+    """Text stores; the layers of several are concatenated."""
+    out: Path
+    """Folder of the run."""
+    method: str = "info_nce"
+    """A name of `pipeline.align.methods.METHODS`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Changes to the method's recipe, nested: {"training": {"epochs": 40}}."""
+    layers: str = "auto"
+    """`auto` (best pair by mutual kNN), `last`, `stack` (the best few a side), or `I,J`: image layers, text layers."""
+    stack: int = 3
+    """How many layers of each side `stack` concatenates."""
+    pairs: int | None = None
+    """Number of training images, drawn by seed; nothing said means all."""
+    seeds: tuple[int, ...] = (1, 42, 55)
+    """Each seed draws its own start, batches and, with `pairs`, its own training images."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    validation_split: str = "val"
+    """Split that stops training and picks the best weights; a tenth of the training images where there is none."""
+    device: str = "auto"
+    """auto, cpu, cuda or another device of torch."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.image) and bool(self.text), "image and text", "with a store each", "none")
+        require(bool(self.seeds), "seeds", "with one seed at least", "none")
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", "that differ", self.seeds)
+        require(all(0 <= seed < 2**63 for seed in self.seeds), "seeds", "between 0 and 2^63", self.seeds)
+        require(self.pairs is None or self.pairs >= 2, "pairs", "of 2 or more", self.pairs)
+        require(self.stack >= 1, "stack", "of 1 or more", self.stack)
+        require(self.train_split != self.validation_split, "validation_split", "other than train_split", "the same")
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """Return the method's recipe with the settings laid over it.
+
+        Raises:
+            UserError: A setting is unknown or impossible.
+            UnknownNameError: No such method.
+        """
+        return make_recipe(self.method, self.settings, where="align settings")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain data, the whole recipe included."""
+        plain = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return {**plain, "recipe": _plain(dataclasses.asdict(self.recipe()))}
+
+
+def align_config(params: Mapping[str, Any], method: str, root: Path = Path()) -> AlignConfig:
+    """Return the settings that params.yaml means for one method.
+
+    Args:
+        params: The whole of params.yaml; its section `align` holds fields of `AlignConfig`, and `dataset`.
+        method: The method.
+        root: The checkout; all folders are below its `data/`.
+
+    Raises:
+        UserError: A section or a name is missing, or a setting is wrong.
+    """
+    values = section(params, "align")
+    features = root / "data" / "1_features" / str(values.pop("dataset", ""))
+    paths = {
+        "image": [features / str(params.get("image_encoder", ""))],
+        "text": [features / str(params.get("text_encoder", ""))],
+        "out": root / "data" / "2_projectors" / method,
+    }
+    return build(AlignConfig, {**paths, **values, "method": method}, where="params.yaml: align")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,241 @@
+"""Which layers to align: every image layer against every text layer, on training pairs alone.
+
+Run by `pipeline layers IMAGE_STORE TEXT_STORE` (`layers`) and by `pipeline.align.run` for `--layers auto` and `stack`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.align.config import AlignConfig
+from pipeline.align.pairs import PairSet, split_pairs
+from pipeline.align.report import Report, silent
+from pipeline.align.sides import LayerRef, Side
+from pipeline.errors import UserError
+from pipeline.layers import select_layers
+from pipeline.metrics.layer_pairs import LayerPairs, compare_layers
+from pipeline.metrics.neighbours import Neighbours, is_constant, nearest_neighbours
+
+MAX_ROWS = 5000
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerScores:
+    """All pairs of layers, scored; what layer_pairs.json holds."""
+
+    metric: str = "mutual_knn"
+    """Share of common nearest neighbours (arXiv 2506.16895 picks layers by it)."""
+    k: int
+    """Neighbours of a row, ⌈2·n^⅓⌉."""
+    rows: int
+    """Training images that were looked at."""
+    image_layers: list[str]
+    """Names of the I image layers that were compared."""
+    text_layers: list[str]
+    """Names of the T text layers that were compared."""
+    score: list[list[float]]
+    """Raw score, [I][T] in 0..1."""
+    calibrated: list[list[float]]
+    """Score above what shuffled pairs reach, [I][T] (arXiv 2602.14486)."""
+    p_value: list[list[float]]
+    """Share of shuffled pairings that score as high, [I][T]."""
+    chosen: tuple[int, int]
+    """Position of the best pair: highest calibrated score."""
+    chosen_p_value: float
+    """P-value of the best pair, with the choice among all pairs paid for."""
+    left_out: list[str] = field(default_factory=list)
+    """Layers whose rows are all the same: nobody has neighbours there."""
+    advice: str = ""
+    """What the scores say, in a sentence."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return {**asdict(self), "chosen": list(self.chosen)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "LayerScores":
+        """Rebuild a record; fields that this version does not know are passed over."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        return cls(**{**known, "chosen": tuple(known["chosen"])})
+
+
+def layers(image_store: Path, text_store: Path, *, split: str = "train", seed: int = 0) -> LayerScores:
+    """Score every pair of layers of two stores on up to 5000 training images.
+
+    Args:
+        image_store: Image store.
+        text_store: Text store of the same data set.
+        split: The training split.
+        seed: Draws the images where there are more.
+
+    Raises:
+        UserError: A store cannot be used, or there are too few pairs.
+    """
+    config = AlignConfig(
+        image=(image_store,), text=(text_store,), out=Path(), train_split=split, validation_split=f"not {split}"
+    )
+    image, text = Side.open("image", config.image), Side.open("text", config.text)
+    pairs = split_pairs(image, text, config, silent).train
+    return score_layers(image, text, pairs, seed=seed)
+
+
+def score_layers(image: Side, text: Side, pairs: PairSet, *, seed: int = 0, permutations: int = 200) -> LayerScores:
+    """Score every pair of layers on training pairs. A caption row is the mean of an image's captions.
+
+    Args:
+        image: The image side.
+        text: The text side.
+        pairs: Training pairs; never validation or test pairs.
+        seed: Draws 5000 images where there are more, and the shuffles of the null.
+        permutations: Shuffled pairings behind the null.
+
+    Raises:
+        UserError: Fewer than three images, or a side without a layer that tells samples apart.
+    """
+    if len(pairs) < 3:
+        raise UserError(expected="at least 3 training images to compare layers", found=str(len(pairs)))
+    if len(pairs) > MAX_ROWS:
+        chosen = np.random.default_rng(seed).permutation(len(pairs))[:MAX_ROWS]
+        pairs = pairs.take(np.sort(chosen))
+    image_layers, image_tables, left_out = _tables(image, pairs)
+    text_layers, text_tables, more_left_out = _tables(text, pairs)
+    found = compare_layers(image_tables, text_tables, permutations=permutations, seed=seed)
+    return _record(found, image_layers, text_layers, left_out + more_left_out)
+
+
+def _tables(side: Side, pairs: PairSet) -> tuple[list[str], list[Neighbours], list[str]]:
+    names: list[str] = []
+    tables: list[Neighbours] = []
+    left_out: list[str] = []
+    for layer in side.layers():
+        features = _features(side, layer, pairs)
+        if is_constant(torch.nn.functional.normalize(features, dim=1)):
+            left_out.append(side.label(layer))
+        else:
+            names.append(side.label(layer))
+            tables.append(nearest_neighbours(features))
+    if not tables:
+        where = ", ".join(str(store.path) for store in side.stores)
+        raise UserError(expected="a layer that tells samples apart", found="the same row everywhere", where=where)
+    return names, tables, left_out
+
+
+def _features(side: Side, layer: LayerRef, pairs: PairSet) -> Tensor:
+    """Return one row an image: its own features, or the mean of its captions' features."""
+    if side.modality == "image":
+        return side.read([layer], pairs.image_rows, constant_allowed=True)
+    captions = side.read([layer], pairs.caption_rows, constant_allowed=True)
+    owner = torch.from_numpy(pairs.caption_image)
+    total = torch.zeros(len(pairs), captions.shape[1]).index_add_(0, owner, captions)
+    return total / torch.bincount(owner, minlength=len(pairs))[:, None]
+
+
+def _record(found: LayerPairs, image_layers: list[str], text_layers: list[str], left_out: list[str]) -> LayerScores:
+    best = found.best
+    names = (image_layers[best[0]], text_layers[best[1]])
+    return LayerScores(
+        k=found.k,
+        rows=found.rows,
+        image_layers=image_layers,
+        text_layers=text_layers,
+        score=found.score.tolist(),
+        calibrated=found.calibrated.tolist(),
+        p_value=found.p_value.tolist(),
+        chosen=best,
+        chosen_p_value=found.best_p_value,
+        left_out=left_out,
+        advice=_advice(names, found),
+    )
+
+
+def _advice(names: tuple[str, str], found: LayerPairs) -> str:
+    score, last = float(found.score[found.best]), float(found.score[-1, -1])
+    pair = f"image layer {names[0]} and text layer {names[1]}"
+    if found.best_p_value > SIGNIFICANT:
+        return (
+            f"No pair of layers stands out from shuffled pairs (p = {found.best_p_value:.2f}): {found.rows} images are "
+            f"too few to choose by, or images and captions do not match; {pair} is the best guess."
+        )
+    if found.best == (found.score.shape[0] - 1, found.score.shape[1] - 1):
+        return (
+            f"The last layers are the best pair: {pair} share {score:.1%} of neighbours (p = {found.best_p_value:.3f})."
+        )
+    return (
+        f"Use {pair}: {score:.1%} of neighbours in common against {last:.1%} for the last layers "
+        f"(p = {found.best_p_value:.3f})."
+    )
+
+
+@dataclass(frozen=True)
+class ChosenLayers:
+    """The layers that a run concatenates, each side, and the scores that chose them (None where they were named)."""
+
+    image: tuple[LayerRef, ...]
+    text: tuple[LayerRef, ...]
+    scores: LayerScores | None
+
+
+def choose_layers(
+    image: Side, text: Side, pairs: PairSet, config: AlignConfig, report: Report, known: LayerScores | None = None
+) -> ChosenLayers:
+    """Return the layers that `config.layers` means.
+
+    Args:
+        image: The image side.
+        text: The text side.
+        pairs: Training pairs.
+        config: `layers` and `stack`.
+        report: Gets the advice.
+        known: Scores of the same stores and pairs from an earlier run.
+
+    Raises:
+        UserError: The expression means nothing, or the scores cannot be computed.
+        UnknownNameError: No such layer.
+    """
+    expression = config.layers.strip()
+    if expression == "last":
+        return ChosenLayers(_named(image, "last"), _named(text, "last"), None)
+    if expression in ("auto", "stack"):
+        scores = known or score_layers(image, text, pairs, seed=config.seeds[0])
+        report(scores.advice)
+        table = np.array(scores.calibrated) + 1e-6 * np.array(scores.score)
+        count = 1 if expression == "auto" else config.stack
+        return ChosenLayers(
+            _best(image, scores.image_layers, table.max(axis=1), count),
+            _best(text, scores.text_layers, table.max(axis=0), count),
+            scores,
+        )
+    parts = expression.split(",")
+    if len(parts) != 2:
+        raise UserError(
+            expected="auto, last, stack, or an image layer and a text layer such as 11,last",
+            found=repr(expression),
+            where="--layers",
+        )
+    return ChosenLayers(_named(image, parts[0]), _named(text, parts[1]), None)
+
+
+def _named(side: Side, expression: str) -> tuple[LayerRef, ...]:
+    """Return the layers of each store that an expression means there."""
+    return tuple(
+        LayerRef(index, name)
+        for index, store in enumerate(side.stores)
+        for name in select_layers(expression, [layer.name for layer in store.layers])
+    )
+
+
+def _best(side: Side, names: Sequence[str], scores: Any, count: int) -> tuple[LayerRef, ...]:
+    """Return the `count` best layers of each store, in order of depth."""
+    score_of = dict(zip(names, scores, strict=True))
+    chosen: list[LayerRef] = []
+    for index in range(len(side.stores)):
+        own = [layer for layer in side.layers() if layer.store == index and side.label(layer) in score_of]
+        best = sorted(own, key=lambda layer: (-score_of[side.label(layer)], -own.index(layer)))[:count]
+        chosen += sorted(best, key=own.index)
+    return tuple(chosen)

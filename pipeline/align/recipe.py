@@ -1,0 +1,121 @@
+"""A recipe: everything that a method says about how projectors are made. Presets are in `pipeline.align.methods`.
+
+recipe = make_recipe("structure", {"training": {"epochs": 40}, "dim": 256})
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.align.methods import METHODS
+from pipeline.align.options import ObjectiveOptions, require
+from pipeline.config import build
+from pipeline.errors import UnknownNameError
+
+CLOSED_FORMS = ("cca", "procrustes", "ridge", "pls", "asif")
+"""Algorithms that need no training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The optimiser and how long it runs."""
+
+    epochs: int = 60
+    """Passes over the training images; `max_steps` may end the run earlier."""
+    max_steps: int | None = None
+    """Upper limit of optimiser steps."""
+    min_steps: int = 200
+    """Few pairs make few steps an epoch: at least this many steps are planned (still below `max_steps`)."""
+    batch_size: int = 1024
+    """Pairs in a batch; batches of an epoch are cut to nearly equal size, nothing is dropped."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule: linear warm-up, then half a cosine to 0."""
+    warm_up: float = 0.05
+    """Share of all steps that warm up."""
+    weight_decay: float = 1e-4
+    """AdamW's decay, on matrices only."""
+    betas: tuple[float, ...] = (0.9, 0.95)
+    """AdamW's two betas."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    validations: int = 20
+    """How often a run is validated, evenly spread over its steps."""
+    validation_images: int = 500
+    """Images of the validation split that these validations look at; the best weights' metrics come from all."""
+    patience: int = 6
+    """Validations without improvement that end a run; 0 never does."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "learning_rate", "validations", "validation_images")
+        for name in positive:
+            require(0 < getattr(self, name) < math.inf, f"training.{name}", "above 0", getattr(self, name))
+        for name in ("weight_decay", "clip", "patience", "min_steps"):
+            require(0 <= getattr(self, name) < math.inf, f"training.{name}", "at least 0", getattr(self, name))
+        require(self.batch_size >= 2, "training.batch_size", "at least 2", self.batch_size)
+        require(self.validation_images >= 2, "training.validation_images", "at least 2", self.validation_images)
+        require(self.max_steps is None or self.max_steps > 0, "training.max_steps", "above 0", self.max_steps)
+        require(0 <= self.warm_up <= 1, "training.warm_up", "in [0, 1]", self.warm_up)
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(fits, "training.betas", "two numbers in [0, 1)", self.betas)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ObjectiveOptions):
+    """How projectors are made from pairs; the slots of a training step are inherited."""
+
+    algorithm: Literal["train", "cca", "procrustes", "ridge", "pls", "asif"] = "train"
+    """Gradient descent, or one of the closed forms."""
+    closed_form: dict[str, Any] = field(default_factory=dict)
+    """Options of the closed form (of the start, where `start` is one)."""
+    start: Literal["random", "cca"] = "random"
+    """Where training starts: random projectors, or linear ones filled by ridge CCA."""
+    projector: str = "linear"
+    """A name of `pipeline.projectors.table.PROJECTORS`, the same on both sides."""
+    projector_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the projector beyond its widths."""
+    normalise_input: Literal["none", "unit", "standardise"] = "standardise"
+    """What a projector does to the raw features first; statistics come from training pairs."""
+    dim: int = 256
+    """Width d of the shared space."""
+    captions: Literal["one", "all"] = "one"
+    """`one`: an epoch draws one caption an image; `all`: each caption is a pair, captions of one image no strangers."""
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    """Optimiser and length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.dim > 0, "dim", "above 0", self.dim)
+        linear = self.start == "random" or self.projector == "linear"
+        require(linear, "projector", "linear where training starts from CCA", self.projector)
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is gradient descent."""
+        return self.algorithm == "train"
+
+
+def make_recipe(method: str, settings: Mapping[str, Any] | None = None, *, where: str = "align settings") -> Recipe:
+    """Return a method's recipe with some settings changed.
+
+    Args:
+        method: A name of `METHODS`.
+        settings: Changes, nested as the recipe is: {"structure": {"weight": 3.0}}.
+        where: Where the changes came from, for the error.
+
+    Raises:
+        UnknownNameError: No such method; lists the known ones.
+        UserError: Lists every unknown or impossible setting with its path.
+    """
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS, "--method")
+    return build(Recipe, merge(METHODS[method], settings or {}), where=where)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with changes laid over them; neither argument is touched."""
+    merged = dict(base)
+    for name, value in changes.items():
+        below = merged.get(name)
+        merged[name] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,200 @@
+"""The align stage: stores in, a run folder out. Run by `pipeline align` and `stages/align.py`.
+
+path = align(AlignConfig(image=(…,), text=(…,), out=…, method="combined"), report=print)
+
+A seed that is finished with the same settings and the same features is not done again; an interrupted one is.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.align import closed_form
+from pipeline.align.config import AlignConfig
+from pipeline.align.layer_choice import ChosenLayers, choose_layers
+from pipeline.align.pairs import Splits, split_pairs, subset
+from pipeline.align.report import Report, silent
+from pipeline.align.resume import (
+    LAYER_FILE,
+    SeedResult,
+    finished_seed,
+    known_scores,
+    layers_digest,
+    save_scores,
+    save_seed,
+    seed_digest,
+)
+from pipeline.align.sides import LayerRef, Side
+from pipeline.align.start import starting_projectors
+from pipeline.align.tensors import PairTensors
+from pipeline.align.train import Trained, train
+from pipeline.align.validation import selection_score
+from pipeline.errors import UserError
+from pipeline.projectors.run_record import AlignedRun
+
+PACKAGES = ("fewpairs", "torch", "numpy")
+
+
+def align(config: AlignConfig, report: Report = silent) -> Path:
+    """Choose layers, make projectors for every seed, and write the run; return its folder.
+
+    `run.json` is written last and taken away first: a folder that holds one is a whole run of one configuration.
+
+    Args:
+        config: What to align, how.
+        report: Gets a sentence for each thing done, reused or decided.
+
+    Raises:
+        UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings.
+    """
+    device = _device(config.device)
+    image, text = Side.open("image", config.image), Side.open("text", config.text)
+    splits = split_pairs(image, text, config, report)
+    chosen = _choose(image, text, splits, config, report)
+    report(
+        f"Aligning {_names(image, chosen.image)} with {_names(text, chosen.text)}: "
+        f"{config.pairs or len(splits.train)} training images, {len(splits.validation)} for validation."
+    )
+    results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, report).run()
+    AlignedRun.write(config.out, _record(config, image, text, chosen, splits, results))
+    return config.out
+
+
+class _Seeds:
+    """The loop over seeds; features are read only if a seed is left to do."""
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        sides: tuple[Side, Side],
+        layers: tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]],
+        splits: Splits,
+        device: torch.device,
+        report: Report,
+    ) -> None:
+        self.config, self.sides, self.layers = config, sides, layers
+        self.splits, self.device, self.report = splits, device, report
+        self.recipe = config.recipe()
+
+    def run(self) -> list[SeedResult]:
+        """Return a result for each seed, old or new."""
+        seeds = self._seeds()
+        digests = {seed: seed_digest(*self.sides, self.layers, self.config, seed) for seed in seeds}
+        old = {seed: finished_seed(self.config.out, seed, digests[seed]) for seed in seeds}
+        left = [seed for seed in seeds if old[seed] is None]
+        reused = [str(seed) for seed in seeds if old[seed] is not None]
+        if reused:
+            self.report(f"Reused from an earlier run with the same settings and features: seed {', '.join(reused)}.")
+        results = {seed: result for seed, result in old.items() if result is not None}
+        if left:
+            (self.config.out / "run.json").unlink(missing_ok=True)
+            results |= self._make(left, digests)
+        return [results[seed] for seed in seeds]
+
+    def _seeds(self) -> Sequence[int]:
+        """A closed form on all pairs is the same for every seed: one is enough."""
+        if self.recipe.trained or self.config.pairs is not None or len(self.config.seeds) == 1:
+            return self.config.seeds
+        self.report(f"{self.config.method} needs no random numbers: one seed stands for all.")
+        return self.config.seeds[:1]
+
+    def _make(self, seeds: Sequence[int], digests: dict[int, str]) -> dict[int, SeedResult]:
+        everything = PairTensors.read(self.sides, self.layers, self.splits.train, self.device)
+        validation = PairTensors.read(self.sides, self.layers, self.splits.validation, self.device)
+        results: dict[int, SeedResult] = {}
+        for seed in seeds:
+            positions = subset(self.sides[0], self.splits.train, self.config.pairs, seed)
+            data = everything if self.config.pairs is None else everything.take(torch.from_numpy(positions))
+            trained = self._one(data, validation, seed)
+            results[seed] = save_seed(self.config.out, seed, digests[seed], trained)
+            self.report(
+                f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
+                f"{trained.steps} steps, {trained.seconds:.1f} s."
+            )
+        return results
+
+    def _one(self, data: PairTensors, validation: PairTensors, seed: int) -> Trained:
+        blocks = (self.sides[0].widths(self.layers[0]), self.sides[1].widths(self.layers[1]))
+        if not self.recipe.trained:
+            return closed_form.fit(data, validation, self.recipe, blocks)
+        projectors = starting_projectors(data, validation, self.recipe, blocks, seed)
+        return train(data, validation, self.recipe, projectors, seed=seed)
+
+
+def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, report: Report) -> ChosenLayers:
+    """Choose layers on the first seed's training images; scores of an earlier run on the same ones are reused."""
+    pairs = splits.train.take(subset(image, splits.train, config.pairs, config.seeds[0]))
+    digest = layers_digest(image, text, config)
+    known = known_scores(config.out, digest)
+    chosen = choose_layers(image, text, pairs, config, report, known)
+    if chosen.scores is not None and known is None:
+        save_scores(config.out, digest, chosen.scores)
+    elif chosen.scores is None:
+        (config.out / LAYER_FILE).unlink(missing_ok=True)
+    return chosen
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        found = f"{name!r} ({' '.join(str(error).split())[:120]})"
+        raise UserError(
+            expected="a device of this machine: auto, cpu or cuda", found=found, where="--device"
+        ) from error
+
+
+def _names(side: Side, layers: Sequence[LayerRef]) -> str:
+    kind = "image layer" if side.modality == "image" else "text layer"
+    return f"{kind}{'s' if len(layers) > 1 else ''} {' + '.join(side.label(layer) for layer in layers)}"
+
+
+def _record(
+    config: AlignConfig, image: Side, text: Side, chosen: ChosenLayers, splits: Splits, results: list[SeedResult]
+) -> dict[str, Any]:
+    sides = {"image": (image, chosen.image), "text": (text, chosen.text)}
+    return {
+        "method": config.method,
+        "config": json.loads(json.dumps(config.to_json())),
+        "layers": {name: [side.label(layer) for layer in layers] for name, (side, layers) in sides.items()},
+        "layers_by_store": {
+            name: [[layer.name for layer in layers if layer.store == index] for index in range(len(side.stores))]
+            for name, (side, layers) in sides.items()
+        },
+        "stores": {name: [_store(store) for store in side.stores] for name, (side, _) in sides.items()},
+        "dim": results[0].dim,
+        "temperature": results[0].record["temperature"],
+        "pairs": {
+            "training_images": config.pairs or len(splits.train),
+            "validation_images": len(splits.validation),
+            "validation_carved": splits.carved,
+        },
+        "seeds": [result.record for result in results],
+        "layer_scores": LAYER_FILE if chosen.scores is not None else None,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _store(store: Any) -> dict[str, Any]:
+    return {
+        "key_digest": store.key.digest(),
+        "content_digest": store.content_digest,
+        "key": store.key.to_json(),
+        "spec": str(store.manifest.provenance.get("spec", "")),
+        "path": str(store.path),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,205 @@
+"""Gradient descent on one seed: everything on the device once, no Python per sample, the best weights kept.
+
+trained = train(train_data, validation_data, recipe, (image_projector, text_projector), seed=1)
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.align.history import History
+from pipeline.align.objective import Batch, Moment, Objective
+from pipeline.align.recipe import Recipe, TrainingOptions
+from pipeline.align.tensors import PairTensors
+from pipeline.align.validation import selection_score, validate
+from pipeline.errors import PipelineError
+from pipeline.projectors.base import Projector
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one seed gives."""
+
+    image: Projector
+    text: Projector
+    validation: dict[str, float]
+    """Retrieval metrics of the best weights on all validation pairs."""
+    steps: int
+    """Steps that were taken; 0 for a closed form."""
+    seconds: float
+    """Wall time."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A row each logged step, see `pipeline.align.history`."""
+    temperature: float | None = None
+    """τ at the best step."""
+
+
+@dataclass
+class _Best:
+    """The best weights so far."""
+
+    score: float = -math.inf
+    state: list[dict[str, Tensor]] = field(default_factory=list)
+    temperature: float = math.nan
+    since: int = 0
+
+    def offer(self, score: float, modules: list[nn.Module], temperature: float) -> None:
+        if score > self.score:
+            self.score, self.since, self.temperature = score, 0, temperature
+            self.state = [{name: value.clone() for name, value in m.state_dict().items()} for m in modules]
+        else:
+            self.since += 1
+
+
+def train(
+    train_data: PairTensors,
+    validation_data: PairTensors,
+    recipe: Recipe,
+    projectors: tuple[Projector, Projector],
+    *,
+    seed: int,
+    tick: Callable[[int, int], None] = lambda step, total: None,
+) -> Trained:
+    """Train a pair of projectors.
+
+    Same seed, same data, same device and number of threads: the same weights, bit for bit on a CPU. The global random
+    state is as before afterwards.
+
+    Args:
+        train_data: Training pairs on the device.
+        validation_data: Validation pairs on the device.
+        recipe: Objective and optimiser.
+        projectors: Image and text projectors on the device; they are trained in place.
+        seed: Decides batches, captions, noise and dropout.
+        tick: Is told (steps done, steps planned) at each validation.
+
+    Raises:
+        PipelineError: The loss is no longer finite.
+    """
+    start = time.perf_counter()
+    cuda = [train_data.device] if train_data.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        return _train(train_data, validation_data, recipe, projectors, seed, tick, start)
+
+
+def _train(
+    data: PairTensors,
+    validation_data: PairTensors,
+    recipe: Recipe,
+    projectors: tuple[Projector, Projector],
+    seed: int,
+    tick: Callable[[int, int], None],
+    start: float,
+) -> Trained:
+    options = recipe.training
+    image, text = projectors
+    objective = Objective(recipe).to(data.device)
+    modules: list[nn.Module] = [image, text, objective]
+    optimiser = _optimiser(modules, options)
+    total = planned_steps(len(data), options)
+    checks = set(_validation_steps(total, options.validations))
+    small = validation_data.head(options.validation_images)
+    generators = (torch.Generator(data.device).manual_seed(seed), torch.Generator().manual_seed(seed))
+    history, best, step = History(total), _Best(), 0
+    for module in modules:
+        module.train()
+    for step, (epoch, batch) in enumerate(_batches(data, recipe, total, generators[0]), start=1):
+        rate = learning_rate(step - 1, total, options)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss, terms = objective(image, text, batch, Moment(step - 1, total, *generators))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if options.clip > 0:
+            nn.utils.clip_grad_norm_([p for m in modules for p in m.parameters()], options.clip)
+        optimiser.step()
+        objective.loss.temperature.clamp()
+        history.add(step, epoch, rate, terms)
+        if step in checks:
+            metrics = validate(image, text, small)
+            last = history.validated(step, metrics)
+            _check_finite(last, step)
+            best.offer(selection_score(metrics), modules, float(objective.loss.temperature()))
+            tick(step, total)
+            if options.patience and best.since >= options.patience:
+                break
+    for module, state in zip(modules, best.state, strict=True):
+        module.load_state_dict(state)
+        module.eval()
+    return Trained(
+        image=image,
+        text=text,
+        validation=validate(image, text, validation_data),
+        steps=step,
+        seconds=time.perf_counter() - start,
+        history=history.rows,
+        temperature=best.temperature,
+    )
+
+
+def planned_steps(images: int, options: TrainingOptions) -> int:
+    """Return the number of steps of a whole run."""
+    steps = max(options.epochs * batches_per_epoch(images, options.batch_size), options.min_steps, 1)
+    return steps if options.max_steps is None else min(steps, options.max_steps)
+
+
+def batches_per_epoch(pairs: int, batch_size: int) -> int:
+    """Return ⌈pairs / batch size⌉."""
+    return -(-pairs // batch_size)
+
+
+def learning_rate(step: int, total: int, options: TrainingOptions) -> float:
+    """Return the rate of step 0, 1, …: linear warm-up, then half a cosine down to 0."""
+    warm_up = options.warm_up * total
+    if step < warm_up:
+        return options.learning_rate * (step + 1) / (math.floor(warm_up) + 1)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
+
+
+def _validation_steps(total: int, count: int) -> list[int]:
+    count = min(count, total)
+    return [math.ceil(total * (number + 1) / count) for number in range(count)]
+
+
+def _optimiser(modules: list[nn.Module], options: TrainingOptions) -> torch.optim.Optimizer:
+    """Return AdamW with decay on matrices only."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=0.0, betas=(options.betas[0], options.betas[1])
+    )
+
+
+def _batches(data: PairTensors, recipe: Recipe, total: int, generator: torch.Generator) -> Iterator[tuple[int, Batch]]:
+    """Yield (epoch, batch) until `total` batches are out; each epoch is one permutation on the device."""
+    epoch = done = 0
+    size = recipe.training.batch_size
+    while done < total:
+        epoch += 1
+        images, captions = data.epoch(recipe.captions, generator)
+        parts = batches_per_epoch(len(images), size)
+        for some, texts in zip(images.tensor_split(parts), captions.tensor_split(parts), strict=True):
+            if done == total:
+                return
+            done += 1
+            ids = some if recipe.captions == "all" else None
+            yield epoch, Batch(data.image[some], data.text[texts], ids)
+
+
+def _check_finite(row: dict[str, Any], step: int) -> None:
+    if not math.isfinite(row["loss"]):
+        raise PipelineError(
+            expected="a finite loss",
+            found=str(row["loss"]),
+            where=f"step {step}",
+            remedy="lower training.learning_rate, or set training.clip",
+        )
