@@ -1,0 +1,195 @@
+"""The loop: claim a shard, decode in threads, encode, and let another thread write while the next one is computed.
+
+Batches are cut from the items' own order inside a shard and never cross its end, so neither the number of workers nor
+an interruption changes what a row is computed with. In memory: the shard at work, the one being written, and a few
+decoded items.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.extract.forward import Arrays, Forward, batches_by_length, batches_in_order
+from pipeline.extract.items import Items
+from pipeline.extract.prepare import Prepared, prepare
+from pipeline.extract.progress import Meter
+from pipeline.extract.rejected import check_share, write_rejected
+from pipeline.store.layout import MANIFEST, REJECTED
+from pipeline.store.records import PendingShard
+from pipeline.store.writer import StoreWriter
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_POLL = 0.5
+"""Seconds between two looks at shards that other processes are computing."""
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], tasks: Iterable[T], ahead: int
+) -> Generator[R, None, None]:
+    """Yield `function(task)` in the order of the tasks, computed in the pool, at most `ahead` of them at a time."""
+    waiting: deque[Future[R]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@dataclass
+class Computation:
+    """Computes what is missing of one store.
+
+    Args:
+        writer: The store.
+        items: What it is made of.
+        forward: The encoder at work.
+        workers: Threads that decode or tokenise.
+        max_rejected: Share of the items that may be broken.
+        meter: Is told of finished rows.
+        batch_size: Rows a batch is cut to; what the device takes at once may be less (see `Forward`).
+    """
+
+    writer: StoreWriter
+    items: Items
+    forward: Forward
+    workers: int
+    max_rejected: float
+    meter: Meter
+    batch_size: int
+    shards: set[int] = field(default_factory=set)
+    """Shards that this run computed (some layers of)."""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    """(id, reason) of the items that this run found broken."""
+
+    def run(self) -> None:
+        """Compute until nothing is missing anywhere; waits for shards that another process is computing.
+
+        Raises:
+            UserError: More than the allowed share of the items is broken.
+            PipelineError: The disk or the device does not do.
+        """
+        while left := self.writer.pending(self.forward.layers):
+            if not self._pass(left):
+                time.sleep(_POLL)
+
+    def _pass(self, left: Sequence[PendingShard]) -> int:
+        """Compute those of the shards that nobody else is at; return how many."""
+        took, written = 0, None
+        with ExitStack() as stack:
+            committer = stack.enter_context(ThreadPoolExecutor(1, "write"))
+            decoders = stack.enter_context(ThreadPoolExecutor(self.workers, "decode"))
+            claims = stack.enter_context(Claims(self.writer))
+            tasks = self._tasks(claims.take(left))
+            ahead = 2 * self.workers + self.forward.batch_size
+            results = stack.enter_context(closing(in_order(decoders, self._prepare, tasks, ahead)))
+            for shard, group in groupby(results, key=lambda result: result[0]):
+                ids, features, rejected = self._encode(shard, (item for _, item in group))
+                if written:
+                    written.result()
+                self._check_rejected(rejected)
+                written = committer.submit(self._commit, claims, shard, ids, features, rejected)
+                took += 1
+            if written:
+                written.result()
+        return took
+
+    @staticmethod
+    def _tasks(shards: Iterable[PendingShard]) -> Iterator[tuple[PendingShard, int]]:
+        for shard in shards:
+            for position in range(shard.start, shard.stop):
+                yield shard, position
+
+    def _prepare(self, task: tuple[PendingShard, int]) -> tuple[PendingShard, Prepared]:
+        shard, position = task
+        return shard, prepare(self.forward.encoder, self.items, position)
+
+    def _encode(
+        self, shard: PendingShard, items: Iterable[Prepared]
+    ) -> tuple[list[str], Arrays, list[tuple[str, str]]]:
+        rejected: list[Prepared] = []
+        features = self.forward.empty(shard.stop - shard.start, shard.layers)
+        done = np.zeros(shard.stop - shard.start, bool)
+        cut = batches_by_length if self.forward.encoder.modality == "text" else batches_in_order
+        for batch in cut(self._sound(items, rejected), self.batch_size):
+            rows = [item.position - shard.start for item in batch]
+            values = self.forward.run([item.tensor for item in batch if item.tensor is not None], shard.layers)
+            for name, array in values.items():
+                features[name][rows] = array
+            done[rows] = True
+            self.meter.advance(len(batch))
+        names = self.items.samples.sample_id
+        kept = features if done.all() else {name: array[done] for name, array in features.items()}
+        ids = [names[shard.start + int(row)] for row in np.flatnonzero(done)]
+        return ids, kept, [(names[item.position], item.reason) for item in rejected]
+
+    def _sound(self, items: Iterable[Prepared], rejected: list[Prepared]) -> Iterator[Prepared]:
+        for item in items:
+            if item.tensor is None:
+                rejected.append(item)
+                self.meter.advance()
+            else:
+                yield item
+
+    def _commit(
+        self,
+        claims: "Claims",
+        shard: PendingShard,
+        ids: list[str],
+        features: Arrays,
+        rejected: list[tuple[str, str]],
+    ) -> None:
+        self.writer.commit(shard, ids, features, rejected)
+        self.shards.add(shard.index)
+        claims.release(shard.index)
+
+    def _check_rejected(self, rejected: list[tuple[str, str]]) -> None:
+        self.rejected += rejected
+        table = self.writer.root / REJECTED
+        try:
+            check_share(self.rejected, len(self.items), self.max_rejected, what=self.items.what, table=table)
+        except UserError:
+            if not (self.writer.root / MANIFEST).exists():  # a finished store has its whole table already
+                write_rejected(table, self.rejected)
+            raise
+
+
+class Claims:
+    """The shards that this process has claimed and not yet committed; all are let go at the end."""
+
+    def __init__(self, writer: StoreWriter) -> None:
+        self._writer = writer
+        self._held: dict[int, ExitStack] = {}
+
+    def __enter__(self) -> "Claims":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for index in list(self._held):
+            self.release(index)
+
+    def take(self, shards: Iterable[PendingShard]) -> Iterator[PendingShard]:
+        """Yield those shards that nobody else holds, each claimed until `release`."""
+        for shard in shards:
+            with ExitStack() as stack:
+                if stack.enter_context(self._writer.claim(shard.index)):
+                    self._held[shard.index] = stack.pop_all()
+                    yield shard
+
+    def release(self, index: int) -> None:
+        """Let a shard go."""
+        self._held.pop(index).close()

@@ -1,0 +1,73 @@
+"""Settings of the extract stage; every field is a flag of `pipeline extract`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import UnknownNameError, UserError
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+STORAGE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Number formats as flags say them and as the feature store names them."""
+TEXTS = ("all", "captions", "classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """One data set through one encoder."""
+
+    dataset: Path
+    """Folder of the raw data set, `data/0_raw/<name>`."""
+    encoder: str
+    """Encoder spec, such as `package:efficientnet-lite0`; what it takes says whether images or texts are read."""
+    out: Path
+    """The feature store, `data/1_features/<dataset>/<encoder>`."""
+    modality: Literal["image", "text"] | None = None
+    """Which tower of a two-tower model; nothing where the encoder has one."""
+    layers: str = "all"
+    """`all`, `last`, indices, ranges or names (see `pipeline.layers`)."""
+    pool: str = "auto"
+    """How tokens become one vector."""
+    dtype: str = "fp32"
+    """Arithmetic of the forward pass: fp32, fp16 or bf16."""
+    storage_dtype: str | None = None
+    """Number format on the disk; nothing means the same as `dtype`."""
+    max_length: int | None = None
+    """Longest text in tokens; nothing means the encoder's own limit."""
+    prompt: str = ""
+    """Put before every text."""
+    texts: str = "all"
+    """What a text encoder reads: captions, class prompts (into `<out>/classes`), or all that is there."""
+    device: str = "auto"
+    """`auto`, cpu, cuda, cuda:1, ..."""
+    batch_size: int | None = None
+    """Rows a forward pass; nothing means 32 on a CPU and 256 on a GPU. Halved when the GPU's memory does not do."""
+    workers: int | None = None
+    """Threads that decode and tokenise; nothing means one a core, 32 at most."""
+    shard_rows: int | None = None
+    """Items in a shard; nothing means about 128 MB, and at least eight shards where they hold 256 items."""
+    format: str = "hdf5"
+    """Shard files: hdf5 or parquet."""
+    max_rejected: float = 0.05
+    """Share of the items that may be broken before the run stops."""
+    replace: bool = False
+    """Throw away a store of another key at `out`."""
+    dry_run: bool = False
+    """Say what it would cost and stop."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("dtype", STORAGE), ("storage_dtype", STORAGE), ("texts", TEXTS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise UnknownNameError(name, value, known, f"--{name.replace('_', '-')}")
+        for name in ("batch_size", "workers", "shard_rows", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(expected="1 or more", found=str(value), where=f"--{name.replace('_', '-')}")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(expected="a share of 0 to 1", found=str(self.max_rejected), where="--max-rejected")
+
+    @property
+    def storage(self) -> str:
+        """Return the number format on the disk as the feature store names it."""
+        return STORAGE[self.storage_dtype or self.dtype]

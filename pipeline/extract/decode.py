@@ -1,0 +1,79 @@
+"""Open an image file that may be broken, as RGB; what is wrong with it becomes a sentence for rejected.csv.
+
+Rejected, because a guess would change features in silence: truncated or empty files, more than `MAX_PIXELS` (a
+decompression bomb), several frames, CMYK and other colour spaces, 16 bits and more a channel, and an EXIF orientation
+other than upright (turn such a file once, for example with `exiftran -ai`, and it is read). Converted, because there
+is one way to do it: palettes, greyscale and black-and-white to RGB, transparency onto white.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.extract.rejected import RejectedInputError
+
+DECODE_VERSION = 1
+"""Part of the feature key: raised whenever the same file would give other pixels or another verdict."""
+MAX_PIXELS = 89_478_485
+"""Pixels; Pillow's own limit for a warning (a quarter of a gigabyte as RGB)."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"})
+_ORIENTATION = 0x0112
+
+# Pillow warns between one and two times its limit and raises above: both are a bomb here.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def decode_image(path: Path) -> Image.Image:
+    """Return an image as RGB.
+
+    Raises:
+        RejectedInputError: Says what is wrong with the file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RejectedInputError(f"the file cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise RejectedInputError("the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _refuse(image)
+            return _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RejectedInputError(f"too many pixels (limit {MAX_PIXELS:,}): a decompression bomb?") from error
+    except UnidentifiedImageError as error:
+        raise RejectedInputError("not an image of a known format") from error
+    except RejectedInputError:
+        raise
+    except Exception as error:  # decoders of broken files raise anything: OSError, SyntaxError, struct.error, ...
+        raise RejectedInputError(
+            f"the image is damaged: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
+
+
+def _refuse(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise RejectedInputError(f"{width} × {height} pixels (limit {MAX_PIXELS:,}): a decompression bomb?")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # an MPO is a photo with a preview behind it
+        raise RejectedInputError(f"animated or of several pages ({frames} frames)")
+    if any(";16" in str(tile.args) for tile in image.tile) or image.mode.startswith(("I", "F")):
+        raise RejectedInputError(f"more than 8 bits a channel (mode {image.mode})")
+    if image.mode not in _MODES:
+        raise RejectedInputError(f"colours are {image.mode}, not RGB or grey")
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation not in (0, 1):
+        raise RejectedInputError(f"stored turned or mirrored (EXIF orientation {orientation})")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layered).convert("RGB")

@@ -1,0 +1,116 @@
+"""One forward pass after another: batches, the storage dtype, and a GPU whose memory does not do."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.encoders.base import Encoder
+from pipeline.errors import PipelineError, UserError
+from pipeline.extract.prepare import Prepared
+
+Arrays = dict[str, NDArray[np.generic]]
+
+_TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def batches_in_order(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Yield batches in the order of the items."""
+    batch: list[Prepared] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def batches_by_length(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Yield batches of texts of similar length T, the longest first: little padding, and too little memory shows early."""
+    ordered = sorted(items, key=lambda item: (-_length(item), item.position))
+    yield from batches_in_order(ordered, size)
+
+
+def _length(item: Prepared) -> int:
+    return len(item.tensor) if item.tensor is not None else 0
+
+
+@dataclass
+class Forward:
+    """Runs an encoder over batches.
+
+    Args:
+        encoder: The encoder.
+        layers: L layers to take.
+        storage: Number format of the results: float32, float16 or bfloat16 (whose bits travel as uint16).
+        batch_size: Rows a pass; halved for good when the GPU's memory does not do.
+    """
+
+    encoder: Encoder
+    layers: Sequence[str]
+    storage: str
+    batch_size: int
+    notes: list[str] = field(default_factory=list)
+    """What the user should know, such as a halved batch."""
+
+    def empty(self, rows: int, layers: Sequence[str]) -> Arrays:
+        """Return room for the features of some rows: layer → [rows, D]."""
+        dtype = np.dtype({"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}[self.storage])
+        return {name: np.empty((rows, self.encoder.width(name)), dtype) for name in layers}
+
+    def run(self, batch: Sequence[Tensor], layers: Sequence[str]) -> Arrays:
+        """Return layer → [N, D] in the storage dtype, in one pass or in several smaller ones.
+
+        Raises:
+            PipelineError: A single row does not fit into the GPU's memory.
+            UserError: The encoder gives something else than one row a sample.
+        """
+        while True:
+            try:
+                parts = [
+                    self._pass(batch[start : start + self.batch_size], layers)
+                    for start in range(0, len(batch), self.batch_size)
+                ]
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+            else:
+                return (
+                    {name: np.concatenate([part[name] for part in parts]) for name in layers} if parts[1:] else parts[0]
+                )
+
+    def _halve(self, error: Exception) -> None:
+        if self.batch_size == 1:
+            raise PipelineError(
+                expected="memory for one row",
+                found="too little on the device",
+                where=self.encoder.spec,
+                remedy="use --device cpu, --dtype bf16 or a smaller encoder",
+            ) from error
+        self.batch_size //= 2
+        torch.cuda.empty_cache()
+        self.notes.append(f"out of GPU memory: going on with --batch-size {self.batch_size}")
+
+    def _pass(self, batch: Sequence[Tensor], layers: Sequence[str]) -> Arrays:
+        features = self.encoder.encode(list(batch), layers)
+        self._check(features, len(batch), layers)
+        return {name: _stored(features[name], self.storage) for name in layers}
+
+    def _check(self, features: Mapping[str, Tensor], rows: int, layers: Sequence[str]) -> None:
+        for name in layers:
+            wanted = (rows, self.encoder.width(name))
+            found = tuple(features[name].shape) if name in features else "no such layer"
+            if found != wanted:
+                raise UserError(
+                    expected=f"{name} of shape {wanted}", found=str(found), where=f"encode() of {self.encoder.spec}"
+                )
+
+
+def _stored(tensor: Tensor, storage: str) -> NDArray[np.generic]:
+    values = tensor.detach().to("cpu", _TORCH[storage]).contiguous()
+    if storage == "bfloat16":
+        return values.view(torch.int16).numpy().view(np.uint16)
+    return values.numpy()

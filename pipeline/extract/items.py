@@ -1,0 +1,121 @@
+"""What one store is made of: the items of a data set in order, their samples, their digest, how to load each.
+
+Three kinds: images of images.csv, captions of captions.csv, prompts of classes.json. The digest covers ids and contents
+in order; splits, labels and which image a caption belongs to are metadata and do not change it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from pipeline.extract.datasets.layout import RawDataset
+from pipeline.extract.datasets.record import Classes
+from pipeline.extract.datasets.table import is_utf8
+from pipeline.extract.rejected import RejectedInputError
+from pipeline.store.samples import Samples
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Content = Union["Image", str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """N items of one modality."""
+
+    what: str
+    """`images`, `captions` or `class prompts`, for messages."""
+    samples: Samples
+    """Their metadata, in order."""
+    digest: str
+    """sha256 over (id, sha256 of the content) of each item in order."""
+    load: Callable[[int], Content]
+    """Position → RGB image or text. Raises `RejectedInputError`; runs in several threads at once."""
+    table: Path = field(default=Path())
+    """The file that the items come from, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def image_items(dataset: RawDataset, workers: int) -> Items:
+    """Return the images of a data set; reads every file once for the digest."""
+    files = [row.file for row in dataset.images]
+    paths = [dataset.root / file for file in files]
+    ids = [row.image_id for row in dataset.images]
+    with ThreadPoolExecutor(workers) as pool:
+        digest = _digest(ids, pool.map(_file_sha256, paths, chunksize=64))
+
+    def load(position: int) -> Content:
+        from pipeline.extract.decode import decode_image
+
+        return decode_image(paths[position])
+
+    samples = Samples(ids, ids, [row.split for row in dataset.images], [row.label for row in dataset.images], files)
+    return Items(what="images", samples=samples, digest=digest, load=load, table=dataset.root / "images.csv")
+
+
+def caption_items(dataset: RawDataset) -> Items:
+    """Return the captions of a data set; split and label are those of their image."""
+    rows = dataset.captions
+    known = {row.image_id: row for row in dataset.images}
+    images = [known.get(row.image_id) for row in rows]
+    texts = [row.caption for row in rows]
+    samples = Samples(
+        [row.caption_id for row in rows],
+        [row.image_id for row in rows],
+        [image.split if image else "" for image in images],
+        [image.label if image else "" for image in images],
+        [_shown(text) for text in texts],
+    )
+    return _texts("captions", samples, texts, dataset.root / "captions.csv")
+
+
+def prompt_items(dataset: RawDataset, classes: Classes) -> Items:
+    """Return the prompts of a data set's classes: `<class>#<t>`, T a class, labelled with their class."""
+    prompts = [(name, number, text) for name in classes.names for number, text in enumerate(classes.sentences(name))]
+    empty = [""] * len(prompts)
+    texts = [text for _, _, text in prompts]
+    ids = [f"{name}#{number}" for name, number, _ in prompts]
+    samples = Samples(ids, empty, empty, [name for name, _, _ in prompts], texts)
+    return _texts("class prompts", samples, texts, dataset.root / "classes.json")
+
+
+def _texts(what: str, samples: Samples, texts: list[str], table: Path) -> Items:
+    digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts)
+    digest = _digest(samples.sample_id, digests)
+    return Items(what=what, samples=samples, digest=digest, load=partial(_load_text, texts), table=table)
+
+
+def _load_text(texts: list[str], position: int) -> str:
+    text = texts[position]
+    if not is_utf8(text):
+        raise RejectedInputError("the caption is not UTF-8")
+    if not text.strip():
+        raise RejectedInputError("the caption is empty")
+    return text
+
+
+def _shown(text: str) -> str:
+    return text if is_utf8(text) else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _file_sha256(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return b""  # a missing file is rejected when it is decoded; when it turns up, the digest changes
+
+
+def _digest(ids: Iterable[str], contents: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
+    for item_id, content in zip(ids, contents, strict=True):
+        name = item_id.encode()
+        total.update(len(name).to_bytes(8, "little") + name + len(content).to_bytes(8, "little") + content)
+    return total.hexdigest()

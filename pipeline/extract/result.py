@@ -1,0 +1,42 @@
+"""What an extraction gives back."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.extract.cost import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult:
+    """One store, made or found."""
+
+    path: Path
+    """The feature store."""
+    what: str
+    """What its rows are: images, captions or class prompts."""
+    rows: int
+    """N rows in it; 0 after a dry run of a new store."""
+    layers: tuple[str, ...]
+    """Layers that were asked for."""
+    computed_shards: int
+    """Shards of which this run computed something."""
+    skipped_shards: int
+    """Shards that were there already or came from another process."""
+    rejected: int
+    """Items that were left out; rejected.csv lists them."""
+    nonfinite: int
+    """Values that are infinite or not a number: fp16 overflows at 65504."""
+    seconds: float
+    """Time that this run took."""
+    content_digest: str
+    """Digest of ids and values; empty after a dry run."""
+    cost: Cost | None = None
+    """What was to be done; None where nothing was."""
+    classes: "ExtractResult | None" = None
+    """The nested store of class prompts, where a text encoder has made one as well."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain JSON data."""
+        classes = self.classes.to_json() if self.classes else None
+        return {**asdict(self), "path": str(self.path), "layers": list(self.layers), "classes": classes}
