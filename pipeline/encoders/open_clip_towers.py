@@ -1,8 +1,8 @@
 """The two towers of a model of open_clip.
 
 Layers: `embeddings`, `block_1` … `block_L` (convolutional towers: `stage_1` …) and `output`, which is `encode_image`
-or `encode_text`, not normalised. Inner layers: class token or patch mean; for texts the token that the tower itself takes. A pooling
-that is asked for takes the tokens after the final norm and leaves the projection out.
+or `encode_text`, not normalised. Inner layers: class token or patch mean; for texts the token that the tower itself
+takes. A pooling that is asked for takes the tokens after the final norm and leaves the projection out.
 """
 
 import threading
@@ -202,5 +202,5 @@ def _ends(tower: Any, ids: Tensor) -> Tensor | None:
         return None
     if kind == "argmax":
         return ids.argmax(dim=-1)
-    end = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
+    end = int(getattr(tower, "text_eos_id", None) or tower.eos_id)
     return ids.eq(end).int().argmax(dim=-1)
