@@ -28,6 +28,8 @@ from pipeline.store.writer import StoreWriter
 
 T = TypeVar("T")
 R = TypeVar("R")
+Rows = tuple[list[str], Arrays, list[tuple[str, str]]]
+"""Ids [N], layer → features [N, D], and (id, reason) of what was rejected."""
 
 _POLL = 0.5
 """Seconds between two looks at shards that other processes are computing."""
@@ -91,18 +93,18 @@ class Computation:
         """Compute those of the shards that nobody else is at; return how many."""
         took, written = 0, None
         with ExitStack() as stack:
+            claims = stack.enter_context(Claims(self.writer))
             committer = stack.enter_context(ThreadPoolExecutor(1, "write"))
             decoders = stack.enter_context(ThreadPoolExecutor(self.workers, "decode"))
-            claims = stack.enter_context(Claims(self.writer))
             tasks = self._tasks(claims.take(left))
             ahead = 2 * self.workers + self.forward.batch_size
             results = stack.enter_context(closing(in_order(decoders, self._prepare, tasks, ahead)))
             for shard, group in groupby(results, key=lambda result: result[0]):
-                ids, features, rejected = self._encode(shard, (item for _, item in group))
+                rows = self._encode(shard, (item for _, item in group))
                 if written:
                     written.result()
-                self._check_rejected(rejected)
-                written = committer.submit(self._commit, claims, shard, ids, features, rejected)
+                self._check_rejected(rows[2])
+                written = committer.submit(self._commit, claims, shard, rows)
                 took += 1
             if written:
                 written.result()
@@ -118,9 +120,7 @@ class Computation:
         shard, position = task
         return shard, prepare(self.forward.encoder, self.items, position)
 
-    def _encode(
-        self, shard: PendingShard, items: Iterable[Prepared]
-    ) -> tuple[list[str], Arrays, list[tuple[str, str]]]:
+    def _encode(self, shard: PendingShard, items: Iterable[Prepared]) -> Rows:
         rejected: list[Prepared] = []
         features = self.forward.empty(shard.stop - shard.start, shard.layers)
         done = np.zeros(shard.stop - shard.start, bool)
@@ -149,11 +149,9 @@ class Computation:
         self,
         claims: "Claims",
         shard: PendingShard,
-        ids: list[str],
-        features: Arrays,
-        rejected: list[tuple[str, str]],
+        rows: Rows,
     ) -> None:
-        self.writer.commit(shard, ids, features, rejected)
+        self.writer.commit(shard, *rows)
         self.shards.add(shard.index)
         claims.release(shard.index)
 

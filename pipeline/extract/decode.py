@@ -50,9 +50,8 @@ def decode_image(path: Path) -> Image.Image:
     except RejectedInputError:
         raise
     except Exception as error:  # decoders of broken files raise anything: OSError, SyntaxError, struct.error, ...
-        raise RejectedInputError(
-            f"the image is damaged: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise RejectedInputError(f"the image is damaged: {said}") from error
 
 
 def _refuse(image: Image.Image) -> None:
@@ -62,7 +61,7 @@ def _refuse(image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO is a photo with a preview behind it
         raise RejectedInputError(f"animated or of several pages ({frames} frames)")
-    if any(";16" in str(tile.args) for tile in image.tile) or image.mode.startswith(("I", "F")):
+    if any(";16" in str(tile) for tile in getattr(image, "tile", ())) or image.mode.startswith(("I", "F")):
         raise RejectedInputError(f"more than 8 bits a channel (mode {image.mode})")
     if image.mode not in _MODES:
         raise RejectedInputError(f"colours are {image.mode}, not RGB or grey")

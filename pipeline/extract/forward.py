@@ -30,7 +30,7 @@ def batches_in_order(items: Iterable[Prepared], size: int) -> Iterator[list[Prep
 
 
 def batches_by_length(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """Yield batches of texts of similar length T, the longest first: little padding, and too little memory shows early."""
+    """Yield batches of texts of similar length T, the longest first: little padding, want of memory shows early."""
     ordered = sorted(items, key=lambda item: (-_length(item), item.position))
     yield from batches_in_order(ordered, size)
 
@@ -78,9 +78,7 @@ class Forward:
             except torch.OutOfMemoryError as error:
                 self._halve(error)
             else:
-                return (
-                    {name: np.concatenate([part[name] for part in parts]) for name in layers} if parts[1:] else parts[0]
-                )
+                return {name: np.concatenate([part[name] for part in parts]) for name in layers}
 
     def _halve(self, error: Exception) -> None:
         if self.batch_size == 1:

@@ -1,8 +1,9 @@
 """Know that nothing is left to do without loading the encoder.
 
-Beside a finished store lies receipt.json: what was asked for, the sha256 of every file that the encoder was made of, and
-of the code and library versions that made it. Where all of that is the same now, the encoder would have the key that
-the store has. Encoders whose files are not known (hub names, classes of one's own) give no receipt; they are loaded.
+Beside a finished store lies receipt.json: what was asked for, the sha256 of every file that the encoder was made of,
+and of the code and library versions that made it. Where all of that is the same now, the encoder would have the key
+that the store has. Encoders whose files are not known (hub names, classes of one's own) give no receipt: they are
+loaded.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Extract: `extract(ExtractConfig(dataset=..., encoder=..., out=...))`. Run by `pipeline extract` and stages/extract.py.
+"""Extract: `extract(ExtractConfig(dataset=..., encoder=..., out=...))`, run by `pipeline extract`, stages/extract.py.
 
 An image encoder reads images.csv into the store at `out`; a text encoder reads captions.csv into it and the class
 prompts into `<out>/classes`. Only what is missing is computed; where nothing is, the encoder is not even loaded.
