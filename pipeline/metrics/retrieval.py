@@ -154,7 +154,7 @@ def _positive_ranks(
     """Return ranks [Q, P] of each query's positives, best first, and the number of positives [Q]."""
     queries = matrix(query_QD, "queries")
     gallery = matrix(gallery_GD, "gallery", width=queries.shape[1]).to(queries.device)
-    rows, columns = _pairs(len(queries), len(gallery), positives, offsets)
+    rows, columns = positive_pairs(len(queries), len(gallery), positives, offsets)
     counts = torch.bincount(rows, minlength=len(queries))
     sorted_scores = _best_first(pair_scores(queries, gallery, rows, columns), rows, counts)
     width = 1 if best_only else sorted_scores.shape[1]
@@ -171,7 +171,12 @@ def _positive_ranks(
     return table.numpy(), counts.numpy()
 
 
-def _pairs(queries: int, gallery: int, positives: Array, offsets: Array | None) -> tuple[Tensor, Tensor]:
+def positive_pairs(queries: int, gallery: int, positives: Array, offsets: Array | None = None) -> tuple[Tensor, Tensor]:
+    """Return query [P] and gallery row [P] of each positive, from `positives` and `offsets` as `ranks` takes them.
+
+    Raises:
+        UserError: A row out of range, or a query without a positive.
+    """
     columns = indices(positives, "positives", below=gallery)
     if offsets is None:
         offsets = torch.arange(queries + 1)

@@ -1,0 +1,196 @@
+"""Calibration: does a probability of 0.8 mean right in 80 of 100 cases? ECE, reliability, NLL, temperature scaling.
+
+`confidences` takes embeddings of queries and of a gallery (classes or items) to what the others need; the scores exist
+only in blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import UnknownNameError, UserError
+from pipeline.metrics.arrays import Array, check_count, indices, matrix
+from pipeline.metrics.retrieval import positive_pairs
+
+Values = NDArray[np.float64]
+Scheme = Literal["width", "mass"]
+_BLOCK = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidences:
+    """Softmax probabilities of Q queries over a gallery, boiled down."""
+
+    top: Values
+    """Highest probability of each query [Q]."""
+    correct: NDArray[np.bool_]
+    """Whether a positive alone has it [Q]; a tie with a negative does not count."""
+    match: Values
+    """Probability of all its positives together [Q]."""
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of the positives, natural logarithm."""
+        return float(-np.log(np.maximum(self.match, 1e-300)).mean())
+
+    @property
+    def mean_top(self) -> float:
+        """Mean of the highest probability: how sure the model is."""
+        return float(self.top.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of queries whose highest probability is a positive's."""
+        return float(self.correct.mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """A reliability diagram of B bins; empty bins have count 0 and NaN means."""
+
+    lower: Values
+    """Lower edges [B]."""
+    upper: Values
+    """Upper edges [B]."""
+    count: NDArray[np.int64]
+    """Queries in each bin [B]."""
+    confidence: Values
+    """Mean confidence in each bin [B]."""
+    accuracy: Values
+    """Share of right ones in each bin [B]."""
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error Σ_b (n_b / N) |accuracy_b − confidence_b|."""
+        held = self.count > 0
+        gap = np.abs(self.accuracy[held] - self.confidence[held])
+        return float((gap * self.count[held]).sum() / self.count.sum())
+
+
+def confidences(
+    query_QD: Array, gallery_GD: Array, positives: Array, temperature: float, offsets: Array | None = None
+) -> Confidences:
+    """Return softmax(query · galleryᵀ / temperature), boiled down; positives and offsets as in `retrieval.ranks`.
+
+    Raises:
+        UserError: Non-finite or mismatched input, a query without a positive, or a temperature that is not positive.
+    """
+    queries = matrix(query_QD, "queries")
+    gallery = matrix(gallery_GD, "gallery", width=queries.shape[1])
+    _check_temperature(temperature)
+    rows, columns = positive_pairs(len(queries), len(gallery), positives, offsets)
+    parts = []
+    for start in range(0, len(queries), _BLOCK):
+        logits = (queries[start : start + _BLOCK] @ gallery.T).double() / temperature
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        inside = (rows >= start) & (rows < start + _BLOCK)
+        positive[rows[inside] - start, columns[inside]] = True
+        parts.append(_boil_down(torch.log_softmax(logits, dim=1), positive))
+    top, match, correct = torch.cat(parts, dim=1).numpy()
+    return Confidences(top=top, correct=correct > 0, match=match)
+
+
+def reliability(confidence_Q: Array, correct_Q: Array, *, bins: int = 15, scheme: Scheme = "width") -> Reliability:
+    """Bin confidences: `width` cuts [0, 1] into equal pieces, `mass` cuts the sorted queries into equal parts.
+
+    A piece of `width` is [low, high), the last holds 1 as well. Source: arXiv 1706.04599 (width), 1904.01685 (mass).
+
+    Raises:
+        UserError: No queries, a confidence outside 0..1, different lengths, or bins not in 1..Q for `mass`.
+        UnknownNameError: No such scheme.
+    """
+    confidence, correct = _checked(confidence_Q, correct_Q)
+    if scheme == "mass":
+        check_count(bins, "bins (one query in each at least)", low=1, high=len(confidence))
+        order = np.argsort(confidence, kind="stable")
+        place = np.empty(len(confidence), dtype=np.int64)
+        sizes = [len(part) for part in np.array_split(order, bins)]
+        place[order] = np.repeat(np.arange(bins), sizes)
+        first = np.cumsum([0, *sizes[:-1]])
+        lower = confidence[order][first]
+        upper = np.append(lower[1:], confidence.max())
+    elif scheme == "width":
+        check_count(bins, "bins", low=1, high=1_000_000)
+        edges = np.linspace(0.0, 1.0, bins + 1)
+        lower, upper = edges[:-1], edges[1:]
+        place = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, bins - 1)
+    else:
+        raise UnknownNameError("binning scheme", str(scheme), ("width", "mass"))
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.bincount(place, confidence, minlength=bins) / count
+        mean_accuracy = np.bincount(place, correct, minlength=bins) / count
+    return Reliability(lower=lower, upper=upper, count=count, confidence=mean_confidence, accuracy=mean_accuracy)
+
+
+def expected_calibration_error(
+    confidence_Q: Array, correct_Q: Array, *, bins: int = 15, scheme: Scheme = "width"
+) -> float:
+    """Return Σ_b (n_b / N) |accuracy_b − confidence_b| (see `reliability`)."""
+    return reliability(confidence_Q, correct_Q, bins=bins, scheme=scheme).error
+
+
+def fit_temperature(score_QG: Array, positive_Q: Array, *, low: float = 1e-4, high: float = 1e3) -> float:
+    """Return the temperature in low..high that minimises the NLL of softmax(scores / T) on *validation* queries.
+
+    The NLL is convex in 1/T, so its derivative Σ_q (E_p[s] − s_positive) is bisected in log T.
+    Source: arXiv 1706.04599.
+
+    Args:
+        score_QG: Scores of Q validation queries against G items.
+        positive_Q: The right item of each query.
+        low: Smallest temperature; the answer where every query is right (there is no minimum then).
+        high: Largest temperature; the answer where the scores say nothing.
+
+    Raises:
+        UserError: Non-finite or mismatched input, or bounds that are not 0 < low < high.
+    """
+    scores = matrix(score_QG, "scores", dtype=torch.float64)
+    rows = torch.arange(len(scores))
+    positive = indices(positive_Q, "positives", length=len(scores), below=scores.shape[1])
+    _check_temperature(low)
+    if not low < high < float("inf"):
+        raise UserError(expected="bounds with low < high", found=f"{low} and {high}")
+    matched = scores[rows, positive].mean()
+
+    def too_sharp(log_t: float) -> bool:
+        expected = (torch.softmax(scores / np.exp(log_t), dim=1) * scores).sum(dim=1).mean()
+        return bool(expected > matched)
+
+    bottom, top = float(np.log(low)), float(np.log(high))
+    for _ in range(60):
+        middle = (bottom + top) / 2
+        bottom, top = (middle, top) if too_sharp(middle) else (bottom, middle)
+        if top - bottom < 1e-10:
+            break
+    return float(np.exp((bottom + top) / 2))
+
+
+def _boil_down(log_p: Tensor, positive: Tensor) -> Tensor:
+    """Return highest probability, probability of the positives, and whether a positive alone is highest: [3, Q]."""
+    right, wrong = log_p.masked_fill(~positive, -torch.inf), log_p.masked_fill(positive, -torch.inf)
+    correct = right.amax(dim=1) > wrong.amax(dim=1)
+    return torch.stack([log_p.amax(dim=1).exp(), torch.logsumexp(right, dim=1).exp(), correct.double()])
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise UserError(expected="a positive temperature", found=repr(temperature))
+
+
+def _checked(confidence_Q: Array, correct_Q: Array) -> tuple[Values, Values]:
+    confidence = np.asarray(torch.as_tensor(confidence_Q).double())
+    correct = np.asarray(torch.as_tensor(correct_Q).double())
+    if confidence.ndim != 1 or len(confidence) == 0 or confidence.shape != correct.shape:
+        found = f"shapes {list(confidence.shape)} and {list(correct.shape)}"
+        raise UserError(expected="as many confidences [Q] as outcomes [Q], one at least", found=found)
+    inside = (confidence >= 0) & (confidence <= 1 + 1e-9)
+    if not inside.all():
+        raise UserError(expected="confidences between 0 and 1", found=repr(float(confidence[~inside][0])))
+    if not np.isin(correct, (0.0, 1.0)).all():
+        raise UserError(expected="outcomes that are right (1) or wrong (0)", found="other numbers")
+    return np.minimum(confidence, 1.0), correct

@@ -1,0 +1,169 @@
+"""Classification by prompts, and by neighbours: accuracy, mean recall of the classes, confusion.
+
+`classifier` turns prompt embeddings into one vector a class, `zero_shot_metrics` scores images against them. As in
+retrieval, whatever class scores the same as the right one stands before it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import UnknownNameError, UserError
+from pipeline.metrics.arrays import Array, check_count, indices, matrix, same_rows
+from pipeline.metrics.retrieval import ranks, recall_at
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotResult:
+    """Metrics of N images in C classes, and what they come from."""
+
+    metrics: dict[str, float]
+    """acc1, acc5 (with five classes or more) and mean_per_class_recall, as fractions."""
+    ranks: NDArray[np.int64]
+    """Rank of the right class of each image [N], 1 is best."""
+    predictions: NDArray[np.int64]
+    """Class of each image [N]: the right one where its rank is 1, else the best of the others."""
+    confusion: NDArray[np.int64]
+    """Images of class (row) taken for class (column), [C, C]."""
+    recall: NDArray[np.float64]
+    """Recall of each class [C]; NaN for a class without images."""
+
+
+def classifier(prompt_PD: Array, class_P: Array, classes: int) -> Tensor:
+    """Return one unit vector a class [C, d]: each prompt to length 1, mean over the class's prompts, length 1 again.
+
+    Args:
+        prompt_PD: Embeddings of P prompts.
+        class_P: Class of each prompt, 0..C−1.
+        classes: Number C of classes.
+
+    Raises:
+        UserError: Non-finite or mismatched input, or a class without a prompt.
+    """
+    prompts = torch.nn.functional.normalize(matrix(prompt_PD, "prompt embeddings"), dim=1)
+    check_count(classes, "classes", low=1, high=2**31)
+    owner = indices(class_P, "prompt classes", length=len(prompts), below=classes).to(prompts.device)
+    counts = torch.bincount(owner, minlength=classes)
+    if int(counts.min()) == 0:
+        missing = (counts == 0).nonzero().squeeze(1).tolist()
+        raise UserError(expected="a prompt at least for each class", found=f"none for the classes {missing[:10]}")
+    summed = prompts.new_zeros(classes, prompts.shape[1]).index_add_(0, owner, prompts)
+    return torch.nn.functional.normalize(summed / counts[:, None], dim=1)
+
+
+def zero_shot_metrics(
+    image_ND: Array, classifier_CD: Array, label_N: Array, ks: Sequence[int] | None = None
+) -> ZeroShotResult:
+    """Classify images by their highest dot product with the class vectors.
+
+    Args:
+        image_ND: N images' embeddings.
+        classifier_CD: One vector a class, as `classifier` gives.
+        label_N: Right class of each image.
+        ks: Cut-offs k of acc@k; 1 and, with five classes or more, 5 where not given.
+
+    Raises:
+        UserError: Non-finite or mismatched input, or a cut-off above the number of classes.
+    """
+    images = matrix(image_ND, "image embeddings")
+    weights = matrix(classifier_CD, "class vectors", width=images.shape[1]).to(images.device)
+    labels = indices(label_N, "labels", length=len(images), below=len(weights))
+    chosen = ks if ks is not None else ((1, 5) if len(weights) >= 5 else (1,))
+    cuts = [check_count(k, "k (the number of classes is the limit)", low=1, high=len(weights)) for k in chosen]
+    found = ranks(images, weights, labels)
+    predictions = _predictions(images, weights, labels, found)
+    confusion = confusion_matrix(labels.numpy(), predictions, len(weights))
+    recall = _recall(confusion)
+    metrics = {f"acc{k}": recall_at(found, k) for k in cuts}
+    metrics["mean_per_class_recall"] = float(np.nanmean(recall))
+    return ZeroShotResult(metrics=metrics, ranks=found, predictions=predictions, confusion=confusion, recall=recall)
+
+
+def confusion_matrix(label_N: Array, prediction_N: Array, classes: int) -> NDArray[np.int64]:
+    """Count images of class (row) that were taken for class (column), [C, C].
+
+    Raises:
+        UserError: A class out of range or different numbers of labels and predictions.
+    """
+    labels = indices(label_N, "labels", below=classes)
+    predictions = indices(prediction_N, "predictions", length=len(labels), below=classes)
+    flat = torch.bincount(labels * classes + predictions, minlength=classes * classes)
+    return flat.view(classes, classes).numpy()
+
+
+def knn_predict(
+    train_ND: Array,
+    label_N: Array,
+    test_MD: Array,
+    k: int,
+    classes: int,
+    *,
+    weights: Literal["uniform", "similarity"] = "uniform",
+    temperature: float = 0.07,
+) -> NDArray[np.int64]:
+    """Predict the class of each test row [M] by the vote of its k nearest training rows, by cosine.
+
+    Equal votes go to the class with the smaller number. `similarity` weighs a vote by exp(cosine / temperature)
+    (arXiv 1805.01978).
+
+    Raises:
+        UserError: Non-finite or mismatched input, or k not in 1..N.
+        UnknownNameError: No such weights.
+    """
+    if weights not in ("uniform", "similarity"):
+        raise UnknownNameError("kNN weights", str(weights), ("uniform", "similarity"))
+    train = torch.nn.functional.normalize(matrix(train_ND, "training features"), dim=1)
+    test = torch.nn.functional.normalize(matrix(test_MD, "test features", width=train.shape[1]), dim=1)
+    labels = indices(label_N, "labels", length=len(train), below=classes).to(train.device)
+    check_count(k, "k", low=1, high=len(train))
+    predictions = []
+    for block in torch.split(test, _BLOCK):
+        near = (block @ train.T).topk(k, dim=1)
+        votes = torch.ones_like(near.values) if weights == "uniform" else torch.exp(near.values / temperature)
+        tally = votes.new_zeros(len(block), classes).scatter_add_(1, labels[near.indices], votes)
+        predictions.append(_first_maximum(tally))
+    return torch.cat(predictions).cpu().numpy()
+
+
+def accuracy(label_N: Array, prediction_N: Array) -> float:
+    """Return the share of predictions that are right.
+
+    Raises:
+        UserError: Different numbers of labels and predictions, or none.
+    """
+    labels, predictions = torch.as_tensor(label_N), torch.as_tensor(prediction_N)
+    same_rows("labels", labels, "predictions", predictions)
+    if len(labels) == 0:
+        raise UserError(expected="one prediction at least", found="none")
+    return float((labels == predictions).double().mean())
+
+
+def _first_maximum(tally: Tensor) -> Tensor:
+    """Return the first column with the row's maximum (argmax promises no order among equals)."""
+    best = tally == tally.amax(dim=1, keepdim=True)
+    return best.to(torch.uint8).cumsum(dim=1).eq(1).logical_and(best).nonzero()[:, 1]
+
+
+def _predictions(images: Tensor, weights: Tensor, labels: Tensor, found: NDArray[np.int64]) -> NDArray[np.int64]:
+    right = torch.from_numpy(found == 1)
+    predictions = labels.clone()
+    if len(weights) > 1:
+        for start in range(0, len(images), _BLOCK):
+            scores = images[start : start + _BLOCK] @ weights.T
+            own = labels[start : start + _BLOCK]
+            scores[torch.arange(len(scores)), own] = -torch.inf
+            best_other = scores.argmax(dim=1).cpu()
+            predictions[start : start + _BLOCK] = torch.where(right[start : start + _BLOCK], own, best_other)
+    return predictions.numpy()
+
+
+def _recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    totals = confusion.sum(axis=1)
+    return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)
