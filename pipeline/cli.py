@@ -1,4 +1,4 @@
-"""The command `pipeline`: mounts the commands; the one place that turns typed errors into sentences and exit codes.
+"""The command `pipeline`: mounts the commands; typed errors end as one sentence and an exit code.
 
     pipeline data openmoji --out data/0_raw/openmoji
     pipeline extract --layers all
@@ -8,14 +8,13 @@
 Exit codes: 0 done, 2 the input is at fault, 1 anything else.
 """
 
-import sys
 from typing import Annotated
 
 import typer
 
 from pipeline import __version__
 from pipeline.commands import align, data, doctor, evaluate, extract, layers, search, store
-from pipeline.errors import PipelineError
+from pipeline.errors import exit_with_sentence
 
 app = typer.Typer(
     name="pipeline",
@@ -54,11 +53,8 @@ def root(
 
 def main() -> None:
     """Run the command line; the entry point of `pipeline`."""
-    try:
+    with exit_with_sentence():
         app()
-    except PipelineError as error:
-        typer.echo(f"Error: {error.sentence()}.", err=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Typed errors that carry fields. Only the command line turns them into sentences and exit codes.
+"""Typed errors that carry fields. Only programs (`pipeline`, the stages) turn them into sentences and exit codes.
 
 Every error says what was expected, what was found, where, and what to do about it. `UserError` and what derives from it
 mean that the input is at fault (exit code 2); any other `PipelineError` means that the work failed (exit code 1).
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -136,3 +138,13 @@ class UnfinishedStoreError(UserError):
             where=where,
             remedy="run `pipeline extract` (again): only what is missing is computed",
         )
+
+
+@contextmanager
+def exit_with_sentence() -> Iterator[None]:
+    """End the program with one sentence on standard error and the error's exit code, in place of a traceback."""
+    try:
+        yield
+    except PipelineError as error:
+        sys.stderr.write(f"Error: {error.sentence()}.\n")
+        sys.exit(error.exit_code)

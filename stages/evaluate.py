@@ -6,8 +6,11 @@ Run from the checkout: `python stages/evaluate.py`; settings: params.yaml, secti
 from pathlib import Path
 
 from pipeline.config import load_params
+from pipeline.errors import exit_with_sentence
 from pipeline.evaluate.params import evaluate_config
 from pipeline.evaluate.run import evaluate
+from pipeline.messages import on_stderr
 
 if __name__ == "__main__":
-    evaluate(evaluate_config(load_params(Path("params.yaml"))))
+    with exit_with_sentence():
+        evaluate(evaluate_config(load_params(Path("params.yaml"))), on_stderr)

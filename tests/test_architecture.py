@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "config": 0,
     "layers": 0,
+    "messages": 0,
     "store": 1,
     "encoders": 1,
     "projectors": 1,

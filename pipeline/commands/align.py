@@ -1,0 +1,116 @@
+"""`pipeline align`: choose the layer pair and train small projectors on cached features."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.output import emit_json
+from pipeline.errors import UserError
+from pipeline.messages import on_stderr
+
+if TYPE_CHECKING:
+    from pipeline.align.config import AlignConfig
+
+
+def align(
+    image: Annotated[list[Path] | None, typer.Option(help="Image store; several are concatenated.")] = None,
+    text: Annotated[list[Path] | None, typer.Option(help="Text store; several are concatenated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run, data/2_projectors/<name>.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="cca, info_nce, modest_align, structure, combined, ...; an unknown one lists all."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="auto (best pair by mutual kNN), last, stack, or I,J such as -2,last.")
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(help="Number of training images; all if unsaid.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed; several make several trainings.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the recipe, such as training.epochs=40 or dim=128."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on the way.")] = False,
+) -> None:
+    """Choose the layer pair on training pairs and train small projectors; finished seeds are not trained again.
+
+    Without --image, --text and --out: every method that params.yaml names.
+
+    Example: pipeline align --method structure
+
+    Example: pipeline align --image STORE --text STORE --layers auto --seed 1 --seed 2 --out data/2_projectors/mine
+    """
+    from pipeline.align.run import align as run
+
+    flags: dict[str, Any] = {
+        "layers": layers,
+        "pairs": pairs,
+        "seeds": seed or None,
+        "device": device,
+        "settings": _settings(setting or []) or None,
+    }
+    done = []
+    for config in _configs(image, text, out, method or [], params, flags):
+        folder = run(config, _silent if quiet else on_stderr)
+        done.append(folder)
+        if not json:
+            typer.echo(str(folder))
+    if json:
+        from pipeline.projectors.run_record import AlignedRun
+
+        emit_json([{"path": str(folder), **AlignedRun.open(folder).record} for folder in done])
+
+
+def _configs(
+    image: list[Path] | None,
+    text: list[Path] | None,
+    out: Path | None,
+    methods: list[str],
+    params: Path,
+    flags: dict[str, Any],
+) -> "list[AlignConfig]":
+    from pipeline.align.config import AlignConfig, align_config
+    from pipeline.config import build, load_params
+
+    said = {"--image": image, "--text": text, "--out": out}
+    given = [name for name, value in said.items() if value]
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if len(given) == len(said):
+        names = methods or ["info_nce"]
+        if len(names) > 1:
+            raise UserError(expected="one --method with --out", found=", ".join(names), where="pipeline align")
+        values = {**flags, "image": image, "text": text, "out": out, "method": names[0]}
+        return [build(AlignConfig, values, where="pipeline align")]
+    if given:
+        raise UserError(
+            expected="--image, --text and --out together, or none of them (then params.yaml says)",
+            found=f"only {' and '.join(given)}",
+            where="pipeline align",
+        )
+    settings = load_params(params)
+    section = {**dict(settings.get("align") or {}), **flags}
+    return [align_config({**settings, "align": section}, name) for name in methods or settings.get("methods") or []]
+
+
+def _settings(assignments: list[str]) -> dict[str, Any]:
+    """Return `a.b=1` as {"a": {"b": 1}}; values are read as YAML."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise UserError(expected="name=value", found=repr(assignment), where="--set")
+        *parents, last = name.split(".")
+        inner = found
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = yaml.safe_load(value)
+    return found
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""

@@ -1,0 +1,134 @@
+"""`pipeline extract`: run frozen encoders once and keep the features of every layer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.output import emit_json
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.extract.config import ExtractConfig
+    from pipeline.extract.run import ExtractResult
+
+
+def extract(
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, data/0_raw/<name>.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="timm:NAME, open_clip:NAME/PRETRAINED, hf:ORG/NAME@REV, st:ORG/NAME (each also with a local path), "
+            "package:NAME, or module:Class."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Feature store, data/1_features/<data set>/<encoder>.")] = None,
+    layers: Annotated[str | None, typer.Option(help="all, last, 0,5,-1, 4:12, or module names.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="auto, cls, mean, eos, patch_mean or cls+patch_mean.", show_default=False)
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="image or text: which tower of a model with two.")] = None,
+    texts: Annotated[str | None, typer.Option(help="captions, classes (prompts), or all.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Put before every text.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Arithmetic: fp32, fp16 or bf16.")] = None,
+    storage_dtype: Annotated[
+        str | None, typer.Option(help="Format on the disk; the same as --dtype if unsaid.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a forward pass.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode and tokenise.")] = None,
+    shard_rows: Annotated[int | None, typer.Option(help="Items in a shard.")] = None,
+    file_format: Annotated[str | None, typer.Option("--format", help="hdf5 or parquet.")] = None,
+    max_rejected: Annotated[float | None, typer.Option(help="Share of broken items at which the run stops.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Throw away a store of another key at --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
+    params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Run frozen encoders once and keep the features of every layer.
+
+    Without --dataset, --encoder and --out: every (data set, encoder) that params.yaml names. A second run does nothing;
+    more layers later compute only those; what is committed survives a kill.
+
+    Example: pipeline extract --layers all
+
+    Example: pipeline extract --dataset data/0_raw/mine --encoder st:ORG/NAME --out data/1_features/mine/name
+    """
+    flags: dict[str, Any] = {
+        "layers": layers,
+        "pool": pool,
+        "modality": modality,
+        "texts": texts,
+        "prompt": prompt,
+        "max_length": max_length,
+        "dtype": dtype,
+        "storage_dtype": storage_dtype,
+        "device": device,
+        "batch_size": batch_size,
+        "workers": workers,
+        "shard_rows": shard_rows,
+        "format": file_format,
+        "max_rejected": max_rejected,
+        "replace": replace or None,
+        "dry_run": dry_run or None,
+    }
+    from pipeline.extract.progress import progress_bar
+    from pipeline.extract.run import extract as run
+
+    results = []
+    for config in _configs(dataset, encoder, out, params, flags):
+        with progress_bar(quiet=quiet) as report:
+            result = run(config, report)
+        results.append(result)
+        if not json:
+            typer.echo(_sentence(result))
+    if json:
+        plain = [result.to_json() for result in results]
+        emit_json(plain[0] if dataset else plain)
+
+
+def _configs(
+    dataset: Path | None, encoder: str | None, out: Path | None, params: Path, flags: dict[str, Any]
+) -> "list[ExtractConfig]":
+    from pipeline.config import build, load_params
+    from pipeline.extract.config import ExtractConfig
+    from pipeline.extract.params import extract_config, named_stores
+
+    said = {"--dataset": dataset, "--encoder": encoder, "--out": out}
+    given = [name for name, value in said.items() if value is not None]
+    if len(given) == len(said):
+        values = {name: value for name, value in flags.items() if value is not None}
+        return [
+            build(
+                ExtractConfig, {**values, "dataset": dataset, "encoder": encoder, "out": out}, where="pipeline extract"
+            )
+        ]
+    if given:
+        raise UserError(
+            expected="--dataset, --encoder and --out together, or none of them (then params.yaml says)",
+            found=f"only {' and '.join(given)}",
+            where="pipeline extract",
+        )
+    settings = load_params(params)
+    stores = named_stores(settings)
+    if not stores:
+        raise UserError(expected="datasets, image_encoder and text_encoder in it", found="none", where=str(params))
+    return [extract_config(settings, dataset, encoder, **flags) for dataset, encoder in stores]
+
+
+def _sentence(result: "ExtractResult") -> str:
+    if result.cost is not None and not result.content_digest:
+        return f"{result.path}: {result.cost.sentence()}"
+    if not result.computed_shards:
+        return f"{result.path}: nothing to do, {result.rows} {result.what} are there ({result.seconds:.1f} s)"
+    parts = [
+        f"{result.path}: {result.rows} {result.what}, {len(result.layers)} layers, {result.seconds:.1f} s",
+        f"{result.computed_shards} shards computed, {result.skipped_shards} found",
+    ]
+    if result.rejected:
+        parts.append(f"{result.rejected} items left out, see {result.path / 'rejected.csv'}")
+    if result.nonfinite:
+        parts.append(f"{result.nonfinite} values are no finite numbers (see `pipeline store ls`)")
+    return "; ".join(parts)

@@ -1,0 +1,44 @@
+"""`pipeline layers`: which image layer agrees most with which text layer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import emit_json, emit_table
+
+
+def layers(
+    image: Annotated[Path, typer.Argument(help="Image store.")],
+    text: Annotated[Path, typer.Argument(help="Text store of the same data set.")],
+    split: Annotated[str, typer.Option(help="Split of the images that are looked at.")] = "train",
+    seed: Annotated[int, typer.Option(help="Draws the images, 5000 at most, and the shuffles of the null.")] = 0,
+    top: Annotated[int, typer.Option(help="Pairs to show.")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rank all pairs of layers by mutual nearest neighbours on training pairs, with a permutation null.
+
+    Example: pipeline layers data/1_features/openmoji/efficientnet-lite0 data/1_features/openmoji/all-minilm-l6-v2
+    """
+    from pipeline.align.layer_choice import layers as score
+
+    scores = score(image, text, split=split, seed=seed)
+    if json:
+        emit_json(scores.to_json())
+        return
+    pairs = [(i, j) for i in range(len(scores.image_layers)) for j in range(len(scores.text_layers))]
+    pairs.sort(key=lambda pair: -scores.calibrated[pair[0]][pair[1]])
+    emit_table(
+        (
+            {
+                "image layer": scores.image_layers[i],
+                "text layer": scores.text_layers[j],
+                "mutual kNN": f"{scores.score[i][j]:.4f}",
+                "calibrated": f"{scores.calibrated[i][j]:.4f}",
+                "p": f"{scores.p_value[i][j]:.3f}",
+            }
+            for i, j in pairs[:top]
+        ),
+        ("image layer", "text layer", "mutual kNN", "calibrated", "p"),
+    )
+    typer.echo(f"\n{scores.rows} images, k = {scores.k}. {scores.advice}")

@@ -1,0 +1,185 @@
+"""`pipeline store`: look into feature stores, check them, measure them, clean them, bring them in and out."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import emit_json, emit_table, size
+
+app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
+
+Store = Annotated[Path, typer.Argument(help="Feature store, data/1_features/<data set>/<encoder>.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def ls(store: Store, json: Json = False) -> None:
+    """Say what a store holds: rows, layers, key, digests.
+
+    Example: pipeline store ls data/1_features/openmoji/efficientnet-lite0
+    """
+    from pipeline.store.inspect import ls as look
+
+    found = look(store)
+    if json:
+        emit_json(found)
+        return
+    typer.echo(f"{store}: {found['rows']} rows, {found['shards']} shards, {size(found['bytes'])}, {found['format']}")
+    typer.echo(f"key {found['key_digest']}\ncontent {found['content_digest']}")
+    typer.echo("splits " + ", ".join(f"{name or '(none)'} {rows}" for name, rows in found["splits"].items()))
+    if found["rejected"]:
+        typer.echo(f"{found['rejected']} items left out, see {store / 'rejected.csv'}")
+    typer.echo()
+    emit_table(found["layers"], ("name", "width", "dtype", "nonfinite"))
+    if found["classes"]:
+        typer.echo(f"\nclass prompts: {store / 'classes'}, {found['classes']['rows']} rows")
+
+
+@app.command()
+def verify(
+    store: Store,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte, not only names, sizes and records.")] = False,
+    json: Json = False,
+) -> None:
+    """Check a store; exit code 1 and the damaged file's name if something is not as it was committed.
+
+    Example: pipeline store verify --deep data/1_features/openmoji/efficientnet-lite0
+    """
+    from pipeline.store.inspect import verify as check
+
+    problems = check(store, deep=deep)
+    if json:
+        emit_json([asdict(problem) for problem in problems])
+    for problem in problems:
+        typer.echo(problem.sentence, err=True)
+    if problems:
+        raise typer.Exit(1)
+    if not json:
+        typer.echo(f"{store}: as it was committed ({'every byte read' if deep else 'names, sizes and records'})")
+
+
+@app.command()
+def diff(first: Store, second: Store, json: Json = False) -> None:
+    """Say in words why two stores differ; exit code 1 if they do.
+
+    Example: pipeline store diff data/1_features/openmoji/efficientnet-lite0 data/1_features/openmoji/efficientnet-lite2
+    """
+    from pipeline.store.inspect import diff as compare
+
+    sentences = compare(first, second)
+    if json:
+        emit_json(sentences)
+    else:
+        typer.echo("\n".join(sentences) or "The same ids, the same values, the same key.")
+    if sentences:
+        raise typer.Exit(1)
+
+
+@app.command()
+def du(store: Store, json: Json = False) -> None:
+    """Say what takes the space.
+
+    Example: pipeline store du data/1_features/openmoji/efficientnet-lite0
+    """
+    from pipeline.store.inspect import du as measure
+
+    sizes = measure(store)
+    if json:
+        emit_json(sizes)
+    else:
+        emit_table(({"what": name, "size": size(count)} for name, count in sizes.items()), ("what", "size"))
+
+
+@app.command()
+def gc(
+    store: Store,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only named.")] = False,
+    json: Json = False,
+) -> None:
+    """Name (or remove) what no manifest needs: files of killed writers and superseded shards.
+
+    Example: pipeline store gc data/1_features/openmoji/efficientnet-lite0 --delete
+    """
+    from pipeline.store.inspect import gc as collect
+
+    files = collect(store, dry_run=not delete)
+    if json:
+        emit_json([str(file) for file in files])
+    else:
+        verb = "removed" if delete else "could be removed (--delete does it)"
+        typer.echo("\n".join(f"{file} {verb}" for file in files) or "Nothing to clean.")
+
+
+@app.command()
+def status(store: Store, json: Json = False) -> None:
+    """Say how far an extraction is: shards done, leased by a live process, missing.
+
+    Example: pipeline store status data/1_features/openmoji/efficientnet-lite0
+    """
+    from pipeline.store.inspect import status as look
+
+    shards = look(store)
+    if json:
+        emit_json([asdict(shard) for shard in shards])
+        return
+    counts = {state: sum(shard.state == state for shard in shards) for state in ("done", "leased", "missing")}
+    typer.echo(f"{store}: {len(shards)} shards: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+@app.command()
+def convert(
+    store: Store,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    to: Annotated[str, typer.Option("--to", help="npy, safetensors, parquet or clip-retrieval.")] = "npy",
+    layers: Annotated[str, typer.Option(help="Layers: all, last, 0,5,-1, names.")] = "all",
+    text: Annotated[
+        Path | None, typer.Option(help="clip-retrieval: a text store whose captions go beside the images.")
+    ] = None,
+) -> None:
+    """Write features in a layout that other programs read.
+
+    Example: pipeline store convert data/1_features/openmoji/efficientnet-lite0 --to npy --layers last --out export
+    """
+    from pipeline.layers import select_layers
+    from pipeline.store.inspect import convert as write
+    from pipeline.store.reader import FeatureStore
+
+    names = [layer.name for layer in FeatureStore.open(store).layers]
+    chosen = select_layers("last" if to == "clip-retrieval" and layers == "all" else layers, names)
+    for path in write(store, out, to, layers=chosen, text=text):
+        typer.echo(path)
+
+
+@app.command()
+def ingest(
+    vectors: Annotated[Path, typer.Argument(help="Features that others computed: .npy [N, D] or .parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="Feature store to make.")],
+    modality: Annotated[str, typer.Option(help="image or text.")],
+    ids: Annotated[
+        Path | None,
+        typer.Option(help="For .npy: .txt, .json, or .csv with sample_id and any of image_id, split, label, content."),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Parquet: column of the vectors.")] = "",
+    layer: Annotated[str, typer.Option(help="Name of the layer.")] = "output",
+    file_format: Annotated[str, typer.Option("--format", help="hdf5 or parquet.")] = "hdf5",
+    json: Json = False,
+) -> None:
+    """Make a feature store of vectors that something else computed.
+
+    Example: pipeline store ingest clip.npy --ids rows.csv --modality image --out data/1_features/mine/clip
+    """
+    from pipeline.store.inspect import IngestConfig, ls
+    from pipeline.store.inspect import ingest as take
+
+    take(
+        IngestConfig(
+            vectors=vectors, out=out, modality=modality, ids=ids, column=column, layer=layer, file_format=file_format
+        )
+    )
+    found = ls(out)
+    if json:
+        emit_json(found)
+    else:
+        typer.echo(f"{out}: {found['rows']} rows, layer {layer}, content {found['content_digest']}")

@@ -1,0 +1,46 @@
+"""From params.yaml to the settings of the extract stage: every (data set, encoder) that is named there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import build, section
+from pipeline.errors import UnknownNameError
+from pipeline.extract.config import ExtractConfig
+
+
+def extract_config(
+    params: Mapping[str, Any], dataset: str, encoder: str, root: Path = Path(), **flags: Any
+) -> ExtractConfig:
+    """Return the settings that params.yaml means for one data set and one encoder.
+
+    Args:
+        params: The whole of params.yaml.
+        dataset: A data set's name: a folder of `data/0_raw`.
+        encoder: An encoder's short name, a key of the section `encoders`.
+        root: The checkout; all folders are below its `data/`.
+        flags: Fields of `ExtractConfig` that win over the section `extract`; None means nothing was said.
+
+    Raises:
+        UserError: A section or a name is missing, or a setting is wrong.
+        UnknownNameError: `encoders` does not name the encoder.
+    """
+    encoders = section(params, "encoders")
+    if encoder not in encoders:
+        raise UnknownNameError("encoder", encoder, encoders, "params.yaml: encoders")
+    spec = encoders[encoder]
+    own = dict(spec) if isinstance(spec, Mapping) else {"encoder": spec}
+    values = {
+        **section(params, "extract"),
+        **own,
+        **{name: value for name, value in flags.items() if value is not None},
+        "dataset": root / "data" / "0_raw" / dataset,
+        "out": root / "data" / "1_features" / dataset / encoder,
+    }
+    return build(ExtractConfig, values, where=f"params.yaml: extract, {encoder}")
+
+
+def named_stores(params: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return every (data set, encoder) that params.yaml names: all data sets with both encoders."""
+    encoders = [str(params[side]) for side in ("image_encoder", "text_encoder") if params.get(side)]
+    return [(str(dataset), encoder) for dataset in params.get("datasets") or [] for encoder in encoders]
