@@ -44,7 +44,7 @@ def test_a_path_is_local_and_its_place_is_not_in_the_key() -> None:
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a folder .*nowhere, found none"):
+    with pytest.raises(UserError, match=r"expected a folder .*nowhere, found none"):
         require_folder(parse_spec(f"hf:{tmp_path}/nowhere"), "config.json")
     with pytest.raises(UserError, match=r"config\.json in"):
         require_folder(parse_spec(f"hf:{tmp_path}"), "config.json")

@@ -125,7 +125,7 @@ def test_a_transformer_without_class_token_is_averaged(timm_folder: TimmFolder, 
 
 
 def test_a_pooling_that_cannot_be_lists_those_that_can(timm_folder: TimmFolder, vit: Path) -> None:
-    with pytest.raises(UserError, match="expected one of auto, cls, mean, patch_mean, .*found eos"):
+    with pytest.raises(UserError, match=r"expected one of auto, cls, mean, patch_mean, .*found eos"):
         load(vit, pool="eos")
     with pytest.raises(UserError, match="expected one of auto, found cls"):
         load(timm_folder("resnet10t", {}), pool="cls")
@@ -138,7 +138,7 @@ def test_an_unknown_model_lists_the_nearest() -> None:
 
 def test_a_hub_model_without_network_is_one_sentence() -> None:
     with pytest.raises(
-        UserError, match="in the local cache or on its hub, found neither .*give a local path: timm:/folder"
+        UserError, match=r"in the local cache or on its hub, found neither .*give a local path: timm:/folder"
     ):
         load_encoder("timm:vit_tiny_patch16_224.augreg_in21k")
 
