@@ -30,12 +30,12 @@ class Measure:
 
 
 def measures_of(direction: str, ks: Sequence[int], classes: int = 0) -> list[Measure]:
-    """Return the measures of a direction; acc5 only where there are more than five classes."""
+    """Return the measures of a direction; acc5 only where there are five classes or more."""
     if direction in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL):
         return [Measure(name=f"{direction}_recall@{k}", direction=direction, k=k) for k in sorted(set(ks))]
     prefix = f"{direction.removeprefix(ZERO_SHOT + ':')}/" if direction != ZERO_SHOT else ""
     found = [Measure(name=f"{prefix}acc1", direction=direction, k=1)]
-    if classes > 5:
+    if classes >= 5:
         found.append(Measure(name=f"{prefix}acc5", direction=direction, k=5))
     return [*found, Measure(name=f"{prefix}mean_per_class_recall", direction=direction, k=1, macro=True)]
 

@@ -70,7 +70,8 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     image_features = data.image.features(run, data.pairs.image_rows)
     text_features = data.text.features(run, data.pairs.caption_rows)
     owner = torch.from_numpy(data.pairs.caption_image)
-    every = torch.arange(len(image_features))
+    images_of = list(data.pairs.caption_image[:, None])
+    captions_of = data.captions_by_image()
     by_image: list[NDArray[np.int64]] = []
     by_text: list[NDArray[np.int64]] = []
     sure: dict[str, list[Answers]] = {IMAGE_RETRIEVAL: [], TEXT_RETRIEVAL: []}
@@ -80,8 +81,8 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
         image_ranks, text_ranks = cross_ranks(image, text, owner)
         by_image.append(image_ranks)
         by_text.append(text_ranks)
-        sure[IMAGE_RETRIEVAL].append(answers(text, image, every, owner, temperature))
-        sure[TEXT_RETRIEVAL].append(answers(image, text, owner, every, temperature))
+        sure[IMAGE_RETRIEVAL].append(answers(text, image, images_of, temperature))
+        sure[TEXT_RETRIEVAL].append(answers(image, text, captions_of, temperature))
     image_ids = data.image_ids
     caption_owners = [image_ids[position] for position in data.pairs.caption_image]
     return [

@@ -7,15 +7,12 @@ classes gives acc1, acc5 and mean_per_class_recall; ties count against it.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.calibrate import Answers, answers
 from pipeline.evaluate.data import SideStores
-from pipeline.metrics.retrieval import ranks
-from pipeline.projectors.input import unit_rows
+from pipeline.metrics.zero_shot import classifier, zero_shot_metrics
 from pipeline.projectors.run_record import AlignedRun
 
 
@@ -80,17 +77,6 @@ def zero_shot_set(name: str, image: SideStores, prompts: SideStores, split: str)
     return ZeroShotSet(name, image, prompts, classes, np.array(rows, dtype=np.int64), target, len(inside) - len(rows))
 
 
-def class_embeddings(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:
-    """Return the C class embeddings [C, d] of a run's seed."""
-    labels = data.prompts.samples.label
-    rows = np.array([row for row, label in enumerate(labels) if label], dtype=np.int64)
-    known = {label: index for index, label in enumerate(data.classes)}
-    owner = torch.tensor([known[labels[row]] for row in rows])
-    prompts = run.encode("text", data.prompts.features(run, rows), seed)
-    sums = torch.zeros(len(data.classes), prompts.shape[1]).index_add_(0, owner, prompts)
-    return unit_rows(sums)
-
-
 def classify(
     run: AlignedRun, data: ZeroShotSet, seed: int, temperature: float
 ) -> tuple[NDArray[np.int64], Answers, NDArray[np.int64]]:
@@ -100,11 +86,11 @@ def classify(
         Rank [M] of the true class, (confidence [M], right [M]) of the first answer, and counts [C, C] of true class
         against predicted class.
     """
+    labels = data.prompts.samples.label
+    rows = np.array([row for row, label in enumerate(labels) if label], dtype=np.int64)
+    known = {label: index for index, label in enumerate(data.classes)}
+    owner = np.array([known[labels[row]] for row in rows])
+    classes = classifier(run.encode("text", data.prompts.features(run, rows), seed), owner, len(known))
     images = run.encode("image", data.image.features(run, data.rows), seed)
-    classes = class_embeddings(run, data, seed)
-    target = torch.from_numpy(data.target)
-    predicted = (images @ classes.T).argmax(dim=1).numpy()
-    confusion = np.zeros((len(data.classes), len(data.classes)), dtype=np.int64)
-    np.add.at(confusion, (data.target, predicted), 1)
-    confidence = answers(images, classes, torch.arange(len(classes)), target, temperature)
-    return ranks(images, classes, target), confidence, confusion
+    found = zero_shot_metrics(images, classes, data.target, (1,))
+    return found.ranks, answers(images, classes, list(data.target[:, None]), temperature), found.confusion

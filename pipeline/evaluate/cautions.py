@@ -1,0 +1,139 @@
+"""What a reader must know before believing a number: looked for in the data and in the runs' own records."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.duplicates import near_duplicates
+from pipeline.evaluate.report.page import Caution
+from pipeline.evaluate.report.words import count, listing, percent
+from pipeline.evaluate.result import RunResult
+from pipeline.evaluate.summary import Summary
+from pipeline.evaluate.zero_shot import ZeroShotSet
+from pipeline.projectors.run_record import AlignedRun
+
+IMBALANCE = 3.0
+SHOWN = 50
+# Their model cards list captions of COCO and Flickr30k among the training text.
+CAPTION_TRAINED = ("all-minilm", "all-mpnet", "paraphrase-", "all-distilroberta")
+CAPTION_SETS = ("coco", "flickr")
+
+
+def find_cautions(
+    summary: Summary, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig
+) -> tuple[Caution, ...]:
+    """Return all cautions, the gravest first."""
+    found = [
+        *split_cautions(summary.runs, pairs.split),
+        *duplicate_caution(summary, pairs, config),
+        *small_set_caution(summary, len(pairs.pairs.image_rows)),
+        *seed_caution(summary.runs),
+        *text_encoder_caution(pairs),
+        *(caution for data in sets for caution in class_cautions(data)),
+    ]
+    return (*found, *(Caution(title="Note", text=note) for note in config.notes))
+
+
+def split_cautions(runs: Sequence[RunResult], split: str) -> list[Caution]:
+    """Say so where the evaluated split was trained on, or where layers or steps were chosen on it."""
+    found = []
+    for use, key in (("trained on it", "train_split"), ("chose their best step on it", "validation_split")):
+        guilty = [run.name for run in runs if run.record.get("config", {}).get(key) == split]
+        if guilty:
+            text = f"{listing(guilty)} {use}. Their numbers say nothing about new data."
+            found.append(Caution(title=f"The split {split} was not held out", text=text))
+    other = [run.name for run in runs if _layer_split(run) not in ("", "train")]
+    if other:
+        text = f"The layers of {listing(other)} were chosen on another split than train."
+        found.append(Caution(title="Layers chosen outside the training split", text=text))
+    return found
+
+
+def _layer_split(run: RunResult) -> str:
+    if not run.layer_pairs:
+        return ""
+    config = run.record.get("config", {})
+    stated = run.layer_pairs.get("split", config.get("train_split", "train"))
+    return "train" if stated == config.get("train_split", "train") else str(stated)
+
+
+def duplicate_caution(summary: Summary, pairs: TestPairs, config: EvaluateConfig) -> list[Caution]:
+    """Count test images that are nearly training images, in the frozen features of the best run."""
+    run = AlignedRun.open(summary.lead.path)
+    splits = np.asarray(pairs.image.samples.split)
+    train = np.flatnonzero(splits == run.config.get("train_split", "train"))
+    test = pairs.pairs.image_rows
+    train = train[~np.isin(train, test)]
+    if not len(train):
+        return []
+    found = near_duplicates(pairs.image.features(run, train), pairs.image.features(run, test), config.duplicate_cosine)
+    if not found:
+        return []
+    names = pairs.image.samples.sample_id
+    items = [f"{names[test[a]]} ≈ {names[train[b]]} (cosine {score:.3f})" for a, b, score in found[:SHOWN]]
+    more = [f"… and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    text = (
+        f"{count(len(found), 'test image')} of {len(test):,} {'has' if len(found) == 1 else 'have'} a training image "
+        f"with a cosine above {config.duplicate_cosine:g} in the centred frozen features. They may be remembered, "
+        "not understood."
+    )
+    return [Caution(title="Near-duplicates between train and test", text=text, items=(*items, *more))]
+
+
+def small_set_caution(summary: Summary, images: int) -> list[Caution]:
+    """Say so where the interval of the best run is wider than the differences that the report speaks of."""
+    _, low, high = summary.headline(summary.lead)
+    half = (high - low) / 2
+    if len(summary.runs) > 1:
+        lead = summary.against(summary.runs[0], summary.runs[1])[0]
+        if not lead.real:
+            text = (
+                f"With {count(images, 'test image')} a number is known to ± {percent(half)} points, and the first two "
+                f"runs differ by {percent(abs(lead.value))}. More test images, not more decimals, would settle it."
+            )
+            return [Caution(title="The test set is too small to tell the first two apart", text=text)]
+    if half > 0.05:
+        text = f"With {count(images, 'test image')} every number is known to ± {percent(half)} points only."
+        return [Caution(title="A small test set", text=text)]
+    return []
+
+
+def seed_caution(runs: Sequence[RunResult]) -> list[Caution]:
+    """Say so where a trained run stands on one seed."""
+    single = [run.name for run in runs if run.trained and len(run.seeds) < 2]
+    if not single:
+        return []
+    text = f"{listing(single)}: with one seed, luck in training cannot be told from merit."
+    return [Caution(title="One seed", text=text)]
+
+
+def text_encoder_caution(pairs: TestPairs) -> list[Caution]:
+    """Say so where the sentence encoder was trained on captions of the same family as the test set."""
+    about = " ".join(str(store.manifest.provenance.get("dataset", "")) for store in pairs.image.stores).lower()
+    specs = [str(store.manifest.provenance.get("spec", "")) for store in pairs.text.stores]
+    guilty = [spec for spec in specs if any(name in spec.lower() for name in CAPTION_TRAINED)]
+    if not guilty or not any(name in about for name in CAPTION_SETS):
+        return []
+    text = f"The text encoder {listing(guilty)} was trained on captions of COCO and Flickr30k, as its model card says."
+    return [Caution(title="The text encoder knows captions of this kind", text=text)]
+
+
+def class_cautions(data: ZeroShotSet) -> list[Caution]:
+    """Say so where classes are of very different sizes, or images without a label were left out."""
+    found = []
+    sizes: Counter[str] = Counter(data.labels)
+    (large, most), (small, least) = sizes.most_common()[0], sizes.most_common()[-1]
+    name = data.name or "the main data set"
+    if most > IMBALANCE * least:
+        text = (
+            f"In {name} class {large!r} has {count(most, 'test image')} and {small!r} has {least:,}: read the "
+            "per-class recall beside the accuracy."
+        )
+        found.append(Caution(title="Unequal classes", text=text))
+    if data.unlabelled:
+        text = f"{count(data.unlabelled, 'image')} of {name} without a label are left out of zero-shot."
+        found.append(Caution(title="Images without a label", text=text))
+    return found

@@ -1,0 +1,150 @@
+"""Example queries of the best run: a fixed random sample and the worst failures, with what was found for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.indexes.base import Index
+from pipeline.evaluate.indexes.table import build_index, recall_against_exact
+from pipeline.evaluate.pictures import Pictures
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
+from pipeline.evaluate.report.page import Example, ExampleGroup, Thumb
+from pipeline.evaluate.result import RunResult
+from pipeline.projectors.run_record import AlignedRun
+
+SHOWN = 5
+RECALL_QUERIES = 256
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Embeddings of the test pairs by one seed, indexed both ways.
+
+    Args:
+        pairs: The test pairs.
+        image: [M, d] image embeddings.
+        text: [P, d] caption embeddings.
+        images: Index of the images.
+        texts: Index of the captions.
+        pictures: Where thumbnails come from.
+    """
+
+    pairs: TestPairs
+    image: Tensor
+    text: Tensor
+    images: Index
+    texts: Index
+    pictures: Pictures
+
+    @classmethod
+    def build(cls, result: RunResult, pairs: TestPairs, config: EvaluateConfig, pictures: Pictures) -> "Gallery":
+        """Embed and index the test pairs by a run's first seed."""
+        run = AlignedRun.open(result.path)
+        seed = run.seeds[0]
+        image = run.encode("image", pairs.image.features(run, pairs.pairs.image_rows), seed)
+        text = run.encode("text", pairs.text.features(run, pairs.pairs.caption_rows), seed)
+        images, texts = (build_index(part, config.index, config.seed) for part in (image, text))
+        return cls(pairs, image, text, images, texts, pictures)
+
+    def index_recall(self) -> dict[str, float]:
+        """Return the recall@10 of an approximate index against exact search, by direction; empty for an exact one."""
+        sides = (
+            (IMAGE_RETRIEVAL, self.images, self.image, self.text),
+            (TEXT_RETRIEVAL, self.texts, self.text, self.image),
+        )
+        return {
+            f"{name}_index_recall@10": recall_against_exact(index, gallery, queries[:RECALL_QUERIES])
+            for name, index, gallery, queries in sides
+            if not index.exact
+        }
+
+    def text_queries(self, captions: Sequence[int], ranks: NDArray[np.int64]) -> tuple[Example, ...]:
+        """Return captions as queries with the images found for them."""
+        _, found = self.images.search(self.text[torch.tensor(captions, dtype=torch.int64)], SHOWN)
+        return tuple(self._text_query(c, row, int(ranks[c])) for c, row in zip(captions, found.tolist(), strict=True))
+
+    def image_queries(self, images: Sequence[int], ranks: NDArray[np.int64]) -> tuple[Example, ...]:
+        """Return images as queries with the captions found for them."""
+        _, found = self.texts.search(self.image[torch.tensor(images, dtype=torch.int64)], SHOWN)
+        return tuple(self._image_query(i, row, int(ranks[i])) for i, row in zip(images, found.tolist(), strict=True))
+
+    def _text_query(self, caption: int, found: Sequence[int], rank: int) -> Example:
+        own = int(self.pairs.pairs.caption_image[caption])
+        held = [position for position in found if position >= 0]
+        missed = None if own in held else self._image_thumb(own, f"rank {rank:,}", right=True)
+        answers = [self._image_thumb(at, str(place), right=at == own) for place, at in enumerate(held, 1)]
+        text = self._caption(caption)
+        return Example(query=text, note=f"right image at rank {rank:,}", answers=tuple(answers), missed=missed)
+
+    def _image_query(self, image: int, found: Sequence[int], rank: int) -> Example:
+        owner = self.pairs.pairs.caption_image
+        answers = [
+            Thumb(text=self._caption(at), note=str(place), right=int(owner[at]) == image)
+            for place, at in enumerate((at for at in found if at >= 0), 1)
+        ]
+        missed = None
+        if not any(answer.right for answer in answers):
+            own = np.flatnonzero(owner == image)
+            best = int(own[int((self.text[own] @ self.image[image]).argmax())])
+            missed = Thumb(text=self._caption(best), note=f"rank {rank:,}", right=True)
+        picture = self._image_thumb(image, "")
+        note = f"best right caption at rank {rank:,}"
+        return Example(query=picture.text, note=note, answers=tuple(answers), image=picture.image, missed=missed)
+
+    def _caption(self, caption: int) -> str:
+        return self.pairs.text.samples.content[int(self.pairs.pairs.caption_rows[caption])]
+
+    def _image_thumb(self, position: int, note: str, *, right: bool = False) -> Thumb:
+        row = int(self.pairs.pairs.image_rows[position])
+        picture = self.pictures.thumbnail(self.pairs.image.samples.content[row])
+        return Thumb(
+            image=picture, text="" if picture else self.pairs.image.samples.image_id[row], note=note, right=right
+        )
+
+
+def example_groups(result: RunResult, gallery: Gallery, config: EvaluateConfig) -> tuple[ExampleGroup, ...]:
+    """Return a random sample and the worst failures, captions and images as queries, by the run's first seed."""
+    if not config.examples:
+        return ()
+    by_text, by_image = (result.queries[name].ranks[0] for name in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL))
+    random_text, random_image = (sample(len(ranks), config.examples, config.seed) for ranks in (by_text, by_image))
+    return (
+        ExampleGroup(
+            title="Captions asked for images: a random sample",
+            lead="Drawn once with the seed of this evaluation, not picked. The first five images found, best first.",
+            examples=gallery.text_queries(random_text, by_text),
+            open=True,
+        ),
+        ExampleGroup(
+            title="Images asked for captions: a random sample",
+            lead="Drawn the same way. The first five captions found, best first.",
+            examples=gallery.image_queries(random_image, by_image),
+        ),
+        ExampleGroup(
+            title="The worst failures, captions asked for images",
+            lead="The captions whose image came last. Often the caption is at fault, not the model.",
+            examples=gallery.text_queries(worst(by_text, config.examples), by_text),
+        ),
+        ExampleGroup(
+            title="The worst failures, images asked for captions",
+            lead="The images whose captions came last.",
+            examples=gallery.image_queries(worst(by_image, config.examples), by_image),
+        ),
+    )
+
+
+def sample(count: int, size: int, seed: int) -> list[int]:
+    """Return a fixed random sample of positions, in rising order."""
+    return sorted(np.random.default_rng(seed).permutation(count)[:size].tolist())
+
+
+def worst(ranks: NDArray[np.int64], size: int) -> list[int]:
+    """Return the positions of the largest ranks, the worst first, leaving out queries that were answered rightly."""
+    order = np.lexsort((np.arange(len(ranks)), -ranks))[:size]
+    return [int(position) for position in order if ranks[position] > 1]

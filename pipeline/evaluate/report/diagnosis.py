@@ -1,0 +1,206 @@
+"""The chapters on how the runs came about and how they err: layers, training, calibration, zero-shot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluate.calibrate import DEFAULT_TEMPERATURE
+from pipeline.evaluate.figures.curves import reliability, step_curves
+from pipeline.evaluate.figures.maps import confusion_map, layer_map
+from pipeline.evaluate.figures.series import Series
+from pipeline.evaluate.queries import ZERO_SHOT, zero_shot_direction
+from pipeline.evaluate.report.page import Cell, Picture, Section, Table
+from pipeline.evaluate.report.results import part_of
+from pipeline.evaluate.report.words import count, direction_name, listing, percent
+from pipeline.evaluate.result import RunResult
+from pipeline.evaluate.summary import Summary
+from pipeline.evaluate.zero_shot import ZeroShotSet
+
+CONFUSIONS = 8
+
+
+def layers_section(summary: Summary) -> Section | None:
+    """Return the map of layer pairs of the best run that has one; none where layers were named by hand."""
+    run = next((run for run in summary.runs if run.layer_pairs), None)
+    if run is None or run.layer_pairs is None:
+        return None
+    table = run.layer_pairs
+    scores = np.asarray(table.get("calibrated") or table["score"], dtype=np.float64)
+    chosen = table.get("chosen")
+    pair = (int(chosen[0]), int(chosen[1])) if chosen else None
+    kind = "calibrated against shuffled pairs" if table.get("calibrated") else "raw"
+    caption = (
+        f"{table.get('metric', 'score')}, {kind}, k = {table.get('k', '?')}, {table.get('rows', '?')} training images. "
+        "The framed pair scores best."
+    )
+    used = f"{run.name} uses {listing(run.record['layers']['image'])} with {listing(run.record['layers']['text'])}."
+    advice = str(table.get("advice", ""))
+    picture = Picture(svg=layer_map(scores, table["image_layers"], table["text_layers"], pair), caption=caption)
+    lead = tuple(text for text in (used, advice) if text)
+    return Section(id="layers", title="Which layers agree", lead=lead, pictures=(picture,))
+
+
+def training_section(summary: Summary) -> Section | None:
+    """Return the curves of loss and of direction weights; none where nothing was logged."""
+    loss = [line for run in summary.runs for line in _logged(run, summary, "loss")]
+    if not loss:
+        return None
+    pictures = [
+        Picture(
+            svg=step_curves(loss, "loss"),
+            caption="Loss, first seed of each run. Losses of different methods do not compare.",
+        )
+    ]
+    weights = [
+        line
+        for run in summary.runs
+        if _varies(run, "lambda_i2t")
+        for name, dashed in (("lambda_i2t", False), ("lambda_t2i", True))
+        for line in _logged(run, summary, name, dashed=dashed)
+    ]
+    if weights:
+        caption = "Weight of each direction in the loss: solid image→text, dashed text→image, dotted one half."
+        pictures.append(Picture(svg=step_curves(weights, "direction weight λ", reference=0.5), caption=caption))
+    structure = [line for run in summary.runs for line in _logged(run, summary, "structure")]
+    if structure:
+        pictures.append(
+            Picture(svg=step_curves(structure, "structure term"), caption="Structure regulariser, unweighted.")
+        )
+    return Section(id="training", title="Training", pictures=tuple(pictures))
+
+
+def _logged(run: RunResult, summary: Summary, name: str, *, dashed: bool = False) -> list[Series]:
+    rows = next(iter(run.history.values()), [])
+    points = [(row["step"], row[name]) for row in rows if _number(row.get("step")) and _number(row.get(name))]
+    if len(points) < 2:
+        return []
+    return [
+        Series(
+            name=run.name,
+            part=part_of(run, summary),
+            x=[step for step, _ in points],
+            y=[value for _, value in points],
+            dashed=dashed,
+        )
+    ]
+
+
+def _varies(run: RunResult, name: str) -> bool:
+    values = {row.get(name) for row in next(iter(run.history.values()), []) if _number(row.get(name))}
+    return len(values) > 1
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def calibration_section(summary: Summary) -> Section:
+    """Return reliability diagrams and the table of calibration errors."""
+    directions = list(summary.lead.calibration)
+    shown = [run for run in summary.runs if part_of(run, summary) != "other"] or list(summary.runs)
+    pictures = []
+    for direction in directions:
+        series = [
+            Series(
+                name=run.name,
+                part=part_of(run, summary),
+                x=[confidence for confidence, _, _ in run.calibration[direction].bins],
+                y=[accuracy for _, accuracy, _ in run.calibration[direction].bins],
+            )
+            for run in reversed(shown)
+        ]
+        name = direction_name(direction)
+        caption = f"{name}. Below the dotted line the run is surer than it should be."
+        pictures.append(Picture(svg=reliability(series, name), caption=caption))
+    lead = (
+        "Confidence is the softmax of cosine over temperature; ECE is its mean distance from the share that was right, "
+        "over 15 bins.",
+        *_borrowed_temperatures(summary),
+    )
+    return Section(
+        id="calibration",
+        title="Does it know when it is right?",
+        lead=lead,
+        tables=(_calibration_table(summary, directions),),
+        pictures=tuple(pictures),
+    )
+
+
+def _borrowed_temperatures(summary: Summary) -> tuple[str, ...]:
+    borrowed = [run.name for run in summary.runs if not all(each.own_temperature for each in run.calibration.values())]
+    if not borrowed:
+        return ()
+    verb, owner = ("has", "its") if len(borrowed) == 1 else ("have", "their")
+    return (
+        f"{listing(borrowed)} {verb} no temperature of {owner} own; {DEFAULT_TEMPERATURE:g} is used, so these rows "
+        "speak of that default as well.",
+    )
+
+
+def _calibration_table(summary: Summary, directions: Sequence[str]) -> Table:
+    head = ["run", "temperature"]
+    for direction in directions:
+        head += [f"{direction_name(direction)} ECE", f"{direction_name(direction)} mean confidence"]
+    rows = []
+    for run in summary.runs:
+        first = next(iter(run.calibration.values()))
+        cells = [
+            Cell(text=run.name),
+            Cell(
+                text=f"{first.temperature:.3f}",
+                value=first.temperature,
+                sub="own" if first.own_temperature else "default",
+            ),
+        ]
+        for direction in directions:
+            each = run.calibration[direction]
+            cells.append(Cell(text=percent(each.ece), value=each.ece))
+            cells.append(Cell(text=percent(each.mean_max_probability), value=each.mean_max_probability))
+        rows.append(tuple(cells))
+    return Table(caption="Percent, mean over seeds. A small ECE is good.", head=tuple(head), rows=tuple(rows))
+
+
+def zero_shot_section(summary: Summary, sets: Sequence[ZeroShotSet]) -> Section | None:
+    """Return confusion matrices of the best run and what it confuses most; none without a zero-shot set."""
+    if not sets:
+        return None
+    run = summary.lead
+    pictures, tables, lead = [], [], []
+    for data in sets:
+        direction = zero_shot_direction(data.name)
+        matrix = run.confusion[direction]
+        name = data.name or "main data set"
+        size = f"{len(data.classes)} classes, {count(len(data.rows), 'image')}"
+        caption = f"{name}: {size}, {run.name}, all seeds together. Rows add up to 100 %."
+        pictures.append(Picture(svg=confusion_map(matrix, data.classes), caption=caption))
+        tables.append(_confusions(name, matrix, data.classes))
+        prompts = len(data.prompts.samples.label)
+        lead.append(f"{name}: {prompts / len(data.classes):.3g} prompts a class, averaged and normalised.")
+    return Section(
+        id=ZERO_SHOT.replace("_", "-"),
+        title="Zero-shot classification",
+        lead=tuple(lead),
+        tables=tuple(tables),
+        pictures=tuple(pictures),
+    )
+
+
+def _confusions(name: str, matrix: Any, classes: Sequence[str]) -> Table:
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    sizes = np.maximum(matrix.sum(1), 1)
+    order = [int(place) for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]]
+    rows = []
+    for place in order:
+        true, taken = divmod(place, len(classes))
+        if wrong[true, taken]:
+            share = wrong[true, taken] / sizes[true]
+            rows.append(
+                (Cell(text=classes[true]), Cell(text=classes[taken]), Cell(text=percent(share), value=float(share)))
+            )
+    return Table(
+        caption=f"{name}: most frequent mistakes, percent of the true class.",
+        head=("true class", "taken for", "share"),
+        rows=tuple(rows),
+    )

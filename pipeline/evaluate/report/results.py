@@ -1,0 +1,138 @@
+"""The chapters on the numbers: all runs side by side, paired differences, recall over k."""
+
+from pipeline.evaluate.figures.curves import recall_curves
+from pipeline.evaluate.figures.forest import forest
+from pipeline.evaluate.figures.series import Interval, Part, Series
+from pipeline.evaluate.measures import Measure
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
+from pipeline.evaluate.report.page import Cell, Picture, Section, Table
+from pipeline.evaluate.report.words import between, direction_name, listing, measure_name, percent, plus_minus, signed
+from pipeline.evaluate.result import RunResult
+from pipeline.evaluate.summary import Difference, Summary, headline_names
+from pipeline.evaluate.tables import recall_curve
+
+CURVE_LIMIT = 100
+
+
+def part_of(run: RunResult, summary: Summary) -> Part:
+    """Return the part that a run plays, which gives it its colour."""
+    if run is summary.lead:
+        return "lead"
+    if run is summary.best_closed:
+        return "closed"
+    return "rival" if run is summary.baseline else "other"
+
+
+def forest_picture(summary: Summary) -> Picture | None:
+    """Return the figure of the first screen; none for a single run."""
+    if len(summary.runs) < 2:
+        return None
+    rows = []
+    for run in summary.runs:
+        value, low, high = summary.headline(run)
+        rows.append(Interval(name=run.name, part=part_of(run, summary), value=value, low=low, high=high))
+    chance = sum(summary.chance[name] for name in headline_names(summary.k)) / 2
+    label = f"R@{summary.k}, mean of both directions"
+    caption = (
+        f"Dot: mean over seeds. Line: {100 * summary.confidence:.0f} % interval over test images. Blue is the best "
+        "run, orange the plain contrastive baseline, green the best without training."
+    )
+    return Picture(svg=forest(rows, chance, label), caption=caption)
+
+
+def results_section(summary: Summary) -> Section:
+    """Return the table of all runs and all measures."""
+    head = ("run", *(measure_name(measure) for measure in summary.measures))
+    best = {measure.name: max(run.mean(measure.name) for run in summary.runs) for measure in summary.measures}
+    rows = tuple(
+        (
+            Cell(text=run.name, sub="" if run.trained else "no training"),
+            *(_cell(summary, run, measure, best[measure.name]) for measure in summary.measures),
+        )
+        for run in summary.runs
+    )
+    foot = ("chance", *(percent(summary.chance[measure.name]) for measure in summary.measures))
+    caption = (
+        f"Percent: mean ± s.d. over seeds, below it the {100 * summary.confidence:.0f} % interval over test images. "
+        "Click a heading to sort."
+    )
+    table = Table(caption=caption, head=head, rows=rows, foot=foot)
+    return Section(id="results", title="Side by side", tables=(table,))
+
+
+def _cell(summary: Summary, run: RunResult, measure: Measure, best: float) -> Cell:
+    value = run.mean(measure.name)
+    text = f"{percent(value)} {plus_minus(run.deviation(measure.name))}".strip()
+    low, high = summary.interval(run, measure.name)
+    return Cell(text=text, sub=between(low, high), value=value, best=len(summary.runs) > 1 and value == best)
+
+
+def differences_section(summary: Summary) -> Section | None:
+    """Return paired differences against the baseline and the best closed form; none where there is no rival."""
+    found = summary.differences()
+    if not found:
+        return None
+    rivals = list(dict.fromkeys(each.against for each in found))
+    tables = tuple(_difference_table(summary, [each for each in found if each.against == rival]) for rival in rivals)
+    lead = (
+        "The same queries, the same draws of test images, one run minus the other, in points. A difference is called "
+        "real where its interval leaves zero out.",
+        *_not_better(summary),
+        "Intervals speak of other test images, not of other seeds or other training pairs; and the best of many closed "
+        "forms was picked on these very images, which flatters it a little.",
+    )
+    return Section(id="differences", title="Is it real?", lead=lead, tables=tables)
+
+
+def _not_better(summary: Summary) -> tuple[str, ...]:
+    closed = summary.best_closed
+    if closed is None:
+        return ()
+    trained = [run for run in summary.runs if run.trained]
+    behind = [run.name for run in trained if not summary.against(run, closed)[0].better]
+    if not behind:
+        return ()
+    verb = "does" if len(behind) == 1 else "do"
+    return (f"{listing(behind)} {verb} not beat the closed form {closed.name} on the mean of both directions.",)
+
+
+def _difference_table(summary: Summary, found: list[Difference]) -> Table:
+    against = found[0].against
+    names = [each.measure for each in found if each.run == found[0].run]
+    headings = {"mean_recall": f"mean R@{summary.k}"} | {m.name: measure_name(m) for m in summary.measures}
+    by_run: dict[str, list[Difference]] = {}
+    for each in found:
+        by_run.setdefault(each.run, []).append(each)
+    rows = tuple(
+        (Cell(text=run), *(_difference_cell(each) for each in differences)) for run, differences in by_run.items()
+    )
+    caption = f"Minus {against}, in points. Bold: real. p from {100 * summary.confidence:.0f} % paired bootstrap draws."
+    return Table(caption=caption, head=(f"run − {against}", *(headings[name] for name in names)), rows=rows)
+
+
+def _difference_cell(each: Difference) -> Cell:
+    sub = f"{signed(each.low)} to {signed(each.high)}, p {each.p_value:.3f}"
+    return Cell(text=signed(each.value), sub=sub, value=each.value, best=each.real)
+
+
+def curves_section(summary: Summary, chance: dict[str, list[float]], largest: dict[str, int]) -> Section:
+    """Return recall over k in both directions.
+
+    Args:
+        summary: The runs.
+        chance: Direction → chance at each k of the curve.
+        largest: Direction → size of its gallery.
+    """
+    pictures = []
+    for direction in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL):
+        limit = min(CURVE_LIMIT, largest[direction])
+        series = [_curve(run, direction, limit, part_of(run, summary)) for run in reversed(summary.runs)]
+        random = Series(name="chance", part="other", x=series[0].x, y=chance[direction][: len(series[0].x)])
+        caption = f"{direction_name(direction)}, {largest[direction]:,} in the gallery; mean over seeds."
+        pictures.append(Picture(svg=recall_curves(series, random, f"{direction_name(direction)} R@k"), caption=caption))
+    return Section(id="curves", title="Further down the list", pictures=tuple(pictures))
+
+
+def _curve(run: RunResult, direction: str, limit: int, part: Part) -> Series:
+    points = recall_curve(run, direction, limit)
+    return Series(name=run.name, part=part, x=[k for k, _ in points], y=[value for _, value in points])

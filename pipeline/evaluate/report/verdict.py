@@ -1,0 +1,103 @@
+"""The first screen: which run won, by how much, and whether that is real."""
+
+from pipeline.evaluate.measures import Measure
+from pipeline.evaluate.report.page import Tile
+from pipeline.evaluate.report.words import between, count, listing, measure_name, percent, plus_minus, signed
+from pipeline.evaluate.result import RunResult
+from pipeline.evaluate.summary import Difference, Summary, headline_names
+
+
+def verdict(summary: Summary) -> str:
+    """Return the sentence that the report opens with."""
+    lead = summary.lead
+    by_image, by_text = (percent(lead.mean(name)) for name in headline_names(summary.k))
+    place = "first" if summary.k == 1 else f"among the first {summary.k}"
+    found = (
+        f"a right caption {place} for {by_image} % of images and the right image {place} for {by_text} % of captions"
+    )
+    if len(summary.runs) == 1:
+        return f"{lead.name} puts {found}."
+    second = summary.runs[1]
+    gap = summary.against(lead, second)[0]
+    if gap.real:
+        return f"{lead.name} wins, {percent(gap.value)} points ahead of {second.name}: it puts {found}."
+    margin = f"{lead.name} leads {second.name} by {percent(gap.value)} points, within the noise"
+    return f"No clear winner: {margin}. It puts {found}."
+
+
+def reasons(summary: Summary, images: int, captions: int) -> tuple[str, ...]:
+    """Return the sentences under the verdict: how sure, against what, and against which baselines."""
+    found = [_how_sure(summary, images, captions), *_baselines(summary)]
+    return tuple(sentence for sentence in found if sentence)
+
+
+def _how_sure(summary: Summary, images: int, captions: int) -> str:
+    ground = f"{count(images, 'test image')}, {count(captions, 'caption')}, {count(len(summary.lead.seeds), 'seed')}"
+    value, low, high = summary.headline(summary.lead)
+    level = f"{100 * summary.confidence:.0f} %"
+    if len(summary.runs) == 1:
+        chance = sum(summary.chance[name] for name in headline_names(summary.k)) / 2
+        factor = f"{value / chance:,.0f} times chance" if chance else "chance is nil"
+        return f"On {ground}: the mean of both is {percent(value)} ({level} interval {between(low, high)}), {factor}."
+    gap = summary.against(*summary.runs[:2])[0]
+    sure = f"{level} interval {signed(gap.low)} to {signed(gap.high)}"
+    lead = f"{signed(gap.value)} points on the mean of both directions, {sure}"
+    return f"The lead: {lead}, paired query by query on {ground}."
+
+
+def _baselines(summary: Summary) -> list[str]:
+    closed, baseline = summary.best_closed, summary.baseline
+    trained = [run for run in summary.runs if run.trained]
+    found = []
+    if closed is not None and trained:
+        found.append(_against_closed(trained, closed, summary))
+    if baseline is not None:
+        better = [run.name for run in trained if run is not baseline and _gap(summary, run, baseline).better]
+        others = [run for run in trained if run is not baseline]
+        if others:
+            beaten = f"{listing(better)} {'beats' if len(better) == 1 else 'beat'} it" if better else "none beats it"
+            found.append(f"Of the other trained losses, against plain {baseline.name}: {beaten} beyond the noise.")
+    return found
+
+
+def _against_closed(trained: list[RunResult], closed: RunResult, summary: Summary) -> str:
+    gaps = {run.name: _gap(summary, run, closed) for run in trained}
+    better = [name for name, gap in gaps.items() if gap.better]
+    worse = [name for name, gap in gaps.items() if gap.real and not gap.better]
+    even = [name for name, gap in gaps.items() if not gap.real]
+    if not better:
+        return f"No trained loss beats {closed.name}, which needs no training{_rest(even, worse)}."
+    verb = "beats" if len(better) == 1 else "beat"
+    return f"{listing(better)} {verb} {closed.name}, the best closed form{_rest(even, worse)}."
+
+
+def _rest(even: list[str], worse: list[str]) -> str:
+    parts = []
+    if even:
+        parts.append(f"{listing(even)} cannot be told from it")
+    if worse:
+        parts.append(f"{listing(worse)} {'stays' if len(worse) == 1 else 'stay'} below")
+    return f"; {'; '.join(parts)}" if parts else ""
+
+
+def _gap(summary: Summary, run: RunResult, other: RunResult) -> Difference:
+    return summary.against(run, other)[0]
+
+
+def tiles(summary: Summary) -> tuple[Tile, ...]:
+    """Return the large numbers of the best run."""
+    names = [*headline_names(summary.k)]
+    chosen = [measure for name in names for measure in summary.measures if measure.name == name]
+    chosen += [measure for measure in summary.measures if measure.name.endswith("acc1")][:2]
+    return tuple(_tile(summary, measure) for measure in chosen)
+
+
+def _tile(summary: Summary, measure: Measure) -> Tile:
+    run = summary.lead
+    low, high = summary.interval(run, measure.name)
+    return Tile(
+        label=measure_name(measure),
+        value=f"{percent(run.mean(measure.name))} %",
+        spread=plus_minus(run.deviation(measure.name)),
+        note=f"{between(low, high)}, chance {percent(summary.chance[measure.name])}",
+    )

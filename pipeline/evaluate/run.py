@@ -1,0 +1,192 @@
+"""Evaluate runs: `evaluate(config)` fills a folder with metrics, tables, per_query.parquet, plots/ and report.html.
+
+Run by `pipeline evaluate` and by `stages/evaluate.py`.
+"""
+
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.evaluate.cautions import find_cautions
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import SideStores, TestPairs, pairs_of_split
+from pipeline.evaluate.examples import Gallery, example_groups
+from pipeline.evaluate.measures import chance_level, measures_of
+from pipeline.evaluate.pictures import Pictures
+from pipeline.evaluate.queries import FILE, IMAGE_RETRIEVAL, TEXT_RETRIEVAL, write_queries, zero_shot_direction
+from pipeline.evaluate.report.build import build_page
+from pipeline.evaluate.report.render import render
+from pipeline.evaluate.single import evaluate_run
+from pipeline.evaluate.summary import Summary, summarise_runs
+from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
+from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
+from pipeline.projectors.run_record import AlignedRun
+
+Progress = Callable[[str], None]
+PACKAGES = ("fewpairs", "torch", "numpy", "faiss-cpu", "faiss-gpu")
+
+
+def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluate one run or several side by side.
+
+    Args:
+        config: What, on what, where to.
+        progress: Called with a line of text at every step.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        UserError: A run, store, split or setting is at fault; the sentence says which.
+    """
+    started = time.perf_counter()
+    say = progress or _silent
+    runs = name_runs([AlignedRun.open(path) for path in config.runs])
+    image, text = SideStores.open("image", config.image), SideStores.open("text", config.text)
+    pairs = pairs_of_split(image, text, config.split)
+    sets = open_sets(config, image)
+    say(f"{len(pairs.pairs.image_rows)} images, {len(pairs.pairs.caption_rows)} captions, {len(sets)} zero-shot sets")
+    results = []
+    for name, run in runs.items():
+        say(f"evaluating {name}, {len(run.seeds)} seeds")
+        results.append(evaluate_run(name, run, pairs, sets, config))
+    classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
+    directions = [TEXT_RETRIEVAL, IMAGE_RETRIEVAL, *classes]
+    measures = [each for name in directions for each in measures_of(name, config.ks, classes.get(name, 0))]
+    chance = {
+        each.name: chance_level(
+            each,
+            images=len(pairs.pairs.image_rows),
+            captions=pairs.captions_of,
+            classes=classes.get(each.direction, 0),
+        )
+        for each in measures
+    }
+    summary = summarise_runs(results, measures, chance, config.confidence)
+    return _write(summary, pairs, sets, config, say, started)
+
+
+def _write(
+    summary: Summary,
+    pairs: TestPairs,
+    sets: Sequence[ZeroShotSet],
+    config: EvaluateConfig,
+    say: Progress,
+    started: float,
+) -> dict[str, Any]:
+    say("drawing the report")
+    pictures = Pictures(data_folder(config, pairs))
+    gallery = Gallery.build(summary.lead, pairs, config, pictures)
+    examples = example_groups(summary.lead, gallery, config)
+    values = metrics(summary, counts(pairs, sets) | gallery.index_recall())
+    page = build_page(
+        summary,
+        pairs,
+        sets,
+        config,
+        cautions=find_cautions(summary, pairs, sets, config),
+        examples=examples,
+        pictures_note=_pictures_note(pictures),
+        surroundings=surroundings(started),
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    tables = ((run.name, queries) for run in summary.runs for queries in run.queries.values())
+    write_queries(config.out / FILE, tables)
+    write_tables(config.out, summary, values)
+    (config.out / "report.html").write_text(render(page), encoding="utf-8")
+    say(f"wrote {config.out / 'report.html'}")
+    return values
+
+
+def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:
+    """Return runs by name: the method; where two share it, the folder's name, numbered if need be.
+
+    Raises:
+        UserError: A run is given twice.
+    """
+    places = Counter(run.path.resolve() for run in runs)
+    twice = [str(path) for path, times in places.items() if times > 1]
+    if twice:
+        raise UserError(expected="each run once", found=f"{', '.join(twice)} more than once", where="runs")
+    methods = Counter(run.method for run in runs)
+    named: dict[str, AlignedRun] = {}
+    for run in runs:
+        base = name = run.method if methods[run.method] == 1 else run.path.resolve().name
+        number = 2
+        while name in named:
+            name, number = f"{base} ({number})", number + 1
+        named[name] = run
+    return named
+
+
+def open_sets(config: EvaluateConfig, image: SideStores) -> list[ZeroShotSet]:
+    """Open the zero-shot sets: the main data set's own where it has class prompts, then the further ones."""
+    paths = config.classes
+    if not paths and any(image.samples.label):
+        nested = tuple(path / "classes" for path in config.text)
+        paths = nested if all(path.is_dir() for path in nested) else ()
+    sets = []
+    if paths:
+        sets.append(zero_shot_set("", image, SideStores.open("text", paths), config.split))
+    for extra in config.zero_shot:
+        stores = SideStores.open("image", extra.image), SideStores.open("text", extra.classes)
+        sets.append(zero_shot_set(extra.name, *stores, extra.split))
+    return sets
+
+
+def counts(pairs: TestPairs, sets: Sequence[ZeroShotSet]) -> dict[str, Any]:
+    """Return what every number stands on."""
+    images, captions = len(pairs.pairs.image_rows), len(pairs.pairs.caption_rows)
+    found: dict[str, Any] = {
+        "n": images,
+        "captions": captions,
+        "captions_per_image": captions / images,
+        "gallery_images": images,
+        "gallery_texts": captions,
+        "split": pairs.split,
+        "tie_rule": TIE_RULE,
+    }
+    for data in sets:
+        prefix = f"{data.name}/" if data.name else "zero_shot_"
+        found |= {f"{prefix}n": len(data.rows), f"{prefix}classes": len(data.classes)}
+    return found
+
+
+def data_folder(config: EvaluateConfig, pairs: TestPairs) -> Path | None:
+    """Return the folder that pictures come from: the one that is named, or the one that the store was made from."""
+    stated = pairs.image.stores[0].manifest.provenance.get("dataset")
+    return config.data or (Path(stated) if isinstance(stated, str) and stated else None)
+
+
+def _pictures_note(pictures: Pictures) -> str:
+    if not pictures.available:
+        where = f" ({pictures.folder})" if pictures.folder else ""
+        return f"Pictures are left out: the data set's folder{where} is not here."
+    return f"{pictures.missing} pictures could not be shown." if pictures.missing else ""
+
+
+def surroundings(started: float) -> dict[str, str]:
+    """Return date, versions, machine and duration of this evaluation."""
+    versions = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "versions": ", ".join(versions),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "evaluation took": f"{time.perf_counter() - started:.1f} s",
+    }
+
+
+def _silent(line: str) -> None:
+    """Take a line and do nothing."""

@@ -1,0 +1,170 @@
+"""The files beside the report: metrics.json, metrics.csv, metrics.md, differences.csv and plots/*.csv for `dvc plots`.
+
+JSON and CSV hold fractions; percent is for metrics.md, which people read.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
+from pipeline.evaluate.result import RunResult
+from pipeline.evaluate.summary import Summary
+
+TIE_RULE = "ties count against the query"
+CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100)
+
+
+def metrics(summary: Summary, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what metrics.json holds: one flat mapping for one run, run → mapping for several.
+
+    Args:
+        summary: The runs.
+        counts: What every number stands on: test images, captions, galleries.
+    """
+    tables = {
+        run.name: _flat(run, summary)
+        | {"seeds": len(run.seeds), "training_images": training_images(run.record), **counts}
+        for run in summary.runs
+    }
+    return next(iter(tables.values())) if len(tables) == 1 else tables
+
+
+def training_images(record: Mapping[str, Any]) -> int | None:
+    """Return how many images a run was trained on; None where its record does not say."""
+    pairs = record.get("pairs")
+    found = pairs.get("training_images") if isinstance(pairs, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
+def _flat(run: RunResult, summary: Summary) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for measure in summary.measures:
+        table[measure.name] = run.mean(measure.name)
+        table[f"{measure.name}_std"] = run.deviation(measure.name)
+    for direction in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL):
+        table[f"{direction}_median_rank"] = float(np.median(run.queries[direction].ranks, axis=1).mean())
+    for direction, calibration in run.calibration.items():
+        prefix = _prefix(direction)
+        table[f"{prefix}ece"] = calibration.ece
+        table[f"{prefix}mean_max_probability"] = calibration.mean_max_probability
+    return table
+
+
+def _prefix(direction: str) -> str:
+    if direction == ZERO_SHOT:
+        return ""
+    return f"{direction.removeprefix(ZERO_SHOT + ':')}/" if direction.startswith(ZERO_SHOT) else f"{direction}_"
+
+
+def write_tables(out: Path, summary: Summary, values: Mapping[str, Any]) -> None:
+    """Write all files but the report and the table of queries."""
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (out / "metrics.json").write_text(text, encoding="utf-8")
+    write_csv(out / "metrics.csv", _long_rows(summary))
+    (out / "metrics.md").write_text(_markdown(summary), encoding="utf-8")
+    rows = [vars(each) for each in summary.differences()]
+    write_csv(out / "differences.csv", rows, ("run", "against", "measure", "value", "low", "high", "p_value"))
+    plots = out / "plots"
+    plots.mkdir(exist_ok=True)
+    write_csv(plots / "recall_at_k.csv", _curve_rows(summary.runs), ("run", "direction", "k", "recall"))
+    write_csv(plots / "history.csv", _history_rows(summary.runs), ("run", "seed", "step"))
+    names = ("run", "image_layer", "text_layer", "score")
+    write_csv(plots / "layer_pairs.csv", _layer_rows(summary.runs), names)
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], names: Sequence[str] = ()) -> None:
+    """Write rows as CSV; columns are those of all rows, the named ones first."""
+    held = list(rows)
+    columns = list(dict.fromkeys([*names, *(name for row in held for name in row)]))
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(held)
+
+
+def recall_curve(run: RunResult, direction: str, largest: int) -> list[tuple[int, float]]:
+    """Return (k, recall@k) up to a cut-off, mean over seeds."""
+    ranks = run.queries[direction].ranks
+    return [(k, float((ranks <= k).mean())) for k in CURVE if k <= largest]
+
+
+def _long_rows(summary: Summary) -> list[dict[str, Any]]:
+    rows = []
+    for run in summary.runs:
+        for measure in summary.measures:
+            low, high = summary.interval(run, measure.name)
+            rows.append(
+                {
+                    "run": run.name,
+                    "metric": measure.name,
+                    "mean": run.mean(measure.name),
+                    "std": run.deviation(measure.name),
+                    "low": low,
+                    "high": high,
+                    "chance": summary.chance[measure.name],
+                    "seeds": len(run.seeds),
+                }
+            )
+    return rows
+
+
+def _curve_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
+    return [
+        {"run": run.name, "direction": direction, "k": k, "recall": value}
+        for run in runs
+        for direction in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL)
+        for k, value in recall_curve(run, direction, CURVE[-1])
+    ]
+
+
+def _history_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
+    return [
+        {"run": run.name, "seed": seed} | {name: value for name, value in step.items() if _is_number(value)}
+        for run in runs
+        for seed, steps in run.history.items()
+        for step in steps
+    ]
+
+
+def _layer_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
+    rows = []
+    for run in runs:
+        table = run.layer_pairs or {}
+        for i, image in enumerate(table.get("image_layers", [])):
+            for j, text in enumerate(table.get("text_layers", [])):
+                values = {name: table[name][i][j] for name in ("score", "calibrated", "p_value") if table.get(name)}
+                rows.append({"run": run.name, "image_layer": image, "text_layer": text, **values})
+    return rows
+
+
+def _markdown(summary: Summary) -> str:
+    names = [measure.name for measure in summary.measures]
+    lines = [
+        f"Percent, mean ± s.d. over seeds, [{100 * summary.confidence:.0f} % interval over test images].",
+        "",
+        "| run | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for run in summary.runs:
+        cells = [_escape(run.name)]
+        for name in names:
+            low, high = summary.interval(run, name)
+            deviation = run.deviation(name)
+            spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+            cells.append(f"{100 * run.mean(name):.1f}{spread} [{100 * low:.1f}, {100 * high:.1f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("| chance | " + " | ".join(f"{100 * summary.chance[name]:.1f}" for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
