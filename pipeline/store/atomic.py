@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.store.layout import is_temp, temp_prefix
-from pipeline.store.locks import is_locked, open_locked
+from pipeline.store.layout import is_lock, is_temp, temp_prefix
+from pipeline.store.locks import is_locked, lock, open_locked
 
 
 @contextmanager
@@ -66,6 +66,9 @@ def stale_temp_files(root: Path) -> list[Path]:
 
 
 def sweep(root: Path) -> None:
-    """Remove the temp files of dead writers."""
+    """Remove the temp and lock files of dead writers."""
     for path in stale_temp_files(root):
         path.unlink(missing_ok=True)
+    for path in [path for path in root.iterdir() if is_lock(path.name)]:
+        with lock(path, block=False):
+            pass

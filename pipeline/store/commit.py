@@ -4,6 +4,7 @@ Killed at any step, a store has the old state or the new one; readers never see 
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from pipeline.store.formats.base import Features, ShardFormat
 from pipeline.store.formats.table import file_format
 from pipeline.store.layout import stem
 from pipeline.store.manifest import Header, ShardFile, ShardLayer
+
+_ERRNO = re.compile(r"errno(?: =)? (\d+)")
 
 
 def commit_file(
@@ -93,8 +96,12 @@ def write_shard(
     """Write the file; whatever the library raises comes out as OSError."""
     try:
         shard_format.write(temp, ids, features, dtype)
-    except RuntimeError as error:  # h5py's word for a failed close
-        raise OSError(str(error)) from error
+    except (
+        RuntimeError,
+        OSError,
+    ) as error:  # h5py's word for a failed close; errno is in the text
+        number = _ERRNO.search(str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
 
 
 def verify_shard(shard_format: ShardFormat, path: Path, ids: Sequence[str], layers: Sequence[ShardLayer]) -> None:

@@ -1,6 +1,7 @@
 """Make a store of vectors that something else computed: npy + ids, or Parquet with ids and vectors."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.store.digests import array_xxh3, ids_digest, json_digest
+from pipeline.store.digests import ids_digest, json_digest
 from pipeline.store.dtypes import DTYPES
 from pipeline.store.formats.base import Features
 from pipeline.store.key import FeatureKey
@@ -19,6 +20,7 @@ from pipeline.store.samples import COLUMNS, Samples
 from pipeline.store.writer import StoreWriter
 
 _ENDINGS = ".npy or .parquet"
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def ingest(config: IngestConfig) -> Manifest:
 
 
 def _write(config: IngestConfig, values: Features, samples: Samples) -> Manifest:
-    digest = json_digest([ids_digest(samples.sample_id), array_xxh3([values]), list(values.shape), values.dtype.name])
+    digest = json_digest([ids_digest(samples.sample_id), _sha256(values), list(values.shape), values.dtype.name])
     key = FeatureKey(
         modality=config.modality,
         dataset_digest=digest,
@@ -93,6 +95,13 @@ def _write(config: IngestConfig, values: Features, samples: Samples) -> Manifest
         rows = slice(shard.start, shard.stop)
         writer.commit(shard, samples.sample_id[rows], {config.layer: values[rows]})
     return writer.finish(samples, {"spec": "ingested", "source": config.vectors.name})
+
+
+def _sha256(values: Features) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(values), _BLOCK_ROWS):
+        digest.update(np.ascontiguousarray(values[start : start + _BLOCK_ROWS]).data)
+    return digest.hexdigest()
 
 
 def _read_npy(path: Path) -> Features:

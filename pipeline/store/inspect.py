@@ -50,7 +50,8 @@ def ls(path: Path) -> dict[str, Any]:
     """Return what a finished store holds, as JSON data.
 
     Keys: path, rows, items, rejected, layers [{name, width, dtype, digest, nonfinite}], key, key_digest,
-    content_digest, bytes, shards, files, shard_rows, format, splits {split: rows}, provenance, classes (a nested store's, or None).
+    content_digest, bytes, shards, files, shard_rows, format, splits {split: rows}, provenance, classes (the same of
+    the store of class prompts inside, or None).
 
     Raises:
         UserError: The folder is no store, unfinished or damaged.
