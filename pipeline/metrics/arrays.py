@@ -76,3 +76,8 @@ def check_count(value: int, name: str, *, low: int, high: int) -> int:
         expected = f"{name} between {low} and {high}" if high >= low else f"more rows (none are left for {name})"
         raise UserError(expected=expected, found=repr(value))
     return int(value)
+
+
+def is_constant(features: Tensor, tolerance: float = 1e-6) -> bool:
+    """Say whether all rows of [N, D] are the same up to rounding."""
+    return bool((features - features[:1]).abs().max() <= tolerance * max(float(features[0].abs().max()), 1e-12))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.metrics.arrays import Array, check_count, matrix, same_rows
+from pipeline.metrics.arrays import Array, check_count, is_constant, matrix, same_rows
 
 Metric = Literal["cosine", "euclidean"]
 _BLOCK = 512
@@ -36,7 +36,8 @@ def trustworthiness(before_ND: Array, after_NE: Array, k: int = 5, *, metric: Me
     check_count(k, "k (fewer than half of the rows)", low=1, high=(rows - 1) // 2)
     if metric not in ("cosine", "euclidean"):
         raise UnknownNameError("metric", str(metric), ("cosine", "euclidean"))
-    before, after = _prepared(before, metric).double(), _prepared(after, metric).double()
+    before = _prepared(before.double(), metric, "features before")
+    after = _prepared(after.double(), metric, "features after")
     penalty = 0.0
     for start in range(0, rows, _BLOCK):
         near = _distances(after, start).topk(k, dim=1, largest=False).indices
@@ -62,12 +63,14 @@ def modality_gap(image_ND: Array, text_MD: Array) -> float:
     return float((image.mean(dim=0) - text.mean(dim=0)).norm())
 
 
-def _prepared(features: Tensor, metric: str) -> Tensor:
+def _prepared(features: Tensor, metric: str, name: str) -> Tensor:
     if metric == "cosine":
         if float(features.norm(dim=1).min()) == 0:
-            raise UserError(expected="rows that are not zero (a zero row has no direction)", found="a zero row")
-        return torch.nn.functional.normalize(features, dim=1)
-    return features - features.mean(dim=0)
+            raise UserError(expected=f"{name}: rows that are not zero (they have no direction)", found="a zero row")
+        features = torch.nn.functional.normalize(features, dim=1)
+    if is_constant(features):
+        raise UserError(expected=f"{name} that vary between rows", found="the same row everywhere")
+    return features
 
 
 def _distances(features: Tensor, start: int) -> Tensor:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics.arrays import Array, check_count, matrix
+from pipeline.metrics.arrays import Array, check_count, is_constant, matrix
 
 Neighbours = NDArray[np.int32]
 
@@ -58,11 +57,6 @@ def nearest_neighbours(features_ND: Array, k: int | None = None, *, block: int =
         scores[own, own + start] = -torch.inf
         found[start : start + block] = scores.topk(k, dim=1).indices.int().cpu()
     return found.numpy()
-
-
-def is_constant(features: Tensor, tolerance: float = 1e-6) -> bool:
-    """Say whether all rows of [N, D] are the same up to rounding."""
-    return bool((features - features[:1]).abs().max() <= tolerance * max(float(features[0].abs().max()), 1e-12))
 
 
 def mutual_knn(a: Neighbours, b: Neighbours) -> float:

@@ -1,0 +1,65 @@
+"""Trustworthiness and continuity against scikit-learn; the modality gap against arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.manifold import trustworthiness as their_trustworthiness
+from torch import Tensor
+
+from pipeline.errors import UnknownNameError, UserError
+from pipeline.metrics import geometry
+from pipeline.metrics.geometry import Metric, continuity, modality_gap, trustworthiness
+
+
+def spaces(rows: int = 150) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 12, generator=generator)
+    return x, x[:, :4] + 0.3 * torch.randn(rows, 4, generator=generator)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_both_equal_scikit_learn(k: int, metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "_BLOCK", 64)
+    x, y = spaces()
+    a, b = x.numpy(), y.numpy()
+    if metric == "cosine":  # scikit-learn takes the metric for one of the spaces only
+        a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
+    assert trustworthiness(x, y, k, metric=metric) == pytest.approx(their_trustworthiness(a, b, n_neighbors=k))
+    assert continuity(x, y, k, metric=metric) == pytest.approx(their_trustworthiness(b, a, n_neighbors=k))
+
+
+def test_rotation_and_scale_keep_everything() -> None:
+    x, _ = spaces()
+    turned = 3 * x @ torch.linalg.qr(torch.randn(12, 12)).Q
+    assert trustworthiness(x, turned, 5) == pytest.approx(1.0, abs=1e-4)
+    assert continuity(x, turned, 5) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_modality_gap() -> None:
+    image, text = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[-1.0, 0.0], [0.0, -1.0], [0.0, -1.0]])
+    assert modality_gap(image, text) == pytest.approx(np.hypot(0.5 + 1 / 3, 0.5 + 2 / 3))
+    assert modality_gap(image, image) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "k", "message"),
+    [
+        (torch.randn(10, 3), torch.randn(9, 3), 2, "as many rows"),
+        (torch.randn(10, 3), torch.randn(10, 3), 5, "k .* between 1 and 4"),
+        (torch.randn(1, 3), torch.randn(1, 3), 1, "more rows"),
+        (torch.randn(10, 3), torch.full((10, 3), torch.nan), 2, "NaN"),
+        (torch.randn(10, 3), torch.zeros(10, 3), 2, "rows that are not zero"),
+        (torch.ones(10, 3), torch.randn(10, 3), 2, "features before that vary"),
+    ],
+)
+def test_hostile_input_is_told(x: Tensor, y: Tensor, k: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        trustworthiness(x, y, k)
+
+
+def test_more_hostile_input() -> None:
+    with pytest.raises(UnknownNameError, match="cosine"):
+        trustworthiness(*spaces(), 3, metric="manhattan")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="width 3"):
+        modality_gap(torch.randn(4, 3), torch.randn(4, 2))

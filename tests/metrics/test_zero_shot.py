@@ -1,0 +1,132 @@
+"""Zero-shot and kNN classification against scikit-learn and slow loops."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix as their_confusion
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from pipeline.errors import UnknownNameError, UserError
+from pipeline.metrics.zero_shot import accuracy, classifier, confusion_matrix, knn_predict, zero_shot_metrics
+
+
+def images_of_classes(rows: int = 300, classes: int = 8, d: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images [N, d], class vectors [C, d] and labels [N]."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.nn.functional.normalize(torch.randn(classes, d, generator=generator), dim=1)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    images = centres[labels] + torch.randn(rows, d, generator=generator) * 0.5
+    return torch.nn.functional.normalize(images, dim=1), centres, labels
+
+
+def test_metrics_equal_scikit_learn() -> None:
+    images, weights, labels = images_of_classes()
+    ours = zero_shot_metrics(images, weights, labels)
+    scores = (images @ weights.T).numpy()
+    predicted = scores.argmax(axis=1)
+    assert ours.metrics["acc1"] == pytest.approx(accuracy_score(labels, predicted))
+    assert ours.metrics["acc5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+    assert ours.metrics["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert ours.predictions.tolist() == predicted.tolist()
+    np.testing.assert_array_equal(ours.confusion, their_confusion(labels, predicted))
+
+
+def test_classes_without_images_are_left_out_of_the_mean() -> None:
+    images, weights, labels = images_of_classes()
+    kept = labels != 3
+    ours = zero_shot_metrics(images[kept], weights, labels[kept])
+    assert bool(np.isnan(ours.recall[3]))
+    assert ours.metrics["mean_per_class_recall"] == pytest.approx(np.nanmean(ours.recall))
+
+
+def test_fewer_than_five_classes_have_no_acc5() -> None:
+    images, weights, labels = images_of_classes(classes=3)
+    assert set(zero_shot_metrics(images, weights, labels).metrics) == {"acc1", "mean_per_class_recall"}
+    with pytest.raises(UserError, match=r"k .* between 1 and 3"):
+        zero_shot_metrics(images, weights, labels, ks=(5,))
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(1, 12), classes=st.integers(1, 6), data=st.data())
+def test_ties_count_against_the_right_class(rows: int, classes: int, data: st.DataObject) -> None:
+    cells = st.lists(st.integers(-1, 1), min_size=2, max_size=2)
+    images = torch.tensor(data.draw(st.lists(cells, min_size=rows, max_size=rows))).float()
+    weights = torch.tensor(data.draw(st.lists(cells, min_size=classes, max_size=classes))).float()
+    labels = torch.tensor(data.draw(st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows)))
+    ours = zero_shot_metrics(images, weights, labels)
+    right = 0
+    for image, label in zip(images, labels.tolist(), strict=True):
+        scores = (weights @ image).tolist()
+        right += all(scores[label] > score for c, score in enumerate(scores) if c != label)
+    assert ours.metrics["acc1"] == pytest.approx(right / rows)
+    assert int(np.trace(ours.confusion)) == right
+    assert int(ours.confusion.sum()) == rows
+
+
+def test_one_constant_space_is_never_right() -> None:
+    ours = zero_shot_metrics(torch.ones(40, 6), torch.ones(5, 6), torch.arange(40) % 5)
+    assert ours.metrics["acc1"] == 0.0
+    assert ours.metrics["mean_per_class_recall"] == 0.0
+
+
+def test_classifier_is_the_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts, owner = torch.randn(12, 5, generator=generator), torch.tensor([0, 1, 2] * 3 + [0, 0, 1])
+    rows = []
+    for c in range(3):
+        mean = torch.stack([p / p.norm() for p, o in zip(prompts, owner, strict=True) if o == c]).mean(dim=0)
+        rows.append(mean / mean.norm())
+    torch.testing.assert_close(classifier(prompts, owner, 3), torch.stack(rows))
+    torch.testing.assert_close(classifier(prompts * torch.rand(12, 1).add(0.1), owner, 3), torch.stack(rows))
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_neighbours_vote_like_scikit_learn(k: int) -> None:
+    train, _, labels = images_of_classes(seed=1)
+    test = images_of_classes(seed=2)[0]
+    theirs = KNeighborsClassifier(n_neighbors=k, metric="cosine").fit(train.numpy(), labels.numpy())
+    assert knn_predict(train, labels, test, k, 8).tolist() == theirs.predict(test.numpy()).tolist()
+
+
+def test_votes_by_similarity() -> None:
+    train, _, labels = images_of_classes(seed=1)
+    test = images_of_classes(seed=2)[0][:20]
+    expected = []
+    for row in test:
+        similarity = (train @ row).tolist()
+        near = sorted(range(300), key=lambda i: -similarity[i])[:9]
+        votes = [sum(np.exp(similarity[i] / 0.07) for i in near if labels[i] == c) for c in range(8)]
+        expected.append(int(np.argmax(votes)))
+    assert knn_predict(train, labels, test, 9, 8, weights="similarity").tolist() == expected
+
+
+def test_accuracy_and_confusion() -> None:
+    assert accuracy(torch.tensor([0, 1, 2]), np.array([0, 2, 2])) == pytest.approx(2 / 3)
+    assert confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]), 2).tolist() == [[0, 1], [1, 1]]
+
+
+def test_hostile_input_is_told() -> None:
+    images, weights, labels = images_of_classes()
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: zero_shot_metrics(images, weights[:, :3], labels), "width 16"),
+        (lambda: zero_shot_metrics(images, weights, labels + 1), "between 0 and 7"),
+        (lambda: zero_shot_metrics(images * torch.nan, weights, labels), "NaN"),
+        (lambda: zero_shot_metrics(images, weights, labels[:5]), "300 labels"),
+        (lambda: classifier(weights, torch.arange(8), 9), r"none for the classes \[8\]"),
+        (lambda: classifier(weights, torch.arange(8), 0), "classes between"),
+        (lambda: knn_predict(images, labels, images, 301, 8), "k between 1 and 300"),
+        (lambda: knn_predict(images, labels, images[:, :3], 3, 8), "width 16"),
+        (lambda: accuracy(labels, labels[:3]), "as many rows"),
+        (lambda: accuracy(labels[:0], labels[:0]), "one prediction"),
+    ]
+    for call, message in cases:
+        with pytest.raises(UserError, match=message):
+            call()
+    with pytest.raises(UnknownNameError, match="uniform"):
+        knn_predict(images, labels, images, 3, 8, weights="distance")  # type: ignore[arg-type]
