@@ -107,8 +107,11 @@ def _bare(code_points: str) -> str:
 
 
 def _captions(names: list[str]) -> tuple[str, ...]:
-    texts = (" ".join(name.strip(":").replace("_", " ").split()) for name in names)
-    return tuple({text.casefold(): text for text in reversed([text for text in texts if text])}.values())[::-1]
+    kept: dict[str, str] = {}
+    for name in names:
+        text = " ".join(name.strip(":").replace("_", " ").split())
+        kept.setdefault(text.casefold(), text)
+    return tuple(text for text in kept.values() if text)
 
 
 def _draw(

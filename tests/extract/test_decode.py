@@ -1,0 +1,106 @@
+"""Every kind of broken image is rejected with its reason; what can be converted in one way is."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.extract.decode import decode_image
+from pipeline.extract.rejected import RejectedInputError
+from tests.extract.building import encoded, picture
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """Return a PNG of RGB pixels whose header may promise more than its rows hold."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(Image.new("RGB", (6, 4), "red"), "JPEG", exif=exif)
+
+
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "empty"),
+    "text": (b"<html>404</html>", "not an image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "truncated jpeg": (picture(1, 64, "JPEG")[:900], "damaged"),
+    "truncated png": (picture(1, 64)[:900], "damaged"),
+    "truncated header": (picture(1)[:20], "damaged|not an image"),
+    "bomb": (png(20000, 20000, 8, b"\0"), "decompression bomb"),
+    "bomb that Pillow warns of": (png(10000, 10000, 8, b"\0"), "decompression bomb"),
+    "animated gif": (animated("GIF"), "animated"),
+    "animated png": (animated("PNG"), "animated"),
+    "animated webp": (animated("WEBP"), "animated"),
+    "pages": (animated("TIFF"), "pages"),
+    "cmyk": (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "CMYK"),
+    "16 bit grey": (encoded(Image.fromarray(np.zeros((4, 4), np.uint16))), "8 bits"),
+    "16 bit colour": (png(2, 2, 16, 2 * bytes(13)), "8 bits"),
+    "float": (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "8 bits"),
+    "turned": (turned(), "orientation 6"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_image_is_rejected_with_its_reason(tmp_path: Path, name: str) -> None:
+    data, reason = BROKEN[name]
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    with pytest.raises(RejectedInputError, match=reason):
+        decode_image(path)
+
+
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(RejectedInputError, match="cannot be read: No such file"):
+        decode_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(Image.new("RGB", (5, 3), (255, 255, 255)).convert(mode)))
+    image = decode_image(path)
+    assert image.mode == "RGB"
+    assert image.size == (5, 3)
+    assert image.getpixel((2, 1)) == (255, 255, 255)
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    layered = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
+    layered.putpixel((1, 0), (0, 0, 0, 0))
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(layered))
+    image = decode_image(path)
+    assert [image.getpixel((column, 0)) for column in range(2)] == [(10, 20, 30), (255, 255, 255)]
+
+
+def test_a_transparent_palette_is_laid_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([0, 0, 0, 200, 0, 0])
+    image.putpixel((1, 0), 1)
+    path = tmp_path / "image.gif"
+    path.write_bytes(encoded(image, "GIF", transparency=0))
+    found = decode_image(path)
+    assert [found.getpixel((column, 0)) for column in range(2)] == [(255, 255, 255), (200, 0, 0)]
+
+
+def test_pixels_of_an_rgb_file_are_pillow_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(picture(3, 32, "JPEG"))
+    expected = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode_image(path)), expected)
