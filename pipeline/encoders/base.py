@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.errors import UnknownNameError, UserError
@@ -75,7 +75,7 @@ class LoadOptions:
     """Longest text in tokens; nothing means the encoder's own limit."""
     prompt: str = ""
     """Put before every text."""
-    compile: bool = field(default=False)
+    compile: bool = False
     """Compile the blocks: pays for itself on long runs only."""
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ def vision_encoder(
     transform = from_processor(processor, where=spec.text)
     tower = getattr(model, "vision_model", model)
     prefix, has_class_token = _prefix(tower)
-    pools = token_pools(prefix, has_class_token=has_class_token) if _has_patches(tower) else ()
+    pools = token_pools(has_class_token=has_class_token) if _has_patches(tower) else ()
     plan = Plan(
         modality="image",
         taps={},

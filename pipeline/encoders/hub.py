@@ -8,6 +8,12 @@ from pipeline.encoders.libraries import import_library
 from pipeline.encoders.spec import Spec
 from pipeline.errors import PipelineError, UserError
 
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*_Dense/*.bin"]
+"""Files of a hub model that are fetched; weights in pickles only where there are no others (and read as weights only)."""
+
+LEFT_OUT = ["onnx/*", "openvino/*", "consolidated*", "original/*"]
+"""The same weights again, in forms that are not read here."""
+
 
 @contextmanager
 def opening(spec: Spec, local: str) -> Iterator[None]:
@@ -44,6 +50,9 @@ def fetch(spec: Spec) -> Path:
     """Return the folder of a Hugging Face model: the given one, or the hub's snapshot in the local cache."""
     if spec.folder is not None:
         return spec.folder
-    hub = import_library("huggingface_hub")
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json", "*/*.safetensors"]
-    return Path(hub.snapshot_download(spec.name, revision=spec.revision, allow_patterns=patterns))
+    snapshot = import_library("huggingface_hub").snapshot_download
+    options = {"revision": spec.revision, "ignore_patterns": LEFT_OUT}
+    folder = Path(snapshot(spec.name, allow_patterns=WANTED, **options))
+    if any(folder.rglob("*.safetensors")):
+        return folder
+    return Path(snapshot(spec.name, allow_patterns=[*WANTED, "*.bin"], **options))

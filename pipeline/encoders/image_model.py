@@ -56,8 +56,8 @@ class ImageModel(TorchEncoder):
         return torch.zeros(3, *self.transform.output_size)
 
 
-def token_pools(prefix: int, *, has_class_token: bool) -> tuple[str, ...]:
+def token_pools(*, has_class_token: bool) -> tuple[str, ...]:
     """Return the poolings that a transformer of patches can do."""
     if has_class_token:
         return ("cls", "mean", "patch_mean", "cls+patch_mean")
-    return ("mean", "patch_mean") if not prefix else ("mean", "patch_mean", "cls")
+    return ("mean", "patch_mean")

@@ -147,7 +147,7 @@ def _native_plan(tower: Any, identity: Mapping[str, Any], preprocessing: Mapping
     has_class_token = hasattr(tower, "class_embedding")
     prefix = int(has_class_token)
     stages = [module for name, module in tower.named_children() if name.startswith("layer")]
-    pools = token_pools(prefix, has_class_token=has_class_token) if _final_norm(tower) is not None else ()
+    pools = token_pools(has_class_token=has_class_token) if _final_norm(tower) is not None else ()
     plan = Plan(
         modality="image",
         taps=_taps(blocks) or {f"stage_{number}": Tap(module=stage) for number, stage in enumerate(stages, start=1)},

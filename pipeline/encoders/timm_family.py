@@ -121,7 +121,7 @@ def plan_for(model: Any, *, identity: Mapping[str, Any], preprocessing: Mapping[
         taps=taps,
         identity=identity,
         preprocessing=preprocessing,
-        pools=token_pools(int(getattr(model, "num_prefix_tokens", 0)), has_class_token=class_token),
+        pools=token_pools(has_class_token=class_token),
         inner_pool="cls" if class_token else "patch_mean",
         blocks=blocks,
     )

@@ -82,7 +82,7 @@ def test_registers_do_not_count_as_patches(hf_folder: HfFolder, images: list[Ima
 def test_networks_of_stages(
     hf_folder: HfFolder, images: list[Image.Image], config: str, model: str, processor: str
 ) -> None:
-    sizes = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+    sizes: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
     sizes |= {"embedding_size": 8} if config == "ResNetConfig" else {}
     folder = hf_folder(config, model, processor=processor, **sizes)
     inputs, features = features_of(load(folder), images)

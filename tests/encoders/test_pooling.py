@@ -17,12 +17,12 @@ def slow(rule: str, tokens: torch.Tensor, mask: torch.Tensor | None, prefix: int
         real = [token for place, token in enumerate(row) if mask is None or mask[number, place]]
         patches = list(row)[prefix:]
         vectors = {
-            "cls": lambda real=real: real[0],
-            "eos": lambda real=real: real[-1],
-            "mean": lambda real=real: sum(real) / len(real),
-            "patch_mean": lambda patches=patches: sum(patches) / len(patches),
+            "cls": real[0],
+            "eos": real[-1],
+            "mean": torch.stack(real).sum(dim=0) / len(real),
+            "patch_mean": torch.stack(patches).sum(dim=0) / len(patches),
         }
-        rows.append(torch.cat([vectors[name]() for name in rule.split("+")]))
+        rows.append(torch.cat([vectors[name] for name in rule.split("+")]))
     return torch.stack(rows)
 
 

@@ -1,0 +1,128 @@
+"""The door: options, unknown names, encoders of one's own, and what may not be imported on the way."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.encoders.base import Encoder, EncoderKey, Layer
+from pipeline.encoders.custom import source_sha256
+from pipeline.encoders.load import load_encoder
+from pipeline.encoders.table import ENCODERS
+from pipeline.errors import UnknownNameError, UserError
+
+SOURCE = """
+import numpy
+import torch
+
+from pipeline.encoders.base import Encoder, EncoderKey, Layer
+
+
+class MeanColour(Encoder):
+    def __init__(self, options):
+        super().__init__("mean_colour_encoder:MeanColour", "image", (Layer(name="output", width=3),))
+
+    def key(self):
+        return EncoderKey(encoder={"name": "mean-colour", "version": 1}, preprocessing={}, pooling="mean")
+
+    def prepare(self, sample):
+        return torch.from_numpy(numpy.array(sample)).float().permute(2, 0, 1) / 255
+
+    def encode(self, prepared, layers):
+        return {"output": torch.stack([image.mean(dim=(1, 2)) for image in prepared])}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "mean_colour_encoder.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mean_colour_encoder", raising=False)
+    return "mean_colour_encoder:MeanColour"
+
+
+def test_an_encoder_of_ones_own(own: str) -> None:
+    encoder = load_encoder(own)
+    image = Image.new("RGB", (5, 4), (255, 0, 51))
+    features = encoder.encode([encoder.prepare(image)], encoder.resolve_layers("last"))
+    torch.testing.assert_close(features["output"], torch.tensor([[1.0, 0.0, 0.2]]))
+    assert encoder.key().encoder["name"] == "mean-colour"
+    assert encoder.width("output") == 3
+    assert len(source_sha256(encoder)) == 64
+    assert str(Path.cwd()) not in sys.path
+
+
+def test_mistakes_in_ones_own(own: str) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'MeanColour'"):
+        load_encoder("mean_colour_encoder:MeanColor")
+    with pytest.raises(UserError, match=r"known encoder family \(timm, .*found 'tim'"):
+        load_encoder("tim:resnet50")
+    with pytest.raises(UnknownNameError, match="expected a known layer"):
+        load_encoder(own).width("block_1")
+    with pytest.raises(UserError, match="an encoder of text, found one of image"):
+        load_encoder(own, modality="text")
+    with pytest.raises(UserError, match="no --prompt and no --max-length"):
+        load_encoder(own, prompt="a photo of")
+
+
+def test_an_unknown_family_lists_the_known() -> None:
+    with pytest.raises(UnknownNameError, match="timm, open_clip, hf, st, package, module:Class"):
+        load_encoder("not-a-family:x")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modality": "sound"}, "known modality"),
+        ({"pool": "max"}, "known pooling"),
+        ({"dtype": "int8"}, "known dtype"),
+        ({"max_length": 0}, "at least 1 token"),
+        ({"device": "abacus"}, "a device such as cpu"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_encoder("package:mobilenetv2", **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="expected a CUDA device, found none"):
+        load_encoder("package:mobilenetv2", device="cuda")
+
+
+def test_layers_must_end_with_the_output() -> None:
+    class Nothing(Encoder):
+        def key(self) -> EncoderKey:
+            return EncoderKey(encoder={}, preprocessing={}, pooling="")
+
+        def prepare(self, sample: Image.Image | str) -> torch.Tensor:
+            return torch.zeros(0)
+
+        def encode(self, prepared: Sequence[torch.Tensor], layers: Sequence[str]) -> dict[str, torch.Tensor]:
+            return {}
+
+    with pytest.raises(UserError, match="the last called 'output'"):
+        Nothing("x:Nothing", "image", [Layer(name="output", width=1), Layer(name="block", width=1)])
+
+
+def test_the_contract_loads_no_model_library() -> None:
+    code = (
+        "import sys, pipeline.encoders.base, pipeline.encoders.spec, pipeline.encoders.table;"
+        "print([name for name in ('torch', 'timm', 'transformers', 'PIL', 'numpy') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_table_names_functions_that_exist() -> None:
+    import importlib
+
+    for place in ENCODERS.values():
+        module, _, function = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
