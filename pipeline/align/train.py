@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.align.adamw import AdamW
 from pipeline.align.history import History
 from pipeline.align.objective import Batch, Moment, Objective
 from pipeline.align.recipe import Recipe, TrainingOptions
@@ -101,7 +102,8 @@ def _train(
     image, text = projectors
     objective = Objective(recipe).to(data.device)
     modules: list[nn.Module] = [image, text, objective]
-    optimiser = _optimiser(modules, options)
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    optimiser = AdamW(parameters, betas=options.betas, weight_decay=options.weight_decay)
     total = planned_steps(len(data), options)
     checks = set(_validation_steps(total, options.validations))
     small = validation_data.head(options.validation_images)
@@ -111,21 +113,18 @@ def _train(
         module.train()
     for step, (epoch, batch) in enumerate(_batches(data, recipe, total, generators[0]), start=1):
         rate = learning_rate(step - 1, total, options)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         loss, terms = objective(image, text, batch, Moment(step - 1, total, *generators))
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()
-        if options.clip > 0:
-            nn.utils.clip_grad_norm_([p for m in modules for p in m.parameters()], options.clip)
-        optimiser.step()
+        optimiser.clip(options.clip)
+        optimiser.step(rate)
         objective.loss.temperature.clamp()
         history.add(step, epoch, rate, terms)
         if step in checks:
             metrics = validate(image, text, small)
             last = history.validated(step, metrics)
             _check_finite(last, step)
-            best.offer(selection_score(metrics), modules, float(objective.loss.temperature()))
+            best.offer(selection_score(metrics), modules, objective.loss.temperature().item())
             tick(step, total)
             if options.patience and best.since >= options.patience:
                 break
@@ -165,18 +164,6 @@ def learning_rate(step: int, total: int, options: TrainingOptions) -> float:
 def _validation_steps(total: int, count: int) -> list[int]:
     count = min(count, total)
     return [math.ceil(total * (number + 1) / count) for number in range(count)]
-
-
-def _optimiser(modules: list[nn.Module], options: TrainingOptions) -> torch.optim.Optimizer:
-    """Return AdamW with decay on matrices only."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=0.0, betas=(options.betas[0], options.betas[1])
-    )
 
 
 def _batches(data: PairTensors, recipe: Recipe, total: int, generator: torch.Generator) -> Iterator[tuple[int, Batch]]:

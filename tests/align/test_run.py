@@ -1,0 +1,208 @@
+"""The whole stage on synthetic stores: every method learns, seeds resume, the record is whole."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.align import resume, run
+from pipeline.align.config import AlignConfig
+from pipeline.align.methods import METHODS
+from pipeline.align.run import align
+from pipeline.align.sweep import sweep
+from pipeline.errors import UserError
+from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.reader import FeatureStore
+from tests.align.conftest import Stores
+
+SHORT: dict[str, Any] = {"dim": 8, "training": {"max_steps": 60, "validations": 4, "learning_rate": 0.01}}
+
+
+def config_for(stores: Stores, out: Path, **changes: Any) -> AlignConfig:
+    values: dict[str, Any] = {"method": "info_nce", "settings": SHORT, "seeds": (1,), "device": "cpu"} | changes
+    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, **values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_beats_chance(stores: Stores, tmp_path: Path, method: str) -> None:
+    opened = AlignedRun.open(align(config_for(stores, tmp_path / "run", method=method)))
+    found = opened.trainings[0].validation
+    chance = 5 / 60
+    assert found["image_retrieval_recall@5"] > 4 * chance
+    assert found["text_retrieval_recall@5"] > 4 * chance
+
+
+def test_run_is_whole(stores: Stores, tmp_path: Path) -> None:
+    opened = AlignedRun.open(align(config_for(stores, tmp_path / "run", method="combined", seeds=(1, 42))))
+    assert opened.method == "combined"
+    assert opened.seeds == (1, 42)
+    assert opened.layers == {"image": ("block1",), "text": ("block1",)}
+    assert opened.record["layers_by_store"] == {"image": [["block1"]], "text": [["block1"]]}
+    assert opened.dim == 8
+    assert opened.config["recipe"]["structure"]["weight"] == 10.0
+    store = FeatureStore.open(stores.image)
+    opened.check("image", [store.key.to_json()])
+    assert opened.stores["image"][0].content_digest == store.content_digest
+    scores = json.loads((opened.path / "layer_pairs.json").read_text())
+    assert scores["chosen"] == [1, 1]
+    assert opened.encode("image", store.read("block1"), seed=42).shape == (300, 8)
+
+
+def test_history_follows_the_training(stores: Stores, tmp_path: Path) -> None:
+    path = align(config_for(stores, tmp_path / "run", method="combined"))
+    rows = [json.loads(line) for line in (path / "seed-1" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert rows[0]["structure_weight"] == 0
+    assert rows[-1]["structure_weight"] == 10
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all(row["lambda_i2t"] + row["lambda_t2i"] == pytest.approx(1) for row in rows)
+    assert all(0 < row["diagonal_features"] <= 1 for row in rows)
+    validated = [row["step"] for row in rows if "val_image_retrieval_recall@1" in row]
+    assert validated == [15, 30, 45, 60]
+
+
+def test_same_seed_gives_the_same_weights(stores: Stores, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    runs = [
+        AlignedRun.open(align(config_for(stores, tmp_path / name, method="info_nce_mlp", seeds=seeds)))
+        for name, seeds in (("a", (7,)), ("b", (3, 7)))
+    ]
+    one, two = (opened.projector("image", 7).state_dict() for opened in runs)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert runs[0].trainings[0].validation == runs[1].trainings[1].validation
+    other = runs[1].projector("image", 3).state_dict()
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = AlignedRun.open(align(config_for(stores, tmp_path / "whole", seeds=(1, 2, 3))))
+    trained = run.train
+
+    def dies_at_seed_2(*arguments: Any, seed: int, **more: Any) -> Any:
+        if seed == 2:
+            raise KeyboardInterrupt
+        return trained(*arguments, seed=seed, **more)
+
+    monkeypatch.setattr(run, "train", dies_at_seed_2)
+    config = config_for(stores, tmp_path / "killed", seeds=(1, 2, 3))
+    with pytest.raises(KeyboardInterrupt):
+        align(config)
+    assert not (config.out / "run.json").exists()
+    (config.out / "seed-2").mkdir()
+
+    seeds: list[int] = []
+
+    def counted(*arguments: Any, seed: int, **more: Any) -> Any:
+        seeds.append(seed)
+        return trained(*arguments, seed=seed, **more)
+
+    monkeypatch.setattr(run, "train", counted)
+    said: list[str] = []
+    again = AlignedRun.open(align(config, said.append))
+    assert seeds == [2, 3]
+    assert any("Reused" in sentence and "seed 1" in sentence for sentence in said)
+    assert [entry.validation for entry in again.trainings] == [entry.validation for entry in whole.trainings]
+    align(config)
+    assert seeds == [2, 3]
+
+
+Change = Callable[[AlignConfig], AlignConfig]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "dcl"}, {"settings": SHORT | {"dim": 6}}, {"layers": "last"}, {"pairs": 100}],
+    ids=["method", "setting", "layers", "pairs"],
+)
+def test_other_settings_are_trained_anew(stores: Stores, tmp_path: Path, changes: dict[str, Any]) -> None:
+    said: list[str] = []
+    align(config_for(stores, tmp_path / "run"))
+    align(config_for(stores, tmp_path / "run", **changes), said.append)
+    assert not any("Reused" in sentence for sentence in said)
+
+
+def test_other_features_are_trained_anew(stores: Stores, make_stores: Any, tmp_path: Path) -> None:
+    def shift(side: str, layers: dict[str, Any]) -> None:
+        layers["block1"][0] += 1
+
+    said: list[str] = []
+    align(config_for(stores, tmp_path / "run"))
+    align(config_for(make_stores(change=shift), tmp_path / "run"), said.append)
+    assert not any("Reused" in sentence for sentence in said)
+
+
+def test_device_and_out_are_no_reason_to_train_anew(stores: Stores, tmp_path: Path) -> None:
+    said: list[str] = []
+    first = align(config_for(stores, tmp_path / "run"))
+    first.rename(tmp_path / "moved")
+    align(config_for(stores, tmp_path / "moved", device="auto"), said.append)
+    assert any("Reused" in sentence for sentence in said)
+
+
+def test_older_revision_is_trained_anew(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    align(config_for(stores, tmp_path / "run"))
+    monkeypatch.setattr(resume, "REVISION", 10**6)
+    said: list[str] = []
+    align(config_for(stores, tmp_path / "run"), said.append)
+    assert not any("Reused" in sentence for sentence in said)
+
+
+def test_closed_form_needs_one_seed_unless_pairs_are_drawn(stores: Stores, tmp_path: Path) -> None:
+    all_pairs = AlignedRun.open(align(config_for(stores, tmp_path / "all", method="cca", seeds=(1, 2))))
+    drawn = AlignedRun.open(align(config_for(stores, tmp_path / "drawn", method="cca", seeds=(1, 2), pairs=50)))
+    assert all_pairs.seeds == (1,)
+    assert drawn.seeds == (1, 2)
+    weights = [drawn.projector("image", seed).state_dict()["matrix"] for seed in (1, 2)]
+    assert not torch.allclose(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("layers", "image", "text"),
+    [
+        ("last", ("output",), ("output",)),
+        ("0,-1", ("block0",), ("output",)),
+        ("block1,output", ("block1",), ("output",)),
+        ("1:,last", ("block1", "output"), ("output",)),
+        ("stack", ("block1", "output"), ("block1", "output")),
+    ],
+)
+def test_layers(stores: Stores, tmp_path: Path, layers: str, image: tuple[str, ...], text: tuple[str, ...]) -> None:
+    config = config_for(stores, tmp_path / "run", layers=layers, stack=2)
+    opened = AlignedRun.open(align(config))
+    assert opened.layers == {"image": image, "text": text}
+    assert (opened.record["layer_scores"] is None) == (layers != "stack")
+    width = 24 * len(image)
+    assert opened.projector("image").d_in == width
+
+
+def test_several_stores_are_concatenated(stores: Stores, make_stores: Any, tmp_path: Path) -> None:
+    config = AlignConfig(
+        image=(stores.image, make_stores().image),
+        text=(stores.text,),
+        out=tmp_path / "run",
+        settings=SHORT,
+        seeds=(1,),
+        device="cpu",
+    )
+    opened = AlignedRun.open(align(config))
+    assert opened.layers["image"] == ("0/block1", "1/block1")
+    assert opened.record["layers_by_store"]["image"] == [["block1"], ["block1"]]
+    assert opened.projector("image").d_in == 48
+
+
+def test_sweep_covers_methods_and_numbers_of_pairs(stores: Stores, tmp_path: Path) -> None:
+    config = config_for(stores, tmp_path, settings={"dim": 8})
+    paths = sweep(config, methods=("cca", "ridge"), pairs=(50, None))
+    assert [path.name for path in paths] == ["cca-n50", "cca-all", "ridge-n50", "ridge-all"]
+    assert AlignedRun.open(paths[0]).record["pairs"]["training_images"] == 50
+    with pytest.raises(UserError, match="a known method"):
+        sweep(config, methods=("cca", "magic"))
+
+
+def test_unknown_device_is_one_sentence(stores: Stores, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a device of this machine"):
+        align(config_for(stores, tmp_path / "run", device="quantum"))
