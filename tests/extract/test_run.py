@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.encoders.base import LoadOptions
 from pipeline.errors import KeyMismatchError, PipelineError, UnknownNameError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.progress import Update
@@ -45,14 +47,14 @@ def files_of(root: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def expected_images(raw: Path, layer: str, names: list[str]) -> np.ndarray:
+def expected_images(raw: Path, layer: str, names: list[str]) -> NDArray[np.float32]:
     """Recompute features one image at a time, with nothing of the stage's own code."""
     rows = []
     for name in names:
         image = Image.open(raw / "images" / f"{name}.png").convert("RGB").resize((8, 8))
         rows.append((np.asarray(image, np.float32).transpose(2, 0, 1)).ravel())
     weights = tiny_encoders.projection(192, tiny_encoders.Tiny.widths[layer], layer).numpy()
-    return np.stack(rows) @ weights
+    return np.asarray(np.stack(rows) @ weights, np.float32)
 
 
 def test_images_in_order_with_their_samples(raw: Path, tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_texts_in_order_and_class_prompts_beside_them(raw: Path, tmp_path: Path)
     assert prompts.samples.content == ["a cat.", "the cat", "a dog.", "the dog"]
     assert result.classes is not None
     assert result.classes.rows == 4
-    encoder = tiny_encoders.TinyText(tiny_encoders.LoadOptions())
+    encoder = tiny_encoders.TinyText(LoadOptions())
     for row, text in enumerate(store.samples.content):
         alone = encoder.encode([encoder.prepare(text)], ["output"])["output"][0].numpy()
         np.testing.assert_array_equal(store.numpy("output")[row], alone)
@@ -142,21 +144,22 @@ def test_more_layers_later_compute_only_those(raw: Path, tmp_path: Path) -> None
     assert tiny_encoders.CALLS == []
 
 
+VARIANTS: tuple[dict[str, object], ...] = (
+    {},
+    {"format": "parquet"},
+    {"workers": 1},
+    {"workers": 7},
+    {"shard_rows": 256},
+    {"batch_size": 1},
+    {"format": "parquet", "workers": 3, "shard_rows": 2},
+)
+
+
 @pytest.mark.parametrize("encoder", [IMAGE, TEXT])
 def test_the_digest_knows_neither_format_nor_workers_nor_shards(raw: Path, tmp_path: Path, encoder: str) -> None:
     digests = {
         extract(config(raw, tmp_path / f"{number}", encoder, **options)).content_digest
-        for number, options in enumerate(
-            (
-                {},
-                {"format": "parquet"},
-                {"workers": 1},
-                {"workers": 7},
-                {"shard_rows": 256},
-                {"batch_size": 1},
-                {"format": "parquet", "workers": 3, "shard_rows": 2},
-            )
-        )
+        for number, options in enumerate(VARIANTS)
     }
     assert len(digests) == 1
 

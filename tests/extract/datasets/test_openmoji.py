@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.extract.datasets import openmoji
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
+from pipeline.extract.datasets.record import Record, Skipped
 from pipeline.extract.decode import decode_image
 
 needs_packages = pytest.mark.skipif(
@@ -59,13 +60,13 @@ def test_pictures_are_drawn_on_white_and_never_differ(dataset: RawDataset) -> No
     pictures = openmoji._pictures()
     entries = dict(list(openmoji._entries(pictures).items())[:3])
     for record in openmoji._draw(entries, pictures, 64):
-        assert isinstance(record, openmoji.Record)
+        assert isinstance(record, Record)
         assert isinstance(record.source, bytes)
         image = Image.open(io.BytesIO(record.source)).convert("RGB")
         assert image.size == (64, 64)
         assert image.getpixel((0, 0)) == (255, 255, 255)
         again = next(iter(openmoji._draw({record.image_id: entries[record.image_id]}, pictures, 64)))
-        assert isinstance(again, openmoji.Record)
+        assert isinstance(again, Record)
         assert again.source == record.source
     assert decode_image(dataset.root / dataset.images[0].file).size == (16, 16)
 
@@ -75,7 +76,7 @@ def test_a_picture_that_cannot_be_drawn_is_listed(tmp_path: Path) -> None:
     broken = tmp_path / "x.svg"
     broken.write_text("<svg", encoding="utf-8")
     skipped = next(iter(openmoji._draw({"X": ("x", "", ())}, {"x": broken}, 64)))
-    assert isinstance(skipped, openmoji.Skipped)
+    assert isinstance(skipped, Skipped)
     assert "cannot be drawn" in skipped.reason
 
 

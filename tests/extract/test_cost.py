@@ -1,0 +1,44 @@
+"""Shard sizes and the sentence of the cost."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.extract.cost import Cost, default_shard_rows, free_bytes
+
+
+@pytest.mark.parametrize(
+    ("items", "widths", "storage", "rows"),
+    [
+        (1918, [1280], "float32", 256),
+        (8091, [384] * 13, "float32", 512),
+        (40455, [384] * 7, "float32", 4096),
+        (10**7, [384] * 13, "float16", 8192),
+        (10**7, [384], "float16", 65536),
+        (10**7, [32768] * 40, "float32", 256),
+        (1, [1], "float32", 256),
+    ],
+)
+def test_shards_are_a_power_of_two(items: int, widths: list[int], storage: str, rows: int) -> None:
+    assert default_shard_rows(items, widths, storage) == rows
+
+
+def test_the_sentence() -> None:
+    cost = Cost(
+        what="images",
+        rows=8091,
+        layers=(("a", 384), ("b", 384)),
+        bytes=24_855_552,
+        missing_rows=512,
+        missing_bytes=1_572_864,
+        free_bytes=5 * 10**12,
+        seconds=7200,
+    )
+    assert cost.sentence() == (
+        "8,091 images × 2 layers (768 values a row) = 24.9 MB; still to do: 512 rows, 1.6 MB; free disk: 5.0 TB; "
+        "expected time: 2.0 h"
+    )
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path / "a" / "b") > 0
