@@ -30,7 +30,7 @@ def find_cautions(
         *split_cautions(summary.runs, pairs.split),
         *duplicate_caution(summary, pairs, config),
         *small_set_caution(summary, len(pairs.pairs.image_rows)),
-        *seed_caution(summary.runs),
+        *seed_caution(summary),
         *text_encoder_caution(pairs),
         *(caution for data in sets for caution in class_cautions(data)),
     ]
@@ -88,7 +88,7 @@ def small_set_caution(summary: Summary, images: int) -> list[Caution]:
     _, low, high = summary.headline(summary.lead)
     half = (high - low) / 2
     if len(summary.runs) > 1:
-        lead = summary.against(summary.runs[0], summary.runs[1])[0]
+        lead = summary.gap(*summary.runs[:2])
         if not lead.real:
             text = (
                 f"With {count(images, 'test image')} a number is known to ± {percent(half)} points, and the first two "
@@ -101,8 +101,17 @@ def small_set_caution(summary: Summary, images: int) -> list[Caution]:
     return []
 
 
-def seed_caution(runs: Sequence[RunResult]) -> list[Caution]:
-    """Say so where a trained run stands on one seed."""
+def seed_caution(summary: Summary) -> list[Caution]:
+    """Say so where a trained run stands on one seed, or where the lead is no larger than the spread over seeds."""
+    runs = summary.runs
+    if len(runs) > 1:
+        gap, error = summary.gap(*runs[:2]).value, summary.seed_error(*runs[:2])
+        if error and gap <= 2 * error:
+            text = (
+                f"{runs[0].name} leads {runs[1].name} by {percent(gap)} points; the standard error of that lead over "
+                f"seeds is {percent(error)}. Other seeds could turn the order round."
+            )
+            return [Caution(title="The lead is within the spread over seeds", text=text)]
     single = [run.name for run in runs if run.trained and len(run.seeds) < 2]
     if not single:
         return []

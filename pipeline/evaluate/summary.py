@@ -90,6 +90,20 @@ class Summary:
             for measure in self.measures
         ]
 
+    def gap(self, run: RunResult, other: RunResult) -> Difference:
+        """Return the paired difference of two runs on the headline."""
+        return self.against(run, other)[0]
+
+    def seed_error(self, run: RunResult, other: RunResult) -> float:
+        """Return the standard error over seeds of the difference of two runs' headlines; a single seed counts as 0."""
+        parts = [np.mean([each.values[name] for name in headline_names(self.k)], axis=0) for each in (run, other)]
+        return float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts if len(part) > 1)))
+
+    def settled(self, run: RunResult, other: RunResult) -> bool:
+        """Whether a run is ahead of another beyond both the noise of test images and twice the error over seeds."""
+        gap = self.gap(run, other)
+        return gap.better and gap.value > 2 * self.seed_error(run, other)
+
     def differences(self) -> list[Difference]:
         """Return the differences of every run against the baseline and against the best closed form."""
         rivals = {rival.name: rival for rival in (self.baseline, self.best_closed) if rival is not None}

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#010203", "#010204", "#010205", "#010206"
 LEAD, RIVAL, CLOSED, OTHER = "#010207", "#010208", "#010209", "#01020a"
+LARGEST = 1.5  # how far a figure is blown up on a wide page
 VARIABLES = {
     INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper",
     LEAD: "--lead", RIVAL: "--rival", CLOSED: "--closed", OTHER: "--other",
@@ -95,5 +96,5 @@ def to_svg(figure: Figure, label: str) -> str:
         body = body.replace(colour, f"var({variable})")
     width, height = (72 * size for size in figure.get_size_inches())
     links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    box = f'viewBox="0 0 {width:.1f} {height:.1f}" style="max-width:{1.3 * width:.0f}px"'
+    box = f'viewBox="0 0 {width:.1f} {height:.1f}" style="max-width:{LARGEST * width:.0f}px"'
     return f'<svg {links} role="img" aria-label="{escape(plain(label, 200))}" {box}>{body}'

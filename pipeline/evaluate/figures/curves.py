@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pipeline.evaluate.figures.canvas import MUTED, draw, plain, styled, to_svg
 from pipeline.evaluate.figures.series import COLOURS, ORDER, Series
@@ -37,6 +37,7 @@ def step_curves(series: Sequence[Series], label: str, reference: float | None = 
     _lines(ax, series)
     if reference is not None:
         ax.axhline(reference, color=MUTED, linestyle=":", linewidth=1.2)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_ylabel(plain(label))
     _legend(ax, series)
@@ -49,8 +50,8 @@ def reliability(series: Sequence[Series], label: str) -> str:
     figure, (ax,) = draw(height=3.4)
     ax.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1.2)
     _lines(ax, series, marker="o")
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("stated confidence")
     ax.set_ylabel("share that was right")
     _legend(ax, series)

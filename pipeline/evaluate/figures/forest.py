@@ -15,7 +15,7 @@ def forest(rows: Sequence[Interval], chance: float | None, label: str) -> str:
         chance: What random embeddings reach; None leaves the line out.
         label: What is measured, for the axis.
     """
-    figure, (ax,) = draw(height=0.62 + 0.3 * len(rows), width=6.6)
+    figure, (ax,) = draw(height=0.62 + 0.3 * len(rows), width=5.0)
     for place, row in enumerate(rows):
         colour = COLOURS[row.part]
         ax.plot([100 * row.low, 100 * row.high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
@@ -28,7 +28,7 @@ def forest(rows: Sequence[Interval], chance: float | None, label: str) -> str:
     if chance is not None:
         ax.axvline(100 * chance, color=MUTED, linestyle=":", linewidth=1.2)
         ax.annotate(
-            "chance", (100 * chance, len(rows) - 0.45), xytext=(3, 0), textcoords="offset points", color=MUTED,
+            "chance", (100 * chance, -0.45), xytext=(3, 0), textcoords="offset points", color=MUTED,
             fontsize=8.5, va="center",
         )  # fmt: skip
     ax.set_yticks(range(len(rows)), [plain(row.name, 26) for row in rows], color=INK)

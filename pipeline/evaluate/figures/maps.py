@@ -27,7 +27,8 @@ def layer_map(
     if scores.size <= 260:
         for row, column in np.ndindex(*scores.shape):
             value = f"{scores[row, column]:.2f}".replace("0.", ".")
-            ax.text(column, row, value, ha="center", va="center", fontsize=8, color=INK)
+            deep = scores[row, column] > (low + high) / 2
+            ax.text(column, row, value, ha="center", va="center", fontsize=8, color="white" if deep else INK)
     if chosen is not None:
         corner = (chosen[1] - 0.5, chosen[0] - 0.5)
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=2, clip_on=False))
@@ -56,7 +57,8 @@ def confusion_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     if len(classes) <= 12:
         for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
             value = f"{100 * shares[row, column]:.0f}"
-            ax.text(column, row, value, ha="center", va="center", fontsize=8, color=INK)
+            colour = "white" if shares[row, column] > 0.5 else INK
+            ax.text(column, row, value, ha="center", va="center", fontsize=8, color=colour)
     ax.set_ylabel("true class" if labelled else f"true class ({len(classes)} in order)")
     ax.set_xlabel("predicted class")
     ax.grid(visible=False)

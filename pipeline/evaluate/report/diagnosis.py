@@ -13,11 +13,12 @@ from pipeline.evaluate.queries import ZERO_SHOT, zero_shot_direction
 from pipeline.evaluate.report.page import Cell, Picture, Section, Table
 from pipeline.evaluate.report.results import part_of
 from pipeline.evaluate.report.words import count, direction_name, listing, percent
-from pipeline.evaluate.result import RunResult
+from pipeline.evaluate.result import Calibration, RunResult
 from pipeline.evaluate.summary import Summary
 from pipeline.evaluate.zero_shot import ZeroShotSet
 
 CONFUSIONS = 8
+FULL_BIN = 10  # answers
 
 
 def layers_section(summary: Summary) -> Section | None:
@@ -105,13 +106,13 @@ def calibration_section(summary: Summary) -> Section:
             Series(
                 name=run.name,
                 part=part_of(run, summary),
-                x=[confidence for confidence, _, _ in run.calibration[direction].bins],
-                y=[accuracy for _, accuracy, _ in run.calibration[direction].bins],
+                x=[confidence for confidence, _, number in run.calibration[direction].bins if number >= FULL_BIN],
+                y=[accuracy for _, accuracy, number in run.calibration[direction].bins if number >= FULL_BIN],
             )
             for run in reversed(shown)
         ]
         name = direction_name(direction)
-        caption = f"{name}. Below the dotted line the run is surer than it should be."
+        caption = f"{name}. Below the dotted line a run is too sure. Bins of {FULL_BIN} answers and more."
         pictures.append(Picture(svg=reliability(series, name), caption=caption))
     lead = (
         "Confidence is the softmax of cosine over temperature; ECE is its mean distance from the share that was right, "
@@ -139,26 +140,23 @@ def _borrowed_temperatures(summary: Summary) -> tuple[str, ...]:
 
 
 def _calibration_table(summary: Summary, directions: Sequence[str]) -> Table:
-    head = ["run", "temperature"]
-    for direction in directions:
-        head += [f"{direction_name(direction)} ECE", f"{direction_name(direction)} mean confidence"]
+    head = ("run", "temperature", *(f"{direction_name(direction)} ECE" for direction in directions))
     rows = []
     for run in summary.runs:
         first = next(iter(run.calibration.values()))
-        cells = [
-            Cell(text=run.name),
-            Cell(
-                text=f"{first.temperature:.3f}",
-                value=first.temperature,
-                sub="own" if first.own_temperature else "default",
-            ),
-        ]
-        for direction in directions:
-            each = run.calibration[direction]
-            cells.append(Cell(text=percent(each.ece), value=each.ece))
-            cells.append(Cell(text=percent(each.mean_max_probability), value=each.mean_max_probability))
-        rows.append(tuple(cells))
-    return Table(caption="Percent, mean over seeds. A small ECE is good.", head=tuple(head), rows=tuple(rows))
+        cells = [_calibration_cell(run.calibration[direction]) for direction in directions]
+        source = "own" if first.own_temperature else "default"
+        temperature = Cell(text=f"{first.temperature:.3f}", value=first.temperature, sub=source)
+        rows.append((Cell(text=run.name), temperature, *cells))
+    caption = (
+        "Percent, mean over seeds; below it the mean confidence and the share that was right. A small ECE is good."
+    )
+    return Table(caption=caption, head=head, rows=tuple(rows))
+
+
+def _calibration_cell(each: Calibration) -> Cell:
+    sub = f"{percent(each.mean_max_probability)} against {percent(each.accuracy)}"
+    return Cell(text=percent(each.ece), value=each.ece, sub=sub)
 
 
 def zero_shot_section(summary: Summary, sets: Sequence[ZeroShotSet]) -> Section | None:
@@ -203,4 +201,5 @@ def _confusions(name: str, matrix: Any, classes: Sequence[str]) -> Table:
         caption=f"{name}: most frequent mistakes, percent of the true class.",
         head=("true class", "taken for", "share"),
         rows=tuple(rows),
+        narrow=True,
     )

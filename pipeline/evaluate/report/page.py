@@ -43,6 +43,8 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     foot: tuple[str, ...] = ()
+    narrow: bool = False
+    """Takes no more room than it needs; narrow tables stand side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)

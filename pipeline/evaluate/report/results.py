@@ -78,8 +78,9 @@ def differences_section(summary: Summary) -> Section | None:
         "The same queries, the same draws of test images, one run minus the other, in points. A difference is called "
         "real where its interval leaves zero out.",
         *_not_better(summary),
-        "Intervals speak of other test images, not of other seeds or other training pairs; and the best of many closed "
-        "forms was picked on these very images, which flatters it a little.",
+        "Intervals speak of other test images, not of other seeds or other training pairs: the sentences above and on "
+        "top count a run as better only if it is also ahead by twice the standard error over seeds. The best of many "
+        "closed forms was picked on these very images, which flatters it a little. All measures: differences.csv.",
     )
     return Section(id="differences", title="Is it real?", lead=lead, tables=tables)
 
@@ -89,7 +90,7 @@ def _not_better(summary: Summary) -> tuple[str, ...]:
     if closed is None:
         return ()
     trained = [run for run in summary.runs if run.trained]
-    behind = [run.name for run in trained if not summary.against(run, closed)[0].better]
+    behind = [run.name for run in trained if not summary.settled(run, closed)]
     if not behind:
         return ()
     verb = "does" if len(behind) == 1 else "do"
@@ -98,6 +99,8 @@ def _not_better(summary: Summary) -> tuple[str, ...]:
 
 def _difference_table(summary: Summary, found: list[Difference]) -> Table:
     against = found[0].against
+    shown = {"mean_recall"} | {measure.name for measure in summary.measures if measure.k == summary.k}
+    found = [each for each in found if each.measure in shown]
     names = [each.measure for each in found if each.run == found[0].run]
     headings = {"mean_recall": f"mean R@{summary.k}"} | {m.name: measure_name(m) for m in summary.measures}
     by_run: dict[str, list[Difference]] = {}

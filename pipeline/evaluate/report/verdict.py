@@ -4,7 +4,7 @@ from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.report.page import Tile
 from pipeline.evaluate.report.words import between, count, listing, measure_name, percent, plus_minus, signed
 from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.summary import Difference, Summary, headline_names
+from pipeline.evaluate.summary import Summary, headline_names
 
 
 def verdict(summary: Summary) -> str:
@@ -18,8 +18,8 @@ def verdict(summary: Summary) -> str:
     if len(summary.runs) == 1:
         return f"{lead.name} puts {found}."
     second = summary.runs[1]
-    gap = summary.against(lead, second)[0]
-    if gap.real:
+    gap = summary.gap(lead, second)
+    if summary.settled(lead, second):
         return f"{lead.name} wins, {percent(gap.value)} points ahead of {second.name}: it puts {found}."
     margin = f"{lead.name} leads {second.name} by {percent(gap.value)} points, within the noise"
     return f"No clear winner: {margin}. It puts {found}."
@@ -39,10 +39,18 @@ def _how_sure(summary: Summary, images: int, captions: int) -> str:
         chance = sum(summary.chance[name] for name in headline_names(summary.k)) / 2
         factor = f"{value / chance:,.0f} times chance" if chance else "chance is nil"
         return f"On {ground}: the mean of both is {percent(value)} ({level} interval {between(low, high)}), {factor}."
-    gap = summary.against(*summary.runs[:2])[0]
+    gap = summary.gap(*summary.runs[:2])
     sure = f"{level} interval {signed(gap.low)} to {signed(gap.high)}"
     lead = f"{signed(gap.value)} points on the mean of both directions, {sure}"
-    return f"The lead: {lead}, paired query by query on {ground}."
+    return f"The lead: {lead}, paired query by query on {ground}.{_over_seeds(summary)}"
+
+
+def _over_seeds(summary: Summary) -> str:
+    lead, second = summary.runs[:2]
+    error = summary.seed_error(lead, second)
+    if not error:
+        return ""
+    return f" Over seeds its standard error is {percent(error)} points."
 
 
 def _baselines(summary: Summary) -> list[str]:
@@ -52,7 +60,7 @@ def _baselines(summary: Summary) -> list[str]:
     if closed is not None and trained:
         found.append(_against_closed(trained, closed, summary))
     if baseline is not None:
-        better = [run.name for run in trained if run is not baseline and _gap(summary, run, baseline).better]
+        better = [run.name for run in trained if run is not baseline and summary.settled(run, baseline)]
         others = [run for run in trained if run is not baseline]
         if others:
             beaten = f"{listing(better)} {'beats' if len(better) == 1 else 'beat'} it" if better else "none beats it"
@@ -61,10 +69,9 @@ def _baselines(summary: Summary) -> list[str]:
 
 
 def _against_closed(trained: list[RunResult], closed: RunResult, summary: Summary) -> str:
-    gaps = {run.name: _gap(summary, run, closed) for run in trained}
-    better = [name for name, gap in gaps.items() if gap.better]
-    worse = [name for name, gap in gaps.items() if gap.real and not gap.better]
-    even = [name for name, gap in gaps.items() if not gap.real]
+    better = [run.name for run in trained if summary.settled(run, closed)]
+    worse = [run.name for run in trained if summary.settled(closed, run)]
+    even = [run.name for run in trained if run.name not in (*better, *worse)]
     if not better:
         return f"No trained loss beats {closed.name}, which needs no training{_rest(even, worse)}."
     verb = "beats" if len(better) == 1 else "beat"
@@ -78,10 +85,6 @@ def _rest(even: list[str], worse: list[str]) -> str:
     if worse:
         parts.append(f"{listing(worse)} {'stays' if len(worse) == 1 else 'stay'} below")
     return f"; {'; '.join(parts)}" if parts else ""
-
-
-def _gap(summary: Summary, run: RunResult, other: RunResult) -> Difference:
-    return summary.against(run, other)[0]
 
 
 def tiles(summary: Summary) -> tuple[Tile, ...]:

@@ -1,0 +1,102 @@
+"""Load the encoders that a run's features came from, and make sure that they are the same ones.
+
+A store records its encoder's spec and, in its key, everything that changes the features. What is loaded here must give
+the same key: an updated model, another tokenizer or image size is refused, because its features would not fit the
+projector.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.encoders.base import Dtype, Encoder
+from pipeline.encoders.load import load_encoder
+from pipeline.errors import UserError
+from pipeline.evaluate.data import run_layers
+from pipeline.projectors.run_record import AlignedRun, StoreRecord
+
+STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+COMPUTED: dict[str, Dtype] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+# What an encoder cannot know: the data set, the store's number format, and how files are decoded before it sees them.
+NOT_THE_ENCODERS = ("format", "modality", "dataset_digest", "compute_dtype", "storage_dtype", "preprocessing.decode")
+BATCH = 32
+
+
+class SideEncoder:
+    """The encoders of one side of a run, applied to samples: raw samples in, the run's concatenated layers out.
+
+    Args:
+        run: The run.
+        side: `image` or `text`.
+        device: A torch device.
+
+    Raises:
+        KeyMismatchError: An encoder is not the one that the features came from.
+        UserError: An encoder's spec is not recorded, or it does not load.
+    """
+
+    def __init__(self, run: AlignedRun, side: str, device: str = "cpu") -> None:
+        self.run = run
+        self.side = side
+        self.layers = run_layers(run, side)
+        self.encoders = [load_recorded(record, side, device) for record in run.stores[side]]
+        self._check()
+        self._stored = [STORED[str(record.key.get("storage_dtype", "float32"))] for record in run.stores[side]]
+
+    def features(self, samples: Sequence[Any]) -> Tensor:
+        """Return the features [N, D] of N samples (PIL images or texts), rounded as the store rounds them.
+
+        Raises:
+            UserError: A sample cannot be encoded.
+        """
+        batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
+        return torch.cat([self._batch(batch) for batch in batches])
+
+    def _batch(self, samples: Sequence[Any]) -> Tensor:
+        found: dict[tuple[int, str], Tensor] = {}
+        for index, encoder in enumerate(self.encoders):
+            names = list(dict.fromkeys(name for store, name in self.layers if store == index))
+            if names:
+                prepared = [encoder.prepare(sample) for sample in samples]
+                for name, values in encoder.encode(prepared, names).items():
+                    found[index, name] = values.to(self._stored[index]).float()
+        return torch.cat([found[layer] for layer in self.layers], dim=1)
+
+    def _check(self) -> None:
+        keys = []
+        for encoder, record in zip(self.encoders, self.run.stores[self.side], strict=True):
+            made = encoder.key()
+            parts = {"encoder": made.encoder, "preprocessing": made.preprocessing, "pooling": made.pooling}
+            keys.append({**record.key, **parts})
+        where = ", ".join(encoder.spec for encoder in self.encoders)
+        self.run.check(self.side, keys, where, ignore=NOT_THE_ENCODERS)
+
+
+def load_recorded(record: StoreRecord, side: str, device: str = "cpu") -> Encoder:
+    """Load the encoder that a store's record names, with the options that its key tells.
+
+    Raises:
+        UserError: The record names no encoder, or it does not load.
+    """
+    if not record.spec:
+        raise UserError(
+            expected=f"the spec of the {side} encoder in the run's record",
+            found="none",
+            where=record.path or "run.json",
+            remedy="features made elsewhere can be evaluated, but new samples cannot be encoded",
+        )
+    options: dict[str, Any] = {}
+    if side == "text":
+        preprocessing: Mapping[str, Any] = record.key.get("preprocessing") or {}
+        options = {"prompt": preprocessing.get("prompt") or "", "max_length": preprocessing.get("max_length")}
+    pooling = str(record.key.get("pooling", "auto"))
+    return load_encoder(
+        record.spec,
+        modality="image" if side == "image" else "text",
+        pool="auto" if pooling.startswith("auto") else pooling,
+        device=device,
+        dtype=COMPUTED.get(str(record.key.get("compute_dtype")), "fp32"),
+        **options,
+    )
