@@ -9,7 +9,7 @@ from pipeline.encoders.spec import Spec
 from pipeline.errors import PipelineError, UserError
 
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*_Dense/*.bin"]
-"""Files of a hub model that are fetched; weights in pickles only where there are no others (and read as weights only)."""
+"""Files of a hub model that are fetched; pickles only where there are no others (and read as weights only)."""
 
 LEFT_OUT = ["onnx/*", "openvino/*", "consolidated*", "original/*"]
 """The same weights again, in forms that are not read here."""

@@ -1,12 +1,13 @@
 """`st:ORG/NAME@REVISION` or `st:/folder`: models of sentence-transformers.
 
 `output` is what `SentenceTransformer.encode` gives: all modules run, a Normalize at the end included. `hidden_0` …
-`hidden_L` are the hidden states of the transformer inside, pooled by the mask-weighted mean. The prompt is put before
-every text; the maximum length is the model's own.
+`hidden_L` are the hidden states of the transformer inside, pooled by the mask-weighted mean. The prompt, or else the
+model's default one, is put before every text; the maximum length is the model's own.
 """
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, 
     transformer = model[0]
     if not hasattr(transformer, "auto_model"):
         raise UserError(expected="a transformer as first module", found=type(transformer).__name__, where=spec.text)
+    if not options.prompt and model.default_prompt_name:
+        options = replace(options, prompt=model.prompts[model.default_prompt_name])
     limit = length_limit(options.max_length, model.max_seq_length)
     model.max_seq_length = limit
     tokenizer = TextTokenizer(

@@ -55,6 +55,18 @@ def test_output_is_encode(save: Save, texts: list[str], prompt: str, dense: bool
     assert features["output"].shape == (len(texts), 24 if dense else 32)
 
 
+def test_the_models_default_prompt_counts(save: Save, texts: list[str], tmp_path: Path) -> None:
+    library = import_library("sentence_transformers")
+    model = library.SentenceTransformer(
+        str(save()), device="cpu", prompts={"q": "a photo of "}, default_prompt_name="q"
+    )
+    model.save(str(tmp_path))
+    encoder = load(tmp_path)
+    expected = torch.from_numpy(model.encode(texts))
+    torch.testing.assert_close(encode(encoder, texts)["output"], expected, rtol=1e-5, atol=1e-6)
+    assert encoder.key().preprocessing["prompt"] == "a photo of "
+
+
 def test_a_prompt_that_the_pooling_leaves_out(save: Save, texts: list[str]) -> None:
     folder = save(include_prompt=False)
     model = import_library("sentence_transformers").SentenceTransformer(str(folder), device="cpu")
