@@ -1,1 +1,62 @@
 """`pipeline search`: type a sentence, or give a picture, and see which images fit best."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import emit_json, emit_table
+from pipeline.errors import UserError
+
+
+def search(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, data/2_projectors/<name>.")],
+    query: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", help="A picture to look for, in place of a sentence.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many to show.")] = 10,
+    split: Annotated[str | None, typer.Option(help="Only images of this split.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which of the run's seeds; the first if unsaid.")] = None,
+    store: Annotated[list[Path] | None, typer.Option(help="Image store; the one of the training if unsaid.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of images, best first.")] = False,
+) -> None:
+    """Find the images that fit a sentence (or a picture) best.
+
+    Example: pipeline search data/2_projectors/combined "a red heart"
+
+    Example: pipeline search data/2_projectors/combined --image photo.jpg --top 5
+    """
+    if (query is None) == (image is None):
+        raise UserError(
+            expected='a sentence or --image FILE, such as pipeline search RUN "a red heart"',
+            found="both" if query else "neither",
+            where="pipeline search",
+        )
+    from pipeline.apps.search import Searcher
+
+    searcher = Searcher.open(run, image=store or (), seed=seed, split=split, device=device)
+    found = searcher.by_image(image, top) if image else searcher.by_text(query or "", top)
+    if json:
+        emit_json([asdict(hit) for hit in found.images])
+        return
+    emit_table(
+        (
+            {
+                "score": f"{hit.score:.3f}",
+                "image": hit.image_id,
+                "file": Path(found.data) / hit.file,
+                "captions": "; ".join(hit.captions),
+            }
+            for hit in found.images
+        ),
+        ("score", "image", "file", "captions"),
+    )
+    if found.captions:
+        typer.echo()
+        emit_table(
+            ({"score": f"{hit.score:.3f}", "caption": hit.caption, "image": hit.image_id} for hit in found.captions),
+            ("score", "caption", "image"),
+        )
