@@ -60,10 +60,10 @@ def finish(
     return manifest
 
 
-def refresh(root: Path, samples: Samples) -> Manifest:
+def refresh(root: Path, header: Header, samples: Samples) -> Manifest:
     """Rewrite samples.parquet and the manifest's digest of it; the caller holds the store's lock."""
     if not (root / MANIFEST).exists():
-        raise UnfinishedStoreError(0, 0, str(root))
+        raise UnfinishedStoreError(len(committed(root, header)), header.shards, str(root))
     old = read_manifest(root)
     _checked_ids(root, old.header, old.shards, samples)
     table = samples_bytes(samples)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def _read_ids(config: IngestConfig) -> dict[str, list[str]]:
         if path.suffix == ".json":
             return {"sample_id": [str(name) for name in json.loads(text)]}
         if path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
             return {name: [row[name] for row in rows] for name in COLUMNS if rows and name in rows[0]}
     except (ValueError, TypeError) as error:
         raise UserError(expected="a file of ids", found=" ".join(str(error).split()), where=str(path)) from error

@@ -154,7 +154,7 @@ class StoreWriter:
             UserError: The sample ids are not the ones that were committed.
         """
         with writing(self.root / "samples.parquet"), lock(self.root / lock_name("store")):
-            return refresh(self.root, samples)
+            return refresh(self.root, self.header, samples)
 
     def _lacks(self, index: int) -> bool:
         files = committed_files(self.root, self.header, index)

@@ -1,0 +1,169 @@
+"""How fast the feature store is, against raw file bytes in the same run. Trust the ratios more than the seconds.
+
+Run as `python benchmarks/store.py [--rows 262144] [--width 768] [--layers 13] [--shard-rows 65536] [--folder DIR]`.
+Writes about twice `rows * width * 2 * (1 + layers / 4)` bytes under the folder (a temp folder unless said) and removes them.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.store.formats.base import Features
+from pipeline.store.key import FeatureKey
+from pipeline.store.manifest import Header
+from pipeline.store.reader import FeatureStore
+from pipeline.store.samples import Samples
+from pipeline.store.writer import StoreWriter
+
+REPEATS = 5
+BATCH = 32768
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows N, width D, layers L of the read test, rows of a shard."""
+
+    rows: int
+    width: int
+    layers: int
+    shard_rows: int
+
+
+def main() -> None:
+    """Measure both formats and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rows", type=int, default=262144)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=13)
+    parser.add_argument("--shard-rows", type=int, default=65536)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    sizes = Sizes(options.rows, options.width, options.layers, options.shard_rows)
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        measure(folder, sizes)
+    finally:
+        shutil.rmtree(folder)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB, {os.cpu_count()} cores")
+
+
+def measure(folder: Path, sizes: Sizes) -> None:
+    """Print a row for each format and kind of work."""
+    values = np.random.default_rng(0).normal(size=(sizes.shard_rows, sizes.width)).astype(np.float16)
+    print(f"{sizes.rows} rows x {sizes.width} float16, median of {REPEATS} shards or reads")
+    print(f"{'format':8} {'work':34} {'ours':>12} {'raw':>12} {'ours/raw':>9}")
+    for file_format in ("hdf5", "parquet"):
+        write(folder / file_format, file_format, sizes, values)
+        read(folder / f"{file_format}-layers", file_format, sizes, values)
+        batches(folder / file_format, file_format, sizes)
+
+
+def write(root: Path, file_format: str, sizes: Sizes, values: Features) -> None:
+    """Commit shards of one layer, each beside a raw file of the same bytes with fsync."""
+    writer = StoreWriter(root, header(file_format, sizes, 1))
+    ours, raw = [], []
+    for shard in writer.work(["layer-0"]):
+        count = shard.stop - shard.start
+        ids = names(shard.start, shard.stop)
+        ours.append(count / timed(partial(writer.commit, shard, ids, {"layer-0": values[:count]})))
+        raw.append(count / timed(partial(raw_write, root.with_suffix(".raw"), values[:count])))
+    row(file_format, "write, checksums and fsync", statistics.median(ours), statistics.median(raw), "rows/s")
+    seconds = timed(lambda: writer.finish(samples(sizes.rows), {}))
+    row(file_format, "finish (digests, samples, manifest)", sizes.rows / seconds, 0, "rows/s")
+
+
+def read(root: Path, file_format: str, sizes: Sizes, values: Features) -> None:
+    """Read one layer of many, verified, against reading a raw file of that layer into memory."""
+    part = Sizes(min(sizes.rows, sizes.shard_rows * 2), sizes.width, sizes.layers, sizes.shard_rows // 2)
+    writer = StoreWriter(root, header(file_format, part, sizes.layers))
+    layers = writer.header.layer_names
+    for shard in writer.work(layers):
+        rows = values[: shard.stop - shard.start]
+        writer.commit(shard, names(shard.start, shard.stop), dict.fromkeys(layers, rows))
+    writer.finish(samples(part.rows), {})
+    store = FeatureStore.open(root)
+    layer = layers[len(layers) // 2]
+    raw_path = root.with_suffix(".raw")
+    raw_write(raw_path, store.numpy(layer))
+    size = store.rows * sizes.width * 2 / 1e6
+    pairs = [
+        (timed(lambda: store.numpy(layer)), timed(lambda: np.fromfile(raw_path, np.float16))) for _ in range(REPEATS)
+    ]
+    ours, raw = (statistics.median(column) for column in zip(*pairs, strict=True))
+    row(file_format, f"read 1 layer of {sizes.layers}, verified", size / ours, size / raw, "MB/s")
+    shutil.rmtree(root)
+
+
+def batches(root: Path, file_format: str, sizes: Sizes) -> None:
+    """Take random batches: staged in memory, against a raw memory-mapped file."""
+    store = FeatureStore.open(root)
+    raw_path = root.with_suffix(".raw")
+    raw_write(raw_path, store.numpy("layer-0"))
+    mapped = np.memmap(raw_path, np.float16, "r", shape=(store.rows, sizes.width))
+    order = np.random.default_rng(0).permutation(store.rows)[:BATCH]
+    first = timed(lambda: next(store.batches("layer-0", BATCH, shuffle=True)))
+    pairs = [(timed(lambda: store.gather("layer-0", order)), timed(lambda: mapped[order])) for _ in range(REPEATS)]
+    ours, raw = (statistics.median(column) for column in zip(*pairs, strict=True))
+    row(file_format, "random 32k-row batch, staged", 1 / ours, 1 / raw, "/s")
+    print(f"{file_format:8} a batch takes {ours * 1e3:.0f} ms; the first, with staging, {first * 1e3:.0f} ms")
+
+
+def header(file_format: str, sizes: Sizes, layers: int) -> Header:
+    """Return the header of a benchmark's store."""
+    key = FeatureKey(
+        modality="image",
+        dataset_digest="benchmark",
+        encoder={"family": "benchmark"},
+        preprocessing={},
+        pooling="none",
+        compute_dtype="fp32",
+        storage_dtype="float16",
+    )
+    order = tuple(f"layer-{number}" for number in range(layers))
+    return Header(key=key, items=sizes.rows, shard_rows=sizes.shard_rows, file_format=file_format, layer_names=order)
+
+
+def names(start: int, stop: int) -> list[str]:
+    """Return sample ids."""
+    return [f"images/{item:09d}.jpg" for item in range(start, stop)]
+
+
+def samples(rows: int) -> Samples:
+    """Return samples for N rows."""
+    ids = names(0, rows)
+    return Samples(ids, ids, ["train"] * rows, [""] * rows, ids)
+
+
+def raw_write(path: Path, values: Features) -> None:
+    """Write an array's bytes and wait for the disk."""
+    with path.open("wb") as file:
+        file.write(values.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that a piece of work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def row(file_format: str, work: str, ours: float, raw: float, unit: str) -> None:
+    """Print a row of the table: rates, and ours as a fraction of raw."""
+    compared = f"{raw:9,.0f} {unit[:6]:6} {ours / raw:6.2f}" if raw else ""
+    print(f"{file_format:8} {work:34} {ours:9,.0f} {unit:6} {compared}")
+
+
+if __name__ == "__main__":
+    main()
