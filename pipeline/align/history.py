@@ -32,12 +32,16 @@ class History:
         if step == 1 or step % self._every == 0:
             self._flush()
 
-    def validated(self, step: int, metrics: dict[str, float]) -> dict[str, Any]:
-        """Add validation metrics to the step's row and return it."""
+    def last(self) -> dict[str, Any]:
+        """Return the row that the last step is in."""
         if self._waiting:
             self._flush()
-        self.rows[-1] |= {f"val_{name}": value for name, value in metrics.items()}
         return self.rows[-1]
+
+    def validated(self, metrics: dict[str, float]) -> None:
+        """Add validation metrics to the last step's row."""
+        row = self.last()
+        row |= {f"val_{name}": value for name, value in metrics.items()}
 
     def _flush(self) -> None:
         names = self._waiting[0]

@@ -18,8 +18,9 @@ from pipeline.align.report import Report, silent
 from pipeline.align.sides import LayerRef, Side
 from pipeline.errors import UserError
 from pipeline.layers import select_layers
+from pipeline.metrics.arrays import is_constant
 from pipeline.metrics.layer_pairs import LayerPairs, compare_layers
-from pipeline.metrics.neighbours import Neighbours, is_constant, nearest_neighbours
+from pipeline.metrics.neighbours import Neighbours, nearest_neighbours
 
 MAX_ROWS = 5000
 SIGNIFICANT = 0.05
@@ -65,20 +66,23 @@ class LayerScores:
         return cls(**{**known, "chosen": tuple(known["chosen"])})
 
 
-def layers(image_store: Path, text_store: Path, *, split: str = "train", seed: int = 0) -> LayerScores:
-    """Score every pair of layers of two stores on up to 5000 training images.
+def layers(
+    image_store: Path, text_store: Path, *, split: str = "train", validation_split: str = "val", seed: int = 1
+) -> LayerScores:
+    """Score every pair of layers of two stores on up to 5000 training images, the ones that `align` would choose by.
 
     Args:
         image_store: Image store.
         text_store: Text store of the same data set.
         split: The training split.
+        validation_split: The validation split; where there is none, the images that `align` carves out are left out.
         seed: Draws the images where there are more.
 
     Raises:
         UserError: A store cannot be used, or there are too few pairs.
     """
     config = AlignConfig(
-        image=(image_store,), text=(text_store,), out=Path(), train_split=split, validation_split=f"not {split}"
+        image=(image_store,), text=(text_store,), out=Path(), train_split=split, validation_split=validation_split
     )
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     pairs = split_pairs(image, text, config, silent).train

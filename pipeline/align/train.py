@@ -121,9 +121,9 @@ def _train(
         objective.loss.temperature.clamp()
         history.add(step, epoch, rate, terms)
         if step in checks:
+            _check_finite(history.last(), step)
             metrics = validate(image, text, small)
-            last = history.validated(step, metrics)
-            _check_finite(last, step)
+            history.validated(metrics)
             best.offer(selection_score(metrics), modules, objective.loss.temperature().item())
             tick(step, total)
             if options.patience and best.since >= options.patience:

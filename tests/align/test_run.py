@@ -80,7 +80,7 @@ def test_same_seed_gives_the_same_weights(stores: Stores, tmp_path: Path) -> Non
 
 def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = AlignedRun.open(align(config_for(stores, tmp_path / "whole", seeds=(1, 2, 3))))
-    trained = run.train
+    trained: Callable[..., Any] = vars(run)["train"]
 
     def dies_at_seed_2(*arguments: Any, seed: int, **more: Any) -> Any:
         if seed == 2:

@@ -1,0 +1,187 @@
+"""The slots of a step put together: each can be switched off, and together every parameter learns."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.align.losses.directions import SIGNALS
+from pipeline.align.losses.table import LOSSES
+from pipeline.align.objective import Batch, Moment, Objective
+from pipeline.align.options import (
+    DirectionOptions,
+    MixOptions,
+    ObjectiveOptions,
+    PerturbationOptions,
+    SmoothingOptions,
+    SoftTargetOptions,
+    StructureOptions,
+    TemperatureOptions,
+)
+from pipeline.errors import UserError
+from pipeline.projectors.table import build_projector
+
+TRAINABLE = ["linear", "residual_mlp", "residual_low_rank", "affine"]
+TAU = 0.1
+FIXED = TemperatureOptions(initial=TAU, learned=False, form="raw")
+
+
+class Unit(nn.Module):
+    """A linear map to unit vectors, float64."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(6, 4, generator=generator, dtype=torch.float64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(features @ self.weight, dim=1)
+
+
+def batch(n: int = 8, ids: list[int] | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    return Batch(image, text, None if ids is None else torch.tensor(ids))
+
+
+def moment(step: int = 50, seed: int = 0) -> Moment:
+    return Moment(step, 100, torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed))
+
+
+def step_of(options: ObjectiveOptions, at: Moment | None = None, data: Batch | None = None) -> tuple[Tensor, Tensor]:
+    """Return the loss and the image projector's gradient."""
+    image, text = Unit(1), Unit(2)
+    objective = Objective(options).double()
+    with torch.no_grad():
+        objective.loss.temperature.parameter.fill_(TAU)
+    loss, _ = objective(image, text, data or batch(), at or moment())
+    loss.backward()
+    assert image.weight.grad is not None
+    return loss.detach(), image.weight.grad
+
+
+def test_plain_step_is_symmetric_info_nce() -> None:
+    loss, gradient = step_of(ObjectiveOptions(temperature=FIXED))
+    image, text, data = Unit(1), Unit(2), batch()
+    logits = image(data.image) @ text(data.text).T / TAU
+    labels = torch.arange(8)
+    expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    (expected_gradient,) = torch.autograd.grad(expected, image.weight)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"smoothing": SmoothingOptions(alpha=0.0, schedule="per_sample"), "perturbation": PerturbationOptions(sigma=0)},
+        {"direction": DirectionOptions(schedule="variance", gamma=0.0)},
+        {"structure": StructureOptions(weight=0.0, levels=3)},
+    ],
+    ids=["modest_align", "variance", "structure"],
+)
+def test_each_method_switched_off_is_the_plain_loss_bit_for_bit(off: dict[str, Any]) -> None:
+    plain, plain_gradient = step_of(ObjectiveOptions(temperature=FIXED))
+    loss, gradient = step_of(ObjectiveOptions(temperature=FIXED, **off))
+    assert torch.equal(loss, plain)
+    assert torch.equal(gradient, plain_gradient)
+
+
+def test_smoothing_and_noise_off_is_fusemix() -> None:
+    """Modest-Align without its two parts is its base system: the halves mixed by one coefficient on both sides."""
+    loss, _ = step_of(ObjectiveOptions(temperature=FIXED, mix=MixOptions(enabled=True)))
+    from pipeline.align.losses.mixing import draw_coefficient
+
+    share = draw_coefficient(MixOptions(enabled=True), torch.Generator().manual_seed(0))
+    data = batch()
+    mixed = Batch(*(share * side[:4] + (1 - share) * side[4:] for side in data[:2]))
+    expected, _ = step_of(ObjectiveOptions(temperature=FIXED), data=mixed)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_noise_and_mixing_stop_in_evaluation() -> None:
+    options = ObjectiveOptions(
+        temperature=FIXED, mix=MixOptions(enabled=True), perturbation=PerturbationOptions(sigma=0.5)
+    )
+    objective = Objective(options).double().eval()
+    losses = [objective(Unit(1), Unit(2), batch(), moment(seed=seed))[0].item() for seed in (0, 1)]
+    assert losses[0] == losses[1]
+
+
+def test_structure_is_taken_on_the_clean_batch() -> None:
+    values = []
+    for noise in (0.0, 0.5):
+        options = ObjectiveOptions(
+            structure=StructureOptions(weight=1.0), perturbation=PerturbationOptions(sigma=noise)
+        )
+        _, terms = Objective(options)(Unit(1), Unit(2), batch(), moment())
+        values.append(float(terms["structure"]))
+    assert values[0] == values[1]
+
+
+def test_structure_adds_its_weighted_mean_of_both_sides() -> None:
+    options = ObjectiveOptions(temperature=FIXED, structure=StructureOptions(weight=4.0, warm_up=1.0))
+    plain, _ = step_of(ObjectiveOptions(temperature=FIXED))
+    objective = Objective(options).double()
+    with torch.no_grad():
+        objective.loss.temperature.parameter.fill_(TAU)
+    loss, terms = objective(Unit(1), Unit(2), batch(), moment(step=50))
+    assert terms["structure_weight"] == 2.0
+    assert loss.item() == pytest.approx(plain.item() + 2.0 * float(terms["structure"]), abs=1e-12)
+
+
+def test_captions_of_one_image_are_no_strangers() -> None:
+    """With the duplicates masked, a batch of twins costs no more than its distinct pairs."""
+    data = batch(4)
+    twins = Batch(data.image[[0, 0, 1, 2]], data.text[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 2]))
+    masked, _ = step_of(ObjectiveOptions(temperature=FIXED), data=twins)
+    unmasked, _ = step_of(ObjectiveOptions(temperature=FIXED), data=twins._replace(image_ids=None))
+    assert masked < unmasked
+
+
+@pytest.mark.parametrize("projector", TRAINABLE)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("schedule", SIGNALS)
+def test_every_parameter_gets_a_gradient(projector: str, loss: str, schedule: str) -> None:
+    torch.manual_seed(0)
+    image = build_projector(projector, {"d_in": 6, "d": 4})
+    text = build_projector(projector, {"d_in": 6, "d": 4})
+    objective = Objective(
+        ObjectiveOptions(
+            loss=loss,
+            direction=DirectionOptions(schedule=schedule),
+            smoothing=SmoothingOptions(alpha=0.1),
+            structure=StructureOptions(weight=1.0),
+            perturbation=PerturbationOptions(sigma=0.1),
+        )
+    )
+    data = batch(16)
+    total, _ = objective(image, text, Batch(data.image.float(), data.text.float()), moment())
+    total.backward()
+    modules = {"image": image, "text": text, "objective": objective}
+    for side, module in modules.items():
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, f"{side}.{name} has no gradient"
+            assert bool(torch.isfinite(parameter.grad).all())
+            assert parameter.grad.abs().max() > 0, f"{side}.{name} has a gradient of zero"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_soft_targets_fit_every_loss(loss: str) -> None:
+    total, gradient = step_of(ObjectiveOptions(loss=loss, soft_targets=SoftTargetOptions(weight=0.3)))
+    assert bool(torch.isfinite(total))
+    assert bool(torch.isfinite(gradient).all())
+
+
+def test_smoothing_and_soft_targets_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="either smoothing or soft targets"):
+        ObjectiveOptions(smoothing=SmoothingOptions(alpha=0.1), soft_targets=SoftTargetOptions(weight=0.1))
+
+
+def test_direction_state_is_part_of_the_objectives_state() -> None:
+    objective = Objective(ObjectiveOptions(direction=DirectionOptions(schedule="variance"))).double()
+    objective(Unit(1), Unit(2), batch(), moment())
+    assert "directions.average" in objective.state_dict()
+    assert not objective.state_dict()["directions.average"].isnan().any()

@@ -1,0 +1,181 @@
+"""Joining, splitting, drawing: by id and by seed, never by position."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.align.config import AlignConfig
+from pipeline.align.pairs import PairSet, Splits, split_pairs, subset
+from pipeline.align.report import silent
+from pipeline.align.run import align
+from pipeline.align.sides import LayerRef, Side
+from pipeline.align.tensors import PairTensors
+from pipeline.errors import UserError
+from tests.align.conftest import MakeStores, Stores
+
+ALL_LAYERS = ((LayerRef(0, "block1"),), (LayerRef(0, "output"),))
+
+
+def open_sides(stores: Stores) -> tuple[Side, Side]:
+    return Side.open("image", (stores.image,)), Side.open("text", (stores.text,))
+
+
+def config_for(stores: Stores, out: Path = Path(), **changes: Any) -> AlignConfig:
+    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, **changes)
+
+
+def image_ids(side: Side, pairs: PairSet) -> list[str]:
+    return [side.samples.image_id[row] for row in pairs.image_rows]
+
+
+def test_captions_belong_to_their_images(stores: Stores) -> None:
+    image, text = open_sides(stores)
+    splits = split_pairs(image, text, config_for(stores), silent)
+    assert (len(splits.train), len(splits.validation), splits.carved) == (200, 60, False)
+    for pairs in (splits.train, splits.validation, splits.train.take(np.array([5, 2, 199]))):
+        owners = [text.samples.image_id[row] for row in pairs.caption_rows]
+        assert owners == [image_ids(image, pairs)[i] for i in pairs.caption_image]
+        assert len(set(pairs.caption_rows.tolist())) == 2 * len(pairs)
+
+
+def test_training_and_validation_share_no_image_and_never_touch_test(stores: Stores, make_stores: MakeStores) -> None:
+    for paths in (stores, make_stores(val=0)):
+        image, text = open_sides(paths)
+        splits = split_pairs(image, text, config_for(paths), silent)
+        train, validation = (set(image_ids(image, pairs)) for pairs in (splits.train, splits.validation))
+        test = {
+            name for name, split in zip(image.samples.image_id, image.samples.split, strict=True) if split == "test"
+        }
+        assert not train & validation
+        assert not (train | validation) & test
+
+
+def test_without_validation_split_one_is_carved_and_said(make_stores: MakeStores) -> None:
+    paths = make_stores(val=0)
+    said: list[str] = []
+    image, text = open_sides(paths)
+    first, again = (split_pairs(image, text, config_for(paths), said.append) for _ in range(2))
+    assert first.carved
+    assert (len(first.train), len(first.validation)) == (180, 20)
+    assert first.validation.image_rows.tolist() == again.validation.image_rows.tolist()
+    assert "20 of 200 training images are kept for validation" in said[0]
+
+
+def drawn(splits: Splits, image: Side, count: int, seed: int) -> set[str]:
+    return set(image_ids(image, splits.train.take(subset(image, splits.train, count, seed))))
+
+
+def test_subsets_are_nested_and_differ_by_seed(stores: Stores) -> None:
+    image, text = open_sides(stores)
+    splits = split_pairs(image, text, config_for(stores), silent)
+    small, large, other = (drawn(splits, image, n, s) for n, s in ((50, 1), (100, 1), (50, 2)))
+    assert len(small) == 50
+    assert small < large
+    assert small != other
+    assert len(subset(image, splits.train, None, 1)) == 200
+
+
+def test_subset_depends_on_ids_not_on_rows(stores: Stores) -> None:
+    image, text = open_sides(stores)
+    splits = split_pairs(image, text, config_for(stores), silent)
+    backwards = splits.train.take(np.arange(200)[::-1].copy())
+    turned = backwards.take(subset(image, backwards, 50, 1))
+    assert set(image_ids(image, turned)) == drawn(splits, image, 50, 1)
+
+
+def test_more_pairs_than_there_are(stores: Stores, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--pairs of 200 at most .* found 201"):
+        align(config_for(stores, tmp_path, pairs=201))
+
+
+@pytest.mark.parametrize("train", [0, 1])
+def test_too_few_pairs(make_stores: MakeStores, tmp_path: Path, train: int) -> None:
+    with pytest.raises(UserError, match=rf"at least 4 images with captions in the split 'train', found {train}"):
+        align(config_for(make_stores(train=train, val=5, test=5), tmp_path))
+
+
+def test_three_pairs_without_validation(make_stores: MakeStores, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 4 images with captions"):
+        align(config_for(make_stores(train=3, val=0, test=5), tmp_path))
+
+
+def test_smallest_run_that_works(make_stores: MakeStores, tmp_path: Path) -> None:
+    settings = {"dim": 2, "training": {"max_steps": 3}}
+    assert align(config_for(make_stores(train=4, val=2, test=1), tmp_path / "run", settings=settings, seeds=(1,)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_features_that_are_not_finite(make_stores: MakeStores, tmp_path: Path, side: str, value: float) -> None:
+    def spoil(name: str, layers: dict[str, Any]) -> None:
+        if name == side:
+            layers["output"][:] = np.where(np.arange(16 if side == "text" else 24) == 3, value, layers["output"])
+
+    paths = make_stores(change=spoil)
+    for layers in ("last", "auto"):
+        with pytest.raises(UserError, match=r"NaN or infinity in .* rows, first in 'im"):
+            align(config_for(paths, tmp_path, layers=layers))
+
+
+def test_constant_features(make_stores: MakeStores, tmp_path: Path) -> None:
+    def flatten(name: str, layers: dict[str, Any]) -> None:
+        if name == "image":
+            layers["output"][:] = 1.0
+
+    paths = make_stores(change=flatten)
+    with pytest.raises(UserError, match=r"features that differ between samples, found 200 equal rows"):
+        align(config_for(paths, tmp_path, layers="last"))
+    settings = {"dim": 4, "training": {"max_steps": 3}}
+    assert align(config_for(paths, tmp_path, layers="auto", settings=settings, seeds=(1,)))
+
+
+def test_sides_swapped(stores: Stores, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected image features, found text features.*swap --image and --text"):
+        align(AlignConfig(image=(stores.text,), text=(stores.image,), out=tmp_path))
+
+
+def test_duplicate_images_and_captions_are_harmless(make_stores: MakeStores, tmp_path: Path) -> None:
+    def double(name: str, layers: dict[str, Any]) -> None:
+        for values in layers.values():
+            values[1::2] = values[::2]
+
+    settings = {"dim": 4, "training": {"max_steps": 5}}
+    for method in ("combined", "cca"):
+        assert align(config_for(make_stores(change=double), tmp_path / method, method=method, settings=settings))
+
+
+def tensors(stores: Stores) -> PairTensors:
+    sides = open_sides(stores)
+    splits = split_pairs(*sides, config_for(stores), silent)
+    return PairTensors.read(sides, ALL_LAYERS, splits.train, torch.device("cpu"))
+
+
+def test_epoch_draws_one_own_caption_of_each_image(stores: Stores) -> None:
+    data = tensors(stores)
+    generator = torch.Generator().manual_seed(0)
+    drawn_captions = torch.zeros(len(data.text), dtype=torch.bool)
+    for _ in range(12):
+        images, captions = data.epoch("one", generator)
+        assert sorted(images.tolist()) == list(range(200))
+        assert torch.equal(data.caption_image[captions], images)
+        drawn_captions[captions] = True
+    assert drawn_captions.float().mean() > 0.99
+
+
+def test_epoch_of_all_captions(stores: Stores) -> None:
+    data = tensors(stores)
+    images, captions = data.epoch("all", torch.Generator().manual_seed(0))
+    assert sorted(captions.tolist()) == list(range(400))
+    assert torch.equal(data.caption_image[captions], images)
+
+
+def test_taking_images_takes_their_captions(stores: Stores) -> None:
+    data = tensors(stores)
+    some = data.take(torch.tensor([7, 3]))
+    assert torch.equal(some.image, data.image[[7, 3]])
+    assert torch.equal(some.text, data.text[[14, 15, 6, 7]])
+    assert data.head(3).text.shape[0] == 6
+    assert data.head(10**6) is data

@@ -1,0 +1,148 @@
+"""The training loop: schedule, best weights, early stopping, what it does when the loss runs away."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.align import train as module
+from pipeline.align.recipe import Recipe, TrainingOptions, make_recipe
+from pipeline.align.start import starting_projectors
+from pipeline.align.tensors import PairTensors
+from pipeline.align.train import Trained, learning_rate, planned_steps, train
+from pipeline.align.validation import selection_score, validate
+from pipeline.errors import PipelineError
+
+Changes = Callable[[dict[str, float]], dict[str, float]]
+
+
+def pairs(images: int, seed: int, captions: int = 2) -> PairTensors:
+    mixes = torch.Generator().manual_seed(99)
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn(images, 6, generator=generator)
+    image = latent @ torch.randn(6, 12, generator=mixes)
+    text = latent.repeat_interleave(captions, 0) @ torch.randn(6, 10, generator=mixes)
+    text += 0.3 * torch.randn(text.shape, generator=generator)
+    return PairTensors(image, text, torch.arange(images + 1) * captions)
+
+
+def run(recipe: Recipe, seed: int = 1, data: PairTensors | None = None) -> Trained:
+    data = data or pairs(120, 0)
+    validation = pairs(50, 1)
+    projectors = starting_projectors(data, validation, recipe, ([12], [10]), seed)
+    return train(data, validation, recipe, projectors, seed=seed)
+
+
+def short(method: str = "info_nce", **training: Any) -> Recipe:
+    options = {"max_steps": 30, "validations": 5, "learning_rate": 0.01, "batch_size": 64} | training
+    return make_recipe(method, {"dim": 6, "training": options})
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    options = TrainingOptions(learning_rate=1.0, warm_up=0.1)
+    rates = [learning_rate(step, 100, options) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    assert learning_rate(0, 1, TrainingOptions(learning_rate=1.0, warm_up=0.0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "steps"),
+    [
+        (1000, {"epochs": 10, "batch_size": 100, "min_steps": 0}, 100),
+        (1001, {"epochs": 10, "batch_size": 100, "min_steps": 0}, 110),
+        (50, {"epochs": 10, "batch_size": 100, "min_steps": 200}, 200),
+        (50, {"epochs": 10, "batch_size": 100, "min_steps": 200, "max_steps": 7}, 7),
+    ],
+)
+def test_planned_steps(images: int, changes: dict[str, int], steps: int) -> None:
+    assert planned_steps(images, TrainingOptions(**changes)) == steps  # type: ignore[arg-type]
+
+
+def test_epochs_show_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = PairTensors.epoch
+
+    def counted(self: PairTensors, *arguments: Any) -> Any:
+        images, captions = original(self, *arguments)
+        seen.append(len(set(images.tolist())))
+        return images, captions
+
+    monkeypatch.setattr(PairTensors, "epoch", counted)
+    assert run(short(batch_size=50)).history[-1]["epoch"] == 10
+    assert seen == [120] * 10
+
+
+@pytest.mark.parametrize("captions", ["one", "all"])
+def test_learns(captions: str) -> None:
+    recipe = make_recipe(
+        "info_nce", {"dim": 6, "captions": captions, "training": {"max_steps": 60, "learning_rate": 0.02}}
+    )
+    found = run(recipe)
+    assert found.validation["image_retrieval_recall@1"] > 0.3
+    assert found.temperature is not None
+
+
+def test_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores 1, 3, 2, 2, 2: the weights of the second validation come back."""
+    states: list[torch.Tensor] = []
+    scores = iter([0.1, 0.3, 0.2, 0.2, 0.2])
+
+    def scripted(image: Any, text: Any, data: PairTensors) -> dict[str, float]:
+        states.append(image.map.weight.detach().clone())
+        return {"x_recall@1": next(scores, 0.0)}
+
+    monkeypatch.setattr(module, "validate", scripted)
+    found = run(short(patience=0))
+    assert torch.equal(found.image.state_dict()["map.weight"], states[1])
+    assert not torch.equal(states[1], states[4])
+    assert found.steps == 30
+
+
+def test_stops_without_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "validate", lambda *arguments: {"x_recall@1": 0.5})
+    assert run(short(patience=2)).steps == 18
+
+
+def test_loss_that_is_not_finite_is_one_sentence() -> None:
+    data = pairs(120, 0)
+    data.image[3, 4] = torch.nan
+    with pytest.raises(PipelineError, match="step 6: expected a finite loss, found nan"):
+        run(short(), data=data)
+
+
+def test_same_seed_same_history_and_no_global_state() -> None:
+    before = torch.random.get_rng_state()
+    one, two, other = run(short("combined")), run(short("combined")), run(short("combined"), seed=2)
+    assert one.history == two.history
+    assert one.history != other.history
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_temperature_stays_between_its_bounds() -> None:
+    recipe = make_recipe(
+        "info_nce",
+        {"dim": 6, "temperature": {"minimum": 0.06, "maximum": 0.08}, "training": {"max_steps": 30}},
+    )
+    steep = make_recipe("info_nce", {"training": {"learning_rate": 0.5}}).training
+    found = run(Recipe(**{**recipe.__dict__, "training": steep}))
+    values = [row["temperature"] for row in found.history]
+    assert min(values) >= 0.06 - 1e-6
+    assert max(values) <= 0.08 + 1e-6
+    assert min(values) < max(values)
+
+
+def test_start_from_cca_begins_good_and_goes_on() -> None:
+    recipe = short("fewpairs", max_steps=4, learning_rate=1e-4)
+    data, validation = pairs(120, 0), pairs(50, 1)
+    projectors = starting_projectors(data, validation, recipe, ([12], [10]), seed=1)
+    start = selection_score(validate(*projectors, validation))
+    before = {name: value.clone() for name, value in projectors[0].state_dict().items()}
+    found = train(data, validation, recipe, projectors, seed=1)
+    assert start > 0.5
+    assert selection_score(found.validation) > start - 0.05
+    assert any(not torch.equal(before[name], value) for name, value in found.image.state_dict().items())
