@@ -1,7 +1,7 @@
 """How fast the feature store is, against raw file bytes in the same run. Trust the ratios more than the seconds.
 
 Run as `python benchmarks/store.py [--rows 262144] [--width 768] [--layers 13] [--shard-rows 65536] [--folder DIR]`.
-Writes about twice `rows * width * 2 * (1 + layers / 4)` bytes under the folder (a temp folder unless said) and removes them.
+Writes a few GB under the folder (a temp folder unless said) and removes them.
 """
 
 import argparse
