@@ -44,10 +44,10 @@ def value_by_seed(measure: Measure, queries: QueryRanks) -> Floats:
     """Return the measure for each seed [S]."""
     hits = queries.ranks <= measure.k
     if not measure.macro:
-        return hits.mean(1)
+        return np.asarray(hits.mean(1), dtype=np.float64)
     labels = np.asarray(queries.labels)
     by_class = [hits[:, labels == label].mean(1) for label in sorted(set(queries.labels))]
-    return np.mean(by_class, axis=0)
+    return np.asarray(np.mean(by_class, axis=0), dtype=np.float64)
 
 
 def sums_by_cluster(

@@ -133,7 +133,7 @@ def headline(run: RunResult, k: int) -> float:
 
 def headline_replicates(run: RunResult, k: int) -> NDArray[np.float64]:
     """Return the bootstrap replicates of the headline [B]."""
-    return np.mean([run.replicates[name] for name in headline_names(k)], axis=0)
+    return np.asarray(np.mean([run.replicates[name] for name in headline_names(k)], axis=0), dtype=np.float64)
 
 
 def summarise_runs(

@@ -109,7 +109,7 @@ def _difference_table(summary: Summary, found: list[Difference]) -> Table:
     rows = tuple(
         (Cell(text=run), *(_difference_cell(each) for each in differences)) for run, differences in by_run.items()
     )
-    caption = f"Minus {against}, in points. Bold: real. p from {100 * summary.confidence:.0f} % paired bootstrap draws."
+    caption = f"Minus {against}, in points. Bold: real. p: two-sided, from the same draws."
     return Table(caption=caption, head=(f"run − {against}", *(headings[name] for name in names)), rows=rows)
 
 

@@ -1,0 +1,173 @@
+"""Search and dual encoder on pictures of plain colours: what must come first is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.apps.dual_encoder import DualEncoder
+from pipeline.apps.search import Searcher, search
+from pipeline.errors import KeyMismatchError, UserError
+from pipeline.projectors.files import save_projector
+from pipeline.projectors.linear import IdentityProjector
+from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.key import FeatureKey
+from pipeline.store.manifest import Header
+from pipeline.store.reader import FeatureStore
+from pipeline.store.samples import Samples
+from pipeline.store.writer import StoreWriter
+from tests.apps import tiny
+
+COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "violet": (250, 10, 250)}
+
+
+def write(root: Path, modality: str, samples: Samples, rows: torch.Tensor, data: Path) -> dict[str, Any]:
+    preprocessing = {"decode": {"version": 1}} if modality == "image" else {}
+    name = "colours" if modality == "image" else "words"
+    key = FeatureKey(
+        modality=modality,
+        dataset_digest="d",
+        encoder={"name": name, "version": 1},
+        preprocessing=preprocessing,
+        pooling="auto",
+        compute_dtype="float32",
+        storage_dtype="float16",
+    )
+    writer = StoreWriter(root, Header(key=key, items=len(samples), layer_names=("output",)))
+    for shard in writer.pending(["output"]):
+        writer.commit(shard, samples.sample_id, {"output": rows.half().numpy()}, [])
+    spec = f"tests.apps.tiny:{name.title()}"
+    writer.finish(samples, {"spec": spec, "dataset": str(data)})
+    store = FeatureStore.open(root)
+    return {
+        "key_digest": store.key.digest(),
+        "content_digest": store.content_digest,
+        "key": store.key.to_json(),
+        "spec": spec,
+        "path": str(root),
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    names = list(COLOURS)
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (9, 7), colour).save(tmp_path / f"{name}.png")
+    splits = ["train", "train", "test", "test"]
+    rows = torch.tensor(list(COLOURS.values())).float() / 255
+    images = Samples(names, names, splits, [""] * 4, [f"{name}.png" for name in names])
+    texts = [f"something {name}" if name != "violet" else "red and blue" for name in names]
+    captions = Samples([f"{name}#0" for name in names], names, [""] * 4, [""] * 4, texts)
+    counts = torch.tensor([[text.split().count(word) for word in tiny.WORDS] for text in texts]).float()
+    stores = {
+        "image": [write(tmp_path / "image", "image", images, rows, tmp_path)],
+        "text": [write(tmp_path / "text", "text", captions, counts, tmp_path)],
+    }
+    path = tmp_path / "run"
+    for side in ("image", "text"):
+        save_projector(path / "seed-7", side, IdentityProjector(3, 3))
+    AlignedRun.write(
+        path,
+        {
+            "method": "identity",
+            "config": {},
+            "layers": {"image": ["output"], "text": ["output"]},
+            "stores": stores,
+            "dim": 3,
+            "seeds": [{"seed": 7, "folder": "seed-7"}],
+        },
+    )
+    return path
+
+
+def test_text_finds_the_picture(run: Path) -> None:
+    result = search(run, "a blue thing", top=2)
+    assert [hit.image_id for hit in result.images] == ["blue", "violet"]
+    first = result.images[0]
+    assert (first.file, first.captions) == ("blue.png", ("something blue",))
+    expected = torch.nn.functional.normalize(torch.tensor([[10.0, 10.0, 250.0]]) / 255).half().float()[0, 2]
+    assert first.score == pytest.approx(float(expected), abs=1e-3)
+    assert result.captions == ()
+
+
+def test_picture_finds_pictures_and_captions(run: Path, tmp_path: Path) -> None:
+    query = tmp_path / "query.png"
+    Image.new("RGB", (3, 3), (240, 0, 240)).save(query)
+    result = search(run, query, top=3)
+    assert result.images[0].image_id == "violet"
+    assert result.captions[0].caption == "red and blue"
+    assert result.captions[0].image_id == "violet"
+    assert len(result.captions) == 3
+
+
+def test_only_one_split(run: Path) -> None:
+    assert {hit.image_id for hit in search(run, "red", split="test").images} == {"blue", "violet"}
+    with pytest.raises(UserError, match="expected images in split nowhere, found none"):
+        search(run, "red", split="nowhere")
+
+
+def test_dual_encoder_gives_unit_vectors_of_both_sides(run: Path, tmp_path: Path) -> None:
+    model = DualEncoder.open(run)
+    files = [tmp_path / f"{name}.png" for name in COLOURS]
+    from_files, from_pictures = model.encode_image(files), model.encode_image([Image.open(file) for file in files])
+    assert torch.equal(from_files, from_pictures)
+    text = model.encode_text(["red", "green"])
+    torch.testing.assert_close(torch.cat([from_files, text]).norm(dim=1), torch.ones(6))
+    assert (from_files @ text.T).argmax(dim=0).tolist() == [0, 1]
+    assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 3)
+
+
+def test_same_features_as_the_store(run: Path, tmp_path: Path) -> None:
+    model = DualEncoder.open(run)
+    stored = model.run.encode("image", FeatureStore.open(tmp_path / "image").read("output"))
+    torch.testing.assert_close(model.encode_image([tmp_path / f"{name}.png" for name in COLOURS]), stored)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_another_encoder_is_refused(run: Path, tmp_path: Path, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiny.VERSION, side, 2)
+    model = DualEncoder.open(run)
+    ask: Callable[[], Any] = {
+        "image": lambda: model.encode_image([tmp_path / "red.png"]),
+        "text": lambda: model.encode_text(["red"]),
+    }[side]
+    with pytest.raises(KeyMismatchError, match=r"expected encoder.version = 1, found encoder.version = 2"):
+        ask()
+
+
+def test_hostile_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (lambda: search(run, "  "), "expected a text to search for"),
+        (lambda: search(run, "red", top=0), "k = 0"),
+        (lambda: search(run, "red", seed=3), "one of the seeds 7"),
+        (lambda: search(run, tmp_path / "none.png"), "none.png: expected a picture"),
+        (lambda: search(run, tmp_path / "broken.jpg"), "broken.jpg: expected a picture"),
+        (lambda: search(tmp_path / "no-run", "red"), "run.json"),
+        (lambda: search(run, "red", image=[tmp_path / "text"]), "expected a store of image features"),
+        (lambda: DualEncoder.open(run).encode_text("red"), "expected a list of texts"),
+    ]
+    for ask, message in cases:
+        with pytest.raises(UserError, match=message):
+            ask()
+
+
+def test_a_store_that_moved_is_asked_for(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "image").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="say where it lies with --image"):
+        search(run, "red")
+    (tmp_path / "text").rename(tmp_path / "text-moved")
+    result = Searcher.open(run, image=[tmp_path / "moved"]).by_text("red")
+    assert result.images[0].image_id == "red"
+    assert result.images[0].captions == ()
+
+
+def test_a_run_without_a_spec_can_be_opened_but_not_asked(run: Path) -> None:
+    record = AlignedRun.open(run).record
+    record["stores"]["text"][0]["spec"] = ""
+    AlignedRun.write(run, record)
+    with pytest.raises(UserError, match="expected the spec of the text encoder"):
+        search(run, "red")
