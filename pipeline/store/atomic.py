@@ -4,6 +4,7 @@ The temp file is locked (flock) while its writer lives; `sweep` removes those wh
 function of its own, so that tests can kill the process at each.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -47,8 +48,12 @@ def publish(temp: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's names are on the disk."""
-    sync_file(folder)
+    """Wait until a folder's names are on the disk, where the file system knows how to."""
+    try:
+        sync_file(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def put(target: Path, data: bytes) -> None:

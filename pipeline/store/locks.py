@@ -53,7 +53,7 @@ def lock(path: Path, *, block: bool = True) -> Iterator[bool]:
 def is_locked(path: Path) -> bool:
     """Say whether a live process holds the lock of an existing file."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

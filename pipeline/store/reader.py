@@ -7,10 +7,10 @@
 A store pickles as its path and manifest: each worker opens the files by itself.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
 from pipeline.store.batches import gather, row_batches
-from pipeline.store.digests import ids_digest
+from pipeline.store.digests import file_sha256, ids_digest
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.formats.base import Features
 from pipeline.store.key import FeatureKey
-from pipeline.store.layout import HEADER, MANIFEST, SAMPLES
+from pipeline.store.layout import HEADER, MANIFEST, SAMPLES, lock_name
+from pipeline.store.locks import is_locked, lock
 from pipeline.store.manifest import LayerInfo, Manifest, read_header, read_manifest
 from pipeline.store.records import committed, file_problem
 from pipeline.store.samples import Samples, read_samples
@@ -61,12 +62,11 @@ class FeatureStore:
         """
         root = Path(path)
         require_finished(root)
-        manifest = read_manifest(root)
-        if (root / HEADER).exists() and read_header(root) != manifest.header:
-            raise DamagedStoreError(HEADER, "the manifest's header", "another header", str(root))
-        _check_files(root, manifest)
-        _check_samples(root, manifest)
-        return cls(root, manifest)
+        try:
+            return cls(root, _checked_manifest(root))
+        except DamagedStoreError:
+            _wait_for_writer(root)  # it may just be replacing the side tables and the manifest
+        return cls(root, _checked_manifest(root))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest, "_verified": self._verified, "_staged": {}}
@@ -243,6 +243,23 @@ def require_finished(root: Path) -> None:
     raise UnfinishedStoreError(len(whole), header.shards, str(root))
 
 
+def _wait_for_writer(root: Path) -> None:
+    path = root / lock_name("store")
+    with suppress(OSError):
+        if is_locked(path):
+            with lock(path):
+                pass
+
+
+def _checked_manifest(root: Path) -> Manifest:
+    manifest = read_manifest(root)
+    if (root / HEADER).exists() and read_header(root) != manifest.header:
+        raise DamagedStoreError(HEADER, "the manifest's header", "another header", str(root))
+    _check_files(root, manifest)
+    _check_samples(root, manifest)
+    return manifest
+
+
 def _check_files(root: Path, manifest: Manifest) -> None:
     for record in manifest.shards:
         problem = file_problem(root, record)
@@ -252,6 +269,6 @@ def _check_files(root: Path, manifest: Manifest) -> None:
 
 def _check_samples(root: Path, manifest: Manifest) -> None:
     path = root / SAMPLES
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    found = file_sha256(path) if path.is_file() else "no file"
     if found != manifest.samples:
         raise DamagedStoreError(SAMPLES, f"sha256 {manifest.samples}", found, str(root))

@@ -9,7 +9,7 @@ writer.finish(samples, {"spec": "timm:..."})
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class StoreWriter:
         Yields True if nobody else holds it and it still lacks a layer of the last `pending` call. The kernel releases a
         dead process's claim.
         """
-        with writing(self.root / lock_name(index)), lock(self.root / lock_name(index), block=False) as free:
+        with self._locked(index, block=False) as free:
             if not free or not self._lacks(index):
                 yield False
                 return
@@ -165,8 +165,16 @@ class StoreWriter:
         if index in self._claimed:
             yield
         else:
-            with writing(self.root / lock_name(index)), lock(self.root / lock_name(index)):
+            with self._locked(index, block=True):
                 yield
+
+    @contextmanager
+    def _locked(self, index: int, *, block: bool) -> Iterator[bool]:
+        path = self.root / lock_name(index)
+        with ExitStack() as stack:
+            with writing(path):
+                free = stack.enter_context(lock(path, block=block))
+            yield free
 
 
 def _agree(root: Path, header: Header) -> Header:

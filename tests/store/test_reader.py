@@ -1,6 +1,7 @@
 """The reader: errors on opening, pickling, staging, batches."""
 
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
-from pipeline.store import reader
+from pipeline.store import atomic, reader
 from pipeline.store.batches import gather, row_batches
 from pipeline.store.digests import dump_signed, load_signed
 from pipeline.store.reader import FeatureStore
@@ -62,6 +63,27 @@ def test_samples_of_another_store(tmp_path: Path) -> None:
     for store in ("a", "b"):
         with pytest.raises(DamagedStoreError, match=r"samples\.parquet with sha256"):
             FeatureStore.open(tmp_path / store)
+
+
+def test_opening_waits_for_a_writer_that_is_finishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, header())
+    between, go_on = threading.Event(), threading.Event()
+    put = atomic.put
+
+    def slow_put(target: Path, data: bytes) -> None:
+        if target.name == "manifest.json":
+            between.set()
+            go_on.wait(20)
+        put(target, data)
+
+    monkeypatch.setattr(atomic, "put", slow_put)
+    writer = StoreWriter(tmp_path, header())
+    refreshing = threading.Thread(target=writer.refresh_samples, args=(samples(split="test"),))
+    refreshing.start()
+    between.wait(20)
+    threading.Timer(0.2, go_on.set).start()
+    assert set(FeatureStore.open(tmp_path).samples.split) == {"test"}
+    refreshing.join()
 
 
 def test_a_store_pickles_small_and_works_after(tmp_path: Path) -> None:

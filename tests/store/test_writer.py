@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,13 @@ def test_claims_exclude_each_other_and_what_is_done(tmp_path: Path) -> None:
         one.commit(shard, *computed(shard))
     with two.claim(0) as theirs:
         assert not theirs
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_errors_of_the_work_itself_are_not_taken_for_ours(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path, header())
+    with pytest.raises(FileNotFoundError, match=r"image\.jpg"), writer.claim(0):
+        (tmp_path / "image.jpg").read_bytes()
     assert not list(tmp_path.glob(".*"))
 
 
@@ -285,6 +293,20 @@ def test_errors_of_the_disk_are_one_sentence(
     assert len(writer.pending(["output"])) == -(-ITEMS // 10)
     writer.commit(shard, *computed(shard))
     assert len(writer.pending(["output"])) == 2
+
+
+def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path, header("hdf5", items=24_000, shard_rows=1000))
+    work = {shard.index: computed(shard, items=24_000) for shard in writer.pending(["output"])}
+    held = []
+    tracemalloc.start()
+    try:
+        for shard in writer.work(["output"]):
+            writer.commit(shard, *work[shard.index])
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert max(held[12:]) - max(held[:12]) < 30_000
 
 
 def test_a_disk_that_gives_back_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
