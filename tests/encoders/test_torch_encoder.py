@@ -151,6 +151,7 @@ def test_the_copy_keeps_names_and_shapes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler's own
 def test_compiled_blocks_give_the_same(vit: Path, images: list[Image.Image]) -> None:
     plain = load(f"timm:{vit}")
     compiled = load_encoder(f"timm:{vit}", compile=True)
@@ -162,6 +163,7 @@ def test_compiled_blocks_give_the_same(vit: Path, images: list[Image.Image]) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_a_gpu_gives_the_same(vit: Path, bert: Path, images: list[Image.Image], texts: list[str]) -> None:
     for spec, samples in ((f"timm:{vit}", images), (f"hf:{bert}", texts)):
         host, device = load(spec), load(spec, device="cuda")
