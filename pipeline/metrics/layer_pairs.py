@@ -5,7 +5,7 @@ pair of layers, and the score is measured from what shuffled pairs reach. Source
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from pipeline.metrics.arrays import check_count
 from pipeline.metrics.neighbours import Neighbours, check_tables
 
 Table = NDArray[np.float64]
-_MOST_ROWS = 20_000  # the lookup table holds rows² whole numbers of 4 bytes
+_MOST_ROWS = 20_000  # the lookup table holds rows² words of 4 or 8 bytes, one for each side
+_MOST_BITS = 62  # layers of a side that fit into one word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,8 @@ def compare_layers(
             found=f"{rows} rows, {len(image)} image and {len(text)} text layers",
             remedy="compare the layers on a sample of rows: 5,000 are plenty",
         )
-    overlaps = list(_overlaps(image, text, permutations, seed))
-    score, null = overlaps[0] / (rows * k), np.array(overlaps[1:]).reshape(permutations, len(image), len(text))
-    null = null / (rows * k)
+    overlaps = _all_overlaps(image, text, permutations, seed) / (rows * k)
+    score, null = overlaps[0], overlaps[1:]
     threshold, p_value = _against_null(score, null, alpha)
     span = np.maximum(1.0 - threshold, 1e-12)
     calibrated = np.clip((score - threshold) / span, 0.0, 1.0)
@@ -103,38 +103,67 @@ def _against_null(score: Table, null: Table, alpha: float) -> tuple[Table, Table
     return together[place], (1 + (null >= score).sum(axis=0)) / len(together)
 
 
-def _overlaps(image: Sequence[Neighbours], text: Sequence[Neighbours], permutations: int, seed: int) -> Iterator[Table]:
-    """Yield Σ_i |A_i ∩ B_i| of every pair of layers [A, B]: of the true pairing first, then of each shuffle.
+def _all_overlaps(image: Sequence[Neighbours], text: Sequence[Neighbours], permutations: int, seed: int) -> Table:
+    """Return the overlaps [P + 1, A, B] of all layers, at most `_MOST_BITS` of a side at a time."""
+    rows = [
+        np.concatenate(
+            [_overlaps(image[a : a + _MOST_BITS], text[b : b + _MOST_BITS], permutations, seed) for b in _starts(text)],
+            axis=2,
+        )
+        for a in _starts(image)
+    ]
+    return np.concatenate(rows, axis=1)
 
-    Only cells (i, j) where j is a neighbour of i in some layer matter. The cells of one side are looked up in a table
-    of the other's, and one small matrix product over the common cells counts all pairs of layers at once.
+
+def _starts(layers: Sequence[Neighbours]) -> range:
+    """Return where the groups of layers start that fit into one word of bits."""
+    return range(0, len(layers), _MOST_BITS)
+
+
+def _overlaps(image: Sequence[Neighbours], text: Sequence[Neighbours], permutations: int, seed: int) -> Table:
+    """Return Σ_i |A_i ∩ B_i| of every pair of layers, of the true pairing first, then of each shuffle: [P + 1, A, B].
+
+    A cell (i, j) is one word whose bit l says that j is a neighbour of i in layer l. Only cells with a bit set matter:
+    those of one side are looked up in the table of the other, and one small matrix product over the bits of the cells
+    that both sides have counts all pairs of layers at once.
     """
     rows = len(image[0])
     swapped = len(image) > len(text)
     few, many = (text, image) if swapped else (image, text)
-    few_cells, few_layers = _cells(few)
-    many_cells, many_layers = _cells(many)
-    place = torch.zeros(rows * rows, dtype=torch.int32)
-    place[many_cells] = torch.arange(1, len(many_cells) + 1, dtype=torch.int32)
-    source, target = few_cells // rows, few_cells % rows
+    few_words, many_words = _words(few), _words(many)
+    cells = few_words.nonzero().squeeze(1)
+    few_words, source, target = few_words[cells], cells // rows, cells % rows
+    place, row_start, looked_up = (
+        torch.empty_like(cells),
+        torch.empty_like(cells),
+        torch.empty_like(cells).to(many_words),
+    )
     generator = torch.Generator().manual_seed(seed)
+    found = np.empty((permutations + 1, len(image), len(text)))
     for number in range(permutations + 1):
         order = torch.randperm(rows, generator=generator) if number else torch.arange(rows)
         if swapped:  # text row order[i] is paired with image i, so text cells go back to their image's place
             order = torch.argsort(order)
-        hits = place[order[source] * rows + order[target]]
-        common = hits.nonzero().squeeze(1)
-        counts = few_layers[common].float().T @ many_layers[hits[common].long() - 1].float()
-        yield (counts.T if swapped else counts).double().numpy()
+        torch.index_select(order * rows, 0, source, out=row_start)
+        torch.index_select(order, 0, target, out=place)
+        torch.index_select(many_words, 0, place.add_(row_start), out=looked_up)
+        common = looked_up.nonzero().squeeze(1)
+        counts = _bits(few_words[common], len(few)).T @ _bits(looked_up[common], len(many))
+        found[number] = (counts.T if swapped else counts).double().numpy()
+    return found
 
 
-def _cells(tables: Sequence[Neighbours]) -> tuple[Tensor, Tensor]:
-    """Return the flat positions i·N + j [C] of all neighbour pairs of any layer, rising, and who has them [C, L]."""
-    rows, k = tables[0].shape
-    start = torch.arange(rows).repeat_interleave(k) * rows
-    flat = torch.stack([start + torch.from_numpy(table.reshape(-1).astype(np.int64)) for table in tables])
-    cells, where = torch.unique(flat, return_inverse=True)
-    member = torch.zeros(len(cells), len(tables), dtype=torch.uint8)
-    for layer, position in enumerate(where):
-        member[position, layer] = 1
-    return cells, member
+def _words(tables: Sequence[Neighbours]) -> Tensor:
+    """Return one word a cell [N·N] whose bit l says that j is among the neighbours of i in layer l."""
+    rows = len(tables[0])
+    words = np.zeros((rows, rows), dtype=np.int32 if len(tables) <= 31 else np.int64)
+    source = np.arange(rows)[:, None]
+    for layer, table in enumerate(tables):
+        words[source, table] |= words.dtype.type(1 << layer)
+    return torch.from_numpy(words.ravel())
+
+
+def _bits(words: Tensor, count: int) -> Tensor:
+    """Return the lowest bits of C words as 0.0 and 1.0, [C, count]."""
+    raw = words.numpy().view(np.uint8).reshape(len(words), words.element_size())
+    return torch.from_numpy(np.unpackbits(raw, axis=1, count=count, bitorder="little")).float()

@@ -96,6 +96,16 @@ def test_scores_and_null_equal_the_slow_loop(image: int, text: int) -> None:
     np.testing.assert_allclose(ours.score, [[slow_mutual(x, y) for y in b] for x in a])
 
 
+def test_more_layers_than_bits_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [nearest_neighbours(x, 3) for x in layers(20, [4] * 35)]
+    whole = compare_layers(tables, tables[:5], permutations=3)
+    assert whole.score[33, 2] == pytest.approx(slow_mutual(tables[33], tables[2]))
+    monkeypatch.setattr(layer_pairs, "_MOST_BITS", 4)
+    parts = compare_layers(tables, tables[:5], permutations=3)
+    np.testing.assert_array_equal(parts.score, whole.score)
+    np.testing.assert_array_equal(parts.null, whole.null)
+
+
 def test_permuted_neighbours_are_those_of_permuted_features() -> None:
     """The slow loop's own step, checked on features."""
     x = layers(40, [6])[0]
