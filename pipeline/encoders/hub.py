@@ -1,5 +1,6 @@
 """Hub models: one clear sentence instead of a traceback when there is no network, and a folder for what was fetched."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +27,14 @@ def opening(spec: Spec, local: str) -> Iterator[None]:
     Raises:
         UserError: The model could not be fetched (no network, no such name) or read.
     """
+    muted = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # the libraries log what they then raise
     try:
         yield
     except PipelineError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         if spec.folder is not None:
             raise UserError(
                 expected=f"a readable model in {spec.folder}",
@@ -44,6 +47,8 @@ def opening(spec: Spec, local: str) -> Iterator[None]:
             where=spec.text,
             remedy=f"check the name and the network, or give a local path: {local}",
         ) from error
+    finally:
+        logging.disable(muted)
 
 
 def fetch(spec: Spec) -> Path:

@@ -13,7 +13,7 @@ from pipeline.encoders.digest import file_sha256, json_sha256, state_sha256, wei
 from pipeline.encoders.hub import opening
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.open_clip_towers import ClipImageTower, ClipTextTower, image_tower, text_tower
-from pipeline.encoders.spec import Spec, require_folder
+from pipeline.encoders.spec import Spec, nearest, require_folder
 from pipeline.errors import UnknownNameError, UserError
 
 VERSION = 1
@@ -58,7 +58,8 @@ def _parts(spec: Spec) -> tuple[str, str | None]:
     library = import_library("open_clip")
     architecture, _, weights = spec.name.partition("/")
     if architecture not in library.list_models():
-        raise UnknownNameError("model of open_clip", architecture, library.list_models(), spec.text)
+        near = nearest(architecture, library.list_models())
+        raise UnknownNameError("model of open_clip", architecture, near, spec.text)
     if weights.startswith(("/", ".", "~")):
         path = Path(weights).expanduser()
         if not path.is_file():

@@ -12,7 +12,9 @@
 A path starts with `/`, `./`, `../` or `~`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -63,6 +65,11 @@ def parse_spec(text: str, *, where: str = "--encoder") -> Spec:
         if not (name and revision):
             raise UserError(expected=f"{family}:ORG/NAME@REVISION", found=repr(text), where=where)
     return Spec(text=text.strip(), family=family, name=name, revision=revision)
+
+
+def nearest(name: str, names: Iterable[str], *, most: int = 8) -> list[str]:
+    """Return the names most like one that was not found: a hub's whole list, of a thousand names, helps nobody."""
+    return get_close_matches(name, list(names), n=most, cutoff=0.3)
 
 
 def require_folder(spec: Spec, *files: str) -> Path | None:

@@ -18,7 +18,7 @@ from pipeline.encoders.hub import opening
 from pipeline.encoders.image_model import ImageModel, token_pools
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.pooling import TOKEN_POOLS, Tokens
-from pipeline.encoders.spec import Spec, require_folder
+from pipeline.encoders.spec import Spec, nearest, require_folder
 from pipeline.encoders.taps import Tap
 from pipeline.encoders.torch_encoder import Batch, Plan
 from pipeline.encoders.transform import ImageTransform
@@ -145,7 +145,7 @@ def _create(spec: Spec) -> Any:
         return timm.create_model(f"local-dir:{spec.folder}", pretrained=True, num_classes=0)
     architecture = spec.name.partition(".")[0]
     if not spec.name.startswith("hf-hub:") and not timm.is_model(architecture):
-        raise UnknownNameError("model of timm", architecture, timm.list_models(), spec.text)
+        raise UnknownNameError("model of timm", architecture, nearest(architecture, timm.list_models()), spec.text)
     return timm.create_model(spec.name, pretrained=True, num_classes=0)
 
 
