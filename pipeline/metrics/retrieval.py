@@ -154,12 +154,13 @@ def _positive_ranks(
     """Return ranks [Q, P] of each query's positives, best first, and the number of positives [Q]."""
     queries = matrix(query_QD, "queries")
     gallery = matrix(gallery_GD, "gallery", width=queries.shape[1]).to(queries.device)
-    rows, columns = positive_pairs(len(queries), len(gallery), positives, offsets)
+    pairs = positive_pairs(len(queries), len(gallery), positives, offsets)
+    rows, columns = (part.to(queries.device) for part in pairs)
     counts = torch.bincount(rows, minlength=len(queries))
     sorted_scores = _best_first(pair_scores(queries, gallery, rows, columns), rows, counts)
     width = 1 if best_only else sorted_scores.shape[1]
     limits = [thresholds(sorted_scores[:, t], queries, gallery) for t in range(width)]
-    above = torch.zeros(len(queries), width, dtype=torch.int64)
+    above = torch.zeros(len(queries), width, dtype=torch.int64, device=queries.device)
     for chosen, part in _tiles(len(queries), len(gallery), tile):
         left, right = queries[chosen], gallery[part]
         scores = left @ right.T
@@ -167,8 +168,8 @@ def _positive_ranks(
         scores[rows[inside] - chosen.start, columns[inside] - part.start] = -torch.inf
         for t, limit in enumerate(limits):
             above[chosen, t] += count_at_least(scores, left, right, limit.part(chosen), dim=1)
-    table = above + torch.arange(1, width + 1)
-    return table.numpy(), counts.numpy()
+    table = above.cpu() + torch.arange(1, width + 1)
+    return table.numpy(), counts.cpu().numpy()
 
 
 def positive_pairs(queries: int, gallery: int, positives: Array, offsets: Array | None = None) -> tuple[Tensor, Tensor]:
@@ -193,9 +194,9 @@ def positive_pairs(queries: int, gallery: int, positives: Array, offsets: Array 
 
 def _best_first(scores: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
     """Put the scores of pairs into a table [Q, P], each row falling, filled up with +inf (which nothing reaches)."""
-    table = torch.full((len(counts), int(counts.max())), -torch.inf, dtype=torch.float64)
+    table = scores.new_full((len(counts), int(counts.max())), -torch.inf)
     starts = counts.cumsum(0) - counts
-    table[rows, torch.arange(len(rows)) - starts[rows]] = scores
+    table[rows, torch.arange(len(rows), device=rows.device) - starts[rows]] = scores
     table = table.sort(dim=1, descending=True).values
     table[table == -torch.inf] = torch.inf
     return table
