@@ -224,6 +224,14 @@ def test_a_store_of_another_key_is_replaced_only_if_asked(raw: Path, tmp_path: P
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_a_damaged_header_is_replaced_only_if_asked(raw: Path, tmp_path: Path) -> None:
+    extract(config(raw, tmp_path / "out"))
+    (tmp_path / "out" / "store.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"store.json"):
+        extract(config(raw, tmp_path / "out"))
+    assert extract(config(raw, tmp_path / "out", replace=True)).computed_shards == 4
+
+
 def test_replace_keeps_a_store_of_the_same_key(raw: Path, tmp_path: Path) -> None:
     extract(config(raw, tmp_path / "out"))
     before = files_of(tmp_path / "out")

@@ -1,0 +1,41 @@
+"""Counting rows, and the bar on standard error."""
+
+import pytest
+
+from pipeline.extract.progress import Meter, Update, progress_bar, silent
+
+
+def test_rate_and_time_left_count_this_run_alone() -> None:
+    told: list[Update] = []
+    meter = Meter(told.append, "images", total=100, done=60)
+    meter.advance(40)
+    assert (told[0].done, told[0].rate, told[0].eta) == (60, 0.0, None)
+    assert (told[-1].done, told[-1].total, told[-1].eta) == (100, 100, 0)
+    assert told[-1].rate > 0
+
+
+def test_updates_are_few() -> None:
+    told: list[Update] = []
+    meter = Meter(told.append, "images", total=10**6)
+    for _ in range(1000):
+        meter.advance()
+    assert len(told) < 200
+
+
+def test_the_bar_is_drawn_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as report:
+        report(Update(what="images", message="it will cost this"))
+        report(Update(what="images", done=1, total=4))
+        report(Update(what="images", done=4, total=4))
+        report(Update(what="captions", done=2))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "it will cost this" in shown.err
+    assert "4/4" in shown.err
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(quiet=True) as report:
+        assert report is silent
+        report(Update(what="images", done=1))
+    assert capsys.readouterr().err == ""
