@@ -48,7 +48,7 @@ def confusion_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     figure, (ax,) = draw(height=WIDTH * 0.9)
     ax.imshow(shares, cmap=DEPTH, vmin=0, vmax=1, interpolation="nearest")
     if labelled:
-        names = [plain(name, 16) for name in classes]
+        names = [plain(name, 20) for name in classes]
         ax.set_yticks(range(len(names)), names)
         ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
     else:

@@ -1,4 +1,4 @@
-"""The chapters on how the runs came about and how they err: layers, training, calibration, zero-shot."""
+"""The chapters on which layers were used and how the runs err: layers, calibration, zero-shot."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.calibrate import DEFAULT_TEMPERATURE
-from pipeline.evaluate.figures.curves import reliability, step_curves
+from pipeline.evaluate.figures.curves import reliability
 from pipeline.evaluate.figures.maps import confusion_map, layer_map
 from pipeline.evaluate.figures.series import Series
 from pipeline.evaluate.queries import ZERO_SHOT, zero_shot_direction
 from pipeline.evaluate.report.page import Cell, Picture, Section, Table
 from pipeline.evaluate.report.results import part_of
 from pipeline.evaluate.report.words import count, direction_name, listing, percent
-from pipeline.evaluate.result import Calibration, RunResult
+from pipeline.evaluate.result import Calibration
 from pipeline.evaluate.summary import Summary
 from pipeline.evaluate.zero_shot import ZeroShotSet
 
@@ -40,60 +40,6 @@ def layers_section(summary: Summary) -> Section | None:
     picture = Picture(svg=layer_map(scores, table["image_layers"], table["text_layers"], pair), caption=caption)
     lead = tuple(text for text in (used, advice) if text)
     return Section(id="layers", title="Which layers agree", lead=lead, pictures=(picture,))
-
-
-def training_section(summary: Summary) -> Section | None:
-    """Return the curves of loss and of direction weights; none where nothing was logged."""
-    loss = [line for run in summary.runs for line in _logged(run, summary, "loss")]
-    if not loss:
-        return None
-    pictures = [
-        Picture(
-            svg=step_curves(loss, "loss"),
-            caption="Loss, first seed of each run. Losses of different methods do not compare.",
-        )
-    ]
-    weights = [
-        line
-        for run in summary.runs
-        if _varies(run, "lambda_i2t")
-        for name, dashed in (("lambda_i2t", False), ("lambda_t2i", True))
-        for line in _logged(run, summary, name, dashed=dashed)
-    ]
-    if weights:
-        caption = "Weight of each direction in the loss: solid image→text, dashed text→image, dotted one half."
-        pictures.append(Picture(svg=step_curves(weights, "direction weight λ", reference=0.5), caption=caption))
-    structure = [line for run in summary.runs for line in _logged(run, summary, "structure")]
-    if structure:
-        pictures.append(
-            Picture(svg=step_curves(structure, "structure term"), caption="Structure regulariser, unweighted.")
-        )
-    return Section(id="training", title="Training", pictures=tuple(pictures))
-
-
-def _logged(run: RunResult, summary: Summary, name: str, *, dashed: bool = False) -> list[Series]:
-    rows = next(iter(run.history.values()), [])
-    points = [(row["step"], row[name]) for row in rows if _number(row.get("step")) and _number(row.get(name))]
-    if len(points) < 2:
-        return []
-    return [
-        Series(
-            name=run.name,
-            part=part_of(run, summary),
-            x=[step for step, _ in points],
-            y=[value for _, value in points],
-            dashed=dashed,
-        )
-    ]
-
-
-def _varies(run: RunResult, name: str) -> bool:
-    values = {row.get(name) for row in next(iter(run.history.values()), []) if _number(row.get(name))}
-    return len(values) > 1
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def calibration_section(summary: Summary) -> Section:
@@ -192,14 +138,9 @@ def _confusions(name: str, matrix: Any, classes: Sequence[str]) -> Table:
     rows = []
     for place in order:
         true, taken = divmod(place, len(classes))
-        if wrong[true, taken]:
-            share = wrong[true, taken] / sizes[true]
-            rows.append(
-                (Cell(text=classes[true]), Cell(text=classes[taken]), Cell(text=percent(share), value=float(share)))
-            )
-    return Table(
-        caption=f"{name}: most frequent mistakes, percent of the true class.",
-        head=("true class", "taken for", "share"),
-        rows=tuple(rows),
-        narrow=True,
-    )
+        number, size = int(wrong[true, taken]), int(sizes[true])
+        if number:
+            share = Cell(text=f"{percent(number / size)}", value=number / size, sub=f"{number:,} of {size:,}")
+            rows.append((Cell(text=classes[true]), Cell(text=classes[taken]), share))
+    caption = f"{name}: most frequent mistakes, percent of the true class, all seeds together."
+    return Table(caption=caption, head=("true class", "taken for", "share"), rows=tuple(rows), narrow=True)

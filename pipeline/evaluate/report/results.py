@@ -33,10 +33,14 @@ def forest_picture(summary: Summary) -> Picture | None:
         rows.append(Interval(name=run.name, part=part_of(run, summary), value=value, low=low, high=high))
     chance = sum(summary.chance[name] for name in headline_names(summary.k)) / 2
     label = f"R@{summary.k}, mean of both directions"
-    caption = (
-        f"Dot: mean over seeds. Line: {100 * summary.confidence:.0f} % interval over test images. Blue is the best "
-        "run, orange the plain contrastive baseline, green the best without training."
-    )
+    meaning = {
+        "lead": "blue is the best run",
+        "rival": "orange the plain contrastive baseline",
+        "closed": "green the best without training",
+    }
+    shown = [text for part, text in meaning.items() if part in {row.part for row in rows}]
+    spread = f"{100 * summary.confidence:.0f} % interval over test images"
+    caption = f"Dot: mean over seeds. Line: {spread}. Of the colours, {listing(shown)}."
     return Picture(svg=forest(rows, chance, label), caption=caption)
 
 

@@ -32,7 +32,7 @@ def reasons(summary: Summary, images: int, captions: int) -> tuple[str, ...]:
 
 
 def _how_sure(summary: Summary, images: int, captions: int) -> str:
-    ground = f"{count(images, 'test image')}, {count(captions, 'caption')}, {count(len(summary.lead.seeds), 'seed')}"
+    ground = f"{count(images, 'test image')} with {count(captions, 'caption')}"
     value, low, high = summary.headline(summary.lead)
     level = f"{100 * summary.confidence:.0f} %"
     if len(summary.runs) == 1:
