@@ -74,6 +74,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "fewpairs": {
         "start": "cca",
         "smoothing": _SMOOTHING,
-        "training": {"epochs": 10, "min_steps": 60, "learning_rate": 3e-4},
+        "training": {"epochs": 10, "min_steps": 60},
     },
 }

@@ -27,7 +27,7 @@ class TrainingOptions:
     """Upper limit of optimiser steps."""
     min_steps: int = 200
     """Few pairs make few steps an epoch: at least this many steps are planned (still below `max_steps`)."""
-    batch_size: int = 1024
+    batch_size: int = 512
     """Pairs in a batch; batches of an epoch are cut to nearly equal size, nothing is dropped."""
     learning_rate: float = 1e-3
     """Peak of the schedule: linear warm-up, then half a cosine to 0."""
@@ -74,7 +74,7 @@ class Recipe(ObjectiveOptions):
     """A name of `pipeline.projectors.table.PROJECTORS`, the same on both sides."""
     projector_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the projector beyond its widths."""
-    normalise_input: Literal["none", "unit", "standardise"] = "standardise"
+    normalise_input: Literal["none", "unit", "standardise"] = "unit"
     """What a projector does to the raw features first; statistics come from training pairs."""
     dim: int = 256
     """Width d of the shared space."""
