@@ -64,7 +64,7 @@ def main() -> None:
     lines = [one_store(config, 0, moments, 0)]
     seconds = time.perf_counter() - begin
     while kills > 0:
-        lines.append(one_store(config, seconds * 0.6, moments, min(kills, KILLS_A_STORE)))
+        lines.append(one_store(config, seconds * 0.3, moments, min(kills, KILLS_A_STORE)))
         kills -= KILLS_A_STORE
     sys.stdout.write("".join(json.dumps(line) + "\n" for line in lines))
 
