@@ -1,7 +1,8 @@
 """What the slots cost: a training step against a bare loop of the same maths, and STRUCTURE against a plain step.
 
 Run: `python -m benchmarks.step [--rows 1024] [--structure-rows 4096] [--repeats 10]`. Both run forward, backward and
-AdamW on linear projectors; the bare loop is ten lines of torch with `torch.optim.AdamW`.
+AdamW on linear projectors; the bare loop is ten lines of torch with `torch.optim.AdamW`. CPU seconds are counted, so
+set OMP_NUM_THREADS=1 on a busy machine.
 """
 
 import argparse
@@ -69,13 +70,13 @@ def bare_step(rows: int) -> Callable[[], None]:
 
 
 def seconds(step: Callable[[], None], repeats: int) -> float:
-    """Return the fastest of some repeats, after one that warms up."""
+    """Return the CPU seconds of the fastest of some repeats, after one that warms up."""
     step()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 

@@ -16,7 +16,7 @@ Signal = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 def _variance(similarity_NN: Tensor, temperature: Tensor, allowed_NN: Tensor | None) -> Tensor:
     """Mean over anchors i of Var_j(S_ij), biased. Over the whole matrix instead, both directions would agree."""
-    return similarity_NN.var(dim=1, correction=0).mean()
+    return (similarity_NN - similarity_NN.mean(dim=1, keepdim=True)).square_().mean()
 
 
 def _entropy(similarity_NN: Tensor, temperature: Tensor, allowed_NN: Tensor | None) -> Tensor:
