@@ -21,6 +21,7 @@ def search(
     seed: Annotated[int | None, typer.Option(help="Which of the run's seeds; the first if unsaid.")] = None,
     store: Annotated[list[Path] | None, typer.Option(help="Image store; the one of the training if unsaid.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    show: Annotated[Path | None, typer.Option("--show", help="Write the found images as one PNG to this file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of images, best first.")] = False,
 ) -> None:
     """Find the images that fit a sentence (or a picture) best.
@@ -39,6 +40,10 @@ def search(
 
     searcher = Searcher.open(run, image=store or (), seed=seed, split=split, device=device)
     found = searcher.by_image(image, top) if image else searcher.by_text(query or "", top)
+    if show:
+        from pipeline.apps.contact_sheet import contact_sheet
+
+        contact_sheet(found, show)
     if json:
         emit_json([asdict(hit) for hit in found.images])
         return

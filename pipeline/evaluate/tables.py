@@ -1,4 +1,4 @@
-"""The files beside the report: metrics.json, metrics.csv, metrics.md, differences.csv and plots/*.csv for `dvc plots`.
+"""The files beside the report: metrics.json, metrics.csv, metrics.md, differences.csv; metrics/ and plots/ for DVC.
 
 JSON and CSV hold fractions; percent is for metrics.md, which people read.
 """
@@ -69,12 +69,24 @@ def write_tables(out: Path, summary: Summary, values: Mapping[str, Any]) -> None
     (out / "metrics.md").write_text(_markdown(summary), encoding="utf-8")
     rows = [vars(each) for each in summary.differences()]
     write_csv(out / "differences.csv", rows, ("run", "against", "measure", "value", "low", "high", "p_value"))
+    _write_headlines(out / "metrics", summary)
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
     write_csv(plots / "recall_at_k.csv", _curve_rows(summary.runs), ("run", "direction", "k", "recall"))
     write_csv(plots / "history.csv", _history_rows(summary.runs), ("run", "seed", "step"))
     names = ("run", "image_layer", "text_layer", "score")
     write_csv(plots / "layer_pairs.csv", _layer_rows(summary.runs), names)
+
+
+def _write_headlines(folder: Path, summary: Summary) -> None:
+    """Write the means alone, one small file a run: `dvc metrics show` makes a row of each."""
+    folder.mkdir(exist_ok=True)
+    tables = {f"{run.name}.json": {each.name: run.mean(each.name) for each in summary.measures} for run in summary.runs}
+    for old in folder.glob("*.json"):
+        if old.name not in tables:
+            old.unlink()
+    for name, table in tables.items():
+        (folder / name).write_text(json.dumps(table, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], names: Sequence[str] = ()) -> None:
