@@ -19,6 +19,7 @@ from pipeline.extract.run import extract
 from tests.extract.building import IMAGE
 
 KILLS_A_STORE = 4
+_PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 def start(config: ExtractConfig, answer: Path) -> int:
@@ -39,16 +40,23 @@ def committed(out: Path) -> int:
     return len(list(out.glob("0*.json")))
 
 
-def one_store(config: ExtractConfig, seconds: float, moments: random.Random, kills: int) -> dict[str, object]:
+def kill_at_random(child: int, out: Path, moments: random.Random) -> None:
+    """Wait for none to two more commits and a part of the next one, whatever the machine's speed; then kill."""
+    wanted, end = committed(out) + moments.randint(0, 2), time.monotonic() + 60
+    while committed(out) < wanted and time.monotonic() < end and os.waitid(os.P_PID, child, _PEEK) is None:
+        time.sleep(0.001)
+    time.sleep(moments.uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def one_store(config: ExtractConfig, moments: random.Random, kills: int) -> dict[str, object]:
     """Kill some runs on one store, then let one finish."""
     shutil.rmtree(config.out, ignore_errors=True)
     answer = config.out.with_suffix(".answer")
     for _ in range(kills):
         answer.unlink(missing_ok=True)
-        child = start(config, answer)
-        time.sleep(moments.uniform(0, seconds))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        kill_at_random(start(config, answer), config.out, moments)
     before = committed(config.out)
     answer.unlink(missing_ok=True)
     _, status = os.waitpid(start(config, answer), 0)
@@ -60,11 +68,9 @@ def main() -> None:
     raw, out, kind, seed, kills = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
     config = ExtractConfig(dataset=raw, encoder=IMAGE, out=out, shard_rows=4, batch_size=2, workers=2, format=kind)
     moments = random.Random(seed)
-    begin = time.perf_counter()
-    lines = [one_store(config, 0, moments, 0)]
-    seconds = time.perf_counter() - begin
+    lines = [one_store(config, moments, 0)]
     while kills > 0:
-        lines.append(one_store(config, seconds * 0.3, moments, min(kills, KILLS_A_STORE)))
+        lines.append(one_store(config, moments, min(kills, KILLS_A_STORE)))
         kills -= KILLS_A_STORE
     sys.stdout.write("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -30,6 +30,7 @@ def kill(tmp_path: Path, kind: str, seed: int, kills: int) -> None:
         assert line["digest"] == whole["digest"]
         assert line["computed"] == 8 - line["before"]
         assert line["after"] == 8
+    assert any(0 < line["before"] < 8 for line in killed), "some were killed in the middle"
     store = FeatureStore.open(out)
     assert store.content_digest == whole["digest"]
     assert not list(out.glob(".*.tmp")), "what dead writers left is swept"
