@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.align.adamw import AdamW
 from pipeline.align.objective import Batch, Moment, Objective
+from pipeline.align.optimiser import make_optimiser, set_rate
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.projectors.table import build_projector
 
@@ -37,15 +37,16 @@ def our_step(method: str, rows: int) -> Callable[[], None]:
     text = build_projector("linear", {"d_in": TEXT_WIDTH, "d": DIM})
     objective = Objective(recipe)
     parameters = [p for module in (image, text, objective) for p in module.parameters()]
-    optimiser = AdamW(parameters, betas=recipe.training.betas, weight_decay=recipe.training.weight_decay)
+    optimiser = make_optimiser(parameters, betas=recipe.training.betas, weight_decay=recipe.training.weight_decay)
     batch, moment = Batch(*features(rows)), Moment(50, 100, torch.Generator(), torch.Generator())
 
     def step() -> None:
         loss, _ = objective(image, text, batch, moment)
         optimiser.zero_grad()
         loss.backward()
-        optimiser.clip(1.0)
-        optimiser.step(1e-3)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        set_rate(optimiser, 1e-3)
+        optimiser.step()
 
     return step
 

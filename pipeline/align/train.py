@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.align.adamw import AdamW
 from pipeline.align.history import History
 from pipeline.align.objective import Batch, Moment, Objective
+from pipeline.align.optimiser import make_optimiser, set_rate
 from pipeline.align.recipe import Recipe, TrainingOptions
 from pipeline.align.tensors import PairTensors
 from pipeline.align.validation import selection_score, validate
@@ -103,7 +103,7 @@ def _train(
     objective = Objective(recipe).to(data.device)
     modules: list[nn.Module] = [image, text, objective]
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimiser = AdamW(parameters, betas=options.betas, weight_decay=options.weight_decay)
+    optimiser = make_optimiser(parameters, betas=options.betas, weight_decay=options.weight_decay)
     total = planned_steps(len(data), options)
     checks = set(_validation_steps(total, options.validations))
     small = validation_data.head(options.validation_images)
@@ -116,8 +116,10 @@ def _train(
         loss, terms = objective(image, text, batch, Moment(step - 1, total, *generators))
         optimiser.zero_grad()
         loss.backward()
-        optimiser.clip(options.clip)
-        optimiser.step(rate)
+        if options.clip:
+            nn.utils.clip_grad_norm_(parameters, options.clip)
+        set_rate(optimiser, rate)
+        optimiser.step()
         objective.loss.temperature.clamp()
         history.add(step, epoch, rate, terms)
         if step in checks:
