@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.extract.config import ExtractConfig
-    from pipeline.extract.run import ExtractResult
+    from pipeline.extract.result import ExtractResult
 
 
 def extract(

@@ -104,7 +104,7 @@ def gc(
     """
     from pipeline.store.inspect import gc as collect
 
-    files = collect(store, dry_run=not delete)
+    files = collect(store, delete=delete)
     if json:
         emit_json([str(file) for file in files])
     else:
