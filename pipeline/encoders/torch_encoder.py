@@ -155,7 +155,7 @@ class TorchEncoder(Encoder):
         return TOKEN_POOLS[rule](tokens, about)
 
     def _images(self, prepared: Sequence[Tensor]) -> Tensor:
-        return to_device(torch.stack(list(prepared)), self.device, channels_last=True)
+        return to_device(torch.stack(list(prepared)), self.device, channels_last=self.plan.maps)
 
     def _pass(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
         wanted = [name for name in self.plan.states if name in layers]
@@ -211,7 +211,7 @@ class TorchEncoder(Encoder):
         return f"auto ({'global average' if self.plan.maps else self.plan.inner_pool}; output: the library's own)"
 
     def _prepare_device(self) -> None:
-        if self.device.type == "cuda" and self.plan.maps:
+        if self.plan.maps:  # convolutions are faster so, on a CPU too
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.options.compile:
             for block in self.plan.blocks:

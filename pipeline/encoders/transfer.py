@@ -8,9 +8,7 @@ from torch import Tensor
 
 def to_device(batch: Tensor, device: torch.device, *, channels_last: bool = False) -> Tensor:
     """Return a batch on the device; through pinned memory and without waiting where the device is a GPU."""
-    if device.type != "cuda":
-        return batch.to(device)
-    moved = batch.pin_memory().to(device, non_blocking=True)
+    moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
     return moved.contiguous(memory_format=torch.channels_last) if channels_last and moved.ndim == 4 else moved
 
 

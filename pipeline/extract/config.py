@@ -41,7 +41,7 @@ class ExtractConfig:
     device: str = "auto"
     """`auto`, cpu, cuda, cuda:1, ..."""
     batch_size: int | None = None
-    """Rows a forward pass; nothing means 256 on a GPU, 8 images or 32 texts on a CPU. Halved when memory runs out."""
+    """Rows a forward pass; nothing means 256 on a GPU, 16 images or 32 texts on a CPU. Halved when memory runs out."""
     workers: int | None = None
     """Threads that decode and tokenise; nothing means one a core, 32 at most."""
     shard_rows: int | None = None

@@ -142,7 +142,9 @@ def _compute(
 ) -> tuple[int, ...]:
     from pipeline.extract.compute import Computation
     from pipeline.extract.forward import Forward
+    from pipeline.extract.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     batch_size = batch_size_of(config, encoder.modality)
     work = Computation(
         writer=writer,
