@@ -12,6 +12,7 @@ from pipeline.errors import exit_with_sentence
 from pipeline.extract.params import extract_config
 from pipeline.extract.progress import progress_bar
 from pipeline.extract.run import extract
+from pipeline.messages import on_stderr
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -19,4 +20,5 @@ if __name__ == "__main__":
     parser.add_argument("--encoder", required=True, help="a short name of params.yaml: encoders")
     item = parser.parse_args()
     with exit_with_sentence(), progress_bar() as report:
-        extract(extract_config(load_params(Path("params.yaml")), item.dataset, item.encoder), report)
+        result = extract(extract_config(load_params(Path("params.yaml")), item.dataset, item.encoder), report)
+    on_stderr(result.sentence())

@@ -10,7 +10,6 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.extract.config import ExtractConfig
-    from pipeline.extract.result import ExtractResult
 
 
 def extract(
@@ -83,7 +82,7 @@ def extract(
             result = run(config, report)
         results.append(result)
         if not json:
-            typer.echo(_sentence(result))
+            typer.echo(result.sentence())
     if json:
         plain = [result.to_json() for result in results]
         emit_json(plain[0] if dataset else plain)
@@ -116,19 +115,3 @@ def _configs(
     if not stores:
         raise UserError(expected="datasets, image_encoder and text_encoder in it", found="none", where=str(params))
     return [extract_config(settings, dataset, encoder, **flags) for dataset, encoder in stores]
-
-
-def _sentence(result: "ExtractResult") -> str:
-    if result.cost is not None and not result.content_digest:
-        return f"{result.path}: {result.cost.sentence()}"
-    if not result.computed_shards:
-        return f"{result.path}: nothing to do, {result.rows} {result.what} are there ({result.seconds:.1f} s)"
-    parts = [
-        f"{result.path}: {result.rows} {result.what}, {len(result.layers)} layers, {result.seconds:.1f} s",
-        f"{result.computed_shards} shards computed, {result.skipped_shards} found",
-    ]
-    if result.rejected:
-        parts.append(f"{result.rejected} items left out, see {result.path / 'rejected.csv'}")
-    if result.nonfinite:
-        parts.append(f"{result.nonfinite} values are no finite numbers (see `pipeline store ls`)")
-    return "; ".join(parts)

@@ -36,6 +36,25 @@ class ExtractResult:
     classes: "ExtractResult | None" = None
     """The nested store of class prompts, where a text encoder has made one as well."""
 
+    def sentence(self) -> str:
+        """Return what was done, for people; the class prompts' sentence on a line of its own."""
+        return "\n".join([self._own_sentence(), *([self.classes.sentence()] if self.classes else [])])
+
+    def _own_sentence(self) -> str:
+        if self.cost is not None and not self.content_digest:
+            return f"{self.path}: {self.cost.sentence()}"
+        if not self.computed_shards:
+            return f"{self.path}: nothing to do, {self.rows} {self.what} are there ({self.seconds:.1f} s)"
+        parts = [
+            f"{self.path}: {self.rows} {self.what}, {len(self.layers)} layers, {self.seconds:.1f} s",
+            f"{self.computed_shards} shards computed, {self.skipped_shards} found",
+        ]
+        if self.rejected:
+            parts.append(f"{self.rejected} items left out, see {self.path / 'rejected.csv'}")
+        if self.nonfinite:
+            parts.append(f"{self.nonfinite} values are no finite numbers (see `pipeline store ls`)")
+        return "; ".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON data."""
         classes = self.classes.to_json() if self.classes else None
