@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.align.config import AlignConfig
 from pipeline.align.pairs import PairSet, split_pairs
 from pipeline.align.report import Report, silent
-from pipeline.align.sides import LayerRef, Side
+from pipeline.store.side import LayerRef, Side
 from pipeline.errors import UserError
 from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant
@@ -125,8 +125,7 @@ def _tables(side: Side, pairs: PairSet) -> tuple[list[str], list[Neighbours], li
             names.append(side.label(layer))
             tables.append(nearest_neighbours(features))
     if not tables:
-        where = ", ".join(str(store.path) for store in side.stores)
-        raise UserError(expected="a layer that tells samples apart", found="the same row everywhere", where=where)
+        raise UserError(expected="a layer that tells samples apart", found="the same row everywhere", where=side.where)
     return names, tables, left_out
 
 

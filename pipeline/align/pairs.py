@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.report import Report
-from pipeline.align.sides import Rows, Side
+from pipeline.store.side import Rows, Side
 from pipeline.errors import UserError
 from pipeline.store.join import join
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import LayerScores
-from pipeline.align.sides import LayerRef, Side
+from pipeline.store.side import LayerRef, Side
 from pipeline.align.train import Trained
 from pipeline.projectors.files import read_json, save_projector, write_atomically
 

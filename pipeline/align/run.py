@@ -29,7 +29,7 @@ from pipeline.align.resume import (
     save_seed,
     seed_digest,
 )
-from pipeline.align.sides import LayerRef, Side
+from pipeline.store.side import LayerRef, Side
 from pipeline.align.start import starting_projectors
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained, train

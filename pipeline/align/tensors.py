@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.align.pairs import PairSet
-from pipeline.align.sides import LayerRef, Side
+from pipeline.store.side import LayerRef, Side
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.errors import UserError
-from pipeline.evaluate.data import SideStores
+from pipeline.evaluate.data import check_side, run_features
 from pipeline.evaluate.indexes.base import Index
 from pipeline.evaluate.indexes.table import build_index
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.side import Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,8 @@ class Searcher:
     def __init__(
         self,
         model: DualEncoder,
-        image: SideStores,
-        text: SideStores | None = None,
+        image: Side,
+        text: Side | None = None,
         *,
         split: str | None = None,
         index: str = "auto",
@@ -82,8 +83,7 @@ class Searcher:
         self.model, self.image, self.text = model, image, text
         rows = [row for row, name in enumerate(image.samples.split) if split in (None, name)]
         if not rows:
-            where = ", ".join(str(store.path) for store in image.stores)
-            raise UserError(expected=f"images in split {split}", found="none", where=where)
+            raise UserError(expected=f"images in split {split}", found="none", where=image.where)
         self._image_rows = np.array(rows, dtype=np.int64)
         self._images = self._index(image, self._image_rows, index)
         self._captions: dict[str, list[str]] = {}
@@ -110,9 +110,9 @@ class Searcher:
             UserError: The run or its image store is not there.
         """
         model = DualEncoder.open(run, seed=seed, device=device)
-        images = SideStores.open("image", image or _recorded(model.run, "image"))
+        images = Side.open("image", image or _recorded(model.run, "image"))
         texts = text or _recorded(model.run, "text")
-        found = SideStores.open("text", texts) if text or all(path.is_dir() for path in texts) else None
+        found = Side.open("text", texts) if text or all(path.is_dir() for path in texts) else None
         return cls(model, images, found, split=split, index=index)
 
     def by_text(self, text: str, top: int = 10) -> SearchResult:
@@ -170,7 +170,7 @@ class Searcher:
             for score, row in rows
         )
 
-    def _add_captions(self, text: SideStores, images: set[str], index: str) -> None:
+    def _add_captions(self, text: Side, images: set[str], index: str) -> None:
         rows = [row for row, name in enumerate(text.samples.image_id) if name in images]
         for row in rows:
             self._captions.setdefault(text.samples.image_id[row], []).append(text.samples.content[row])
@@ -178,10 +178,10 @@ class Searcher:
             self._caption_rows = np.array(rows, dtype=np.int64)
             self._texts = self._index(text, self._caption_rows, index)
 
-    def _index(self, side: SideStores, rows: np.ndarray[tuple[int], np.dtype[np.int64]], kind: str) -> Index:
-        side.check(self.model.run)
-        features = side.features(self.model.run, rows)
-        return build_index(self.model.run.encode(side.side, features, self.model.seed), kind)
+    def _index(self, side: Side, rows: np.ndarray[tuple[int], np.dtype[np.int64]], kind: str) -> Index:
+        check_side(self.model.run, side)
+        features = run_features(self.model.run, side, rows, constant_allowed=True)
+        return build_index(self.model.run.encode(side.modality, features, self.model.seed), kind)
 
 
 def search(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.data import TestPairs, run_features
 from pipeline.evaluate.duplicates import near_duplicates
 from pipeline.evaluate.report.page import Caution
 from pipeline.evaluate.report.words import count, listing, percent
@@ -69,7 +69,8 @@ def duplicate_caution(summary: Summary, pairs: TestPairs, config: EvaluateConfig
     train = train[~np.isin(train, test)]
     if not len(train):
         return []
-    found = near_duplicates(pairs.image.features(run, train), pairs.image.features(run, test), config.duplicate_cosine)
+    features = [run_features(run, pairs.image, rows, constant_allowed=True) for rows in (train, test)]
+    found = near_duplicates(*features, config.duplicate_cosine)
     if not found:
         return []
     names = pairs.image.samples.sample_id

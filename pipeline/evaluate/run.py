@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.evaluate.cautions import find_cautions
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import SideStores, TestPairs, pairs_of_split
+from pipeline.evaluate.data import TestPairs, pairs_of_split
 from pipeline.evaluate.examples import Gallery, example_groups
 from pipeline.evaluate.measures import chance_level, measures_of
 from pipeline.evaluate.pictures import Pictures
@@ -28,6 +28,7 @@ from pipeline.evaluate.summary import Summary, summarise_runs
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
 from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.side import Side
 
 Progress = Callable[[str], None]
 PACKAGES = ("fewpairs", "torch", "numpy", "faiss-cpu", "faiss-gpu")
@@ -49,7 +50,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     started = time.perf_counter()
     say = progress or _silent
     runs = name_runs([AlignedRun.open(path) for path in config.runs])
-    image, text = SideStores.open("image", config.image), SideStores.open("text", config.text)
+    image, text = Side.open("image", config.image), Side.open("text", config.text)
     pairs = pairs_of_split(image, text, config.split)
     sets = open_sets(config, image)
     say(f"{len(pairs.pairs.image_rows)} images, {len(pairs.pairs.caption_rows)} captions, {len(sets)} zero-shot sets")
@@ -126,7 +127,7 @@ def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:
     return named
 
 
-def open_sets(config: EvaluateConfig, image: SideStores) -> list[ZeroShotSet]:
+def open_sets(config: EvaluateConfig, image: Side) -> list[ZeroShotSet]:
     """Open the zero-shot sets: the main data set's own where it has class prompts, then the further ones."""
     paths = config.classes
     if not paths and any(image.samples.label):
@@ -134,9 +135,9 @@ def open_sets(config: EvaluateConfig, image: SideStores) -> list[ZeroShotSet]:
         paths = nested if all(path.is_dir() for path in nested) else ()
     sets = []
     if paths:
-        sets.append(zero_shot_set("", image, SideStores.open("text", paths), config.split))
+        sets.append(zero_shot_set("", image, Side.open("text", paths), config.split))
     for extra in config.zero_shot:
-        stores = SideStores.open("image", extra.image), SideStores.open("text", extra.classes)
+        stores = Side.open("image", extra.image), Side.open("text", extra.classes)
         sets.append(zero_shot_set(extra.name, *stores, extra.split))
     return sets
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.evaluate.calibrate import Answers, answers, run_temperature, summarise
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.data import TestPairs, check_side, run_features
 from pipeline.evaluate.measures import Measure, measures_of, sums_by_cluster, value_by_seed
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
 from pipeline.evaluate.resampling import Bootstrap
@@ -42,7 +42,7 @@ def evaluate_run(
         UserError: Its files are damaged, or its features are not finite.
     """
     for side in (pairs.image, pairs.text, *(part for data in sets for part in (data.image, data.prompts))):
-        side.check(run)
+        check_side(run, side)
     answered = retrieve(run, pairs)
     classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
     answered += [classify_seeds(run, data) for data in sets]
@@ -67,8 +67,8 @@ def evaluate_run(
 
 def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     """Return both directions of retrieval, all seeds."""
-    image_features = data.image.features(run, data.pairs.image_rows)
-    text_features = data.text.features(run, data.pairs.caption_rows)
+    image_features = run_features(run, data.image, data.pairs.image_rows)
+    text_features = run_features(run, data.text, data.pairs.caption_rows)
     owner = torch.from_numpy(data.pairs.caption_image)
     images_of = list(data.pairs.caption_image[:, None])
     captions_of = data.captions_by_image()

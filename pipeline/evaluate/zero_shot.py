@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.calibrate import Answers, answers
-from pipeline.evaluate.data import SideStores
+from pipeline.evaluate.data import run_features
 from pipeline.metrics.zero_shot import classifier, zero_shot_metrics
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.side import Side
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class ZeroShotSet:
     """
 
     name: str
-    image: SideStores
-    prompts: SideStores
+    image: Side
+    prompts: Side
     classes: list[str]
     rows: NDArray[np.int64]
     target: NDArray[np.int64]
@@ -49,14 +50,14 @@ class ZeroShotSet:
         return [self.classes[target] for target in self.target]
 
 
-def zero_shot_set(name: str, image: SideStores, prompts: SideStores, split: str) -> ZeroShotSet:
+def zero_shot_set(name: str, image: Side, prompts: Side, split: str) -> ZeroShotSet:
     """Join the images of a split with the classes that the prompts speak of.
 
     Raises:
         UnknownNameError: No image is in that split.
         UserError: There are fewer than two classes, no labelled image, or a label without prompts.
     """
-    where = ", ".join(str(store.path) for store in image.stores)
+    where = image.where
     splits = [known for known in dict.fromkeys(image.samples.split) if known]
     if split not in splits:
         raise UnknownNameError("split", split, splits, where)
@@ -90,7 +91,7 @@ def classify(
     rows = np.array([row for row, label in enumerate(labels) if label], dtype=np.int64)
     known = {label: index for index, label in enumerate(data.classes)}
     owner = np.array([known[labels[row]] for row in rows])
-    classes = classifier(run.encode("text", data.prompts.features(run, rows), seed), owner, len(known))
-    images = run.encode("image", data.image.features(run, data.rows), seed)
+    classes = classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(known))
+    images = run.encode("image", run_features(run, data.image, data.rows), seed)
     found = zero_shot_metrics(images, classes, data.target, (1,))
     return found.ranks, answers(images, classes, list(data.target[:, None]), temperature), found.confusion

@@ -158,9 +158,19 @@ class FeatureStore:
         self.layer(layer)
         return [view for source in self._sources(layer) for view in self._view(source)]
 
-    def gather(self, layer: str, rows: NDArray[np.int64], dtype: "torch.dtype | None" = None) -> "torch.Tensor":
-        """Return the rows [B] of a layer as a tensor [B, D]; the layer is read into memory once if it fits."""
-        return self._tensor(gather(self._stage(layer), rows), self.layer(layer), dtype)
+    def gather(
+        self, layer: str, rows: NDArray[np.int64], dtype: "torch.dtype | None" = None, *, keep: bool = True
+    ) -> "torch.Tensor":
+        """Return the rows [B] of a layer as a tensor [B, D].
+
+        Args:
+            layer: Layer to read.
+            rows: Row numbers [B].
+            dtype: Another dtype than the layer's own.
+            keep: Read the layer into memory once, if it fits, and keep it for the next draws; else map it.
+        """
+        parts = self._stage(layer) if keep else self.memmaps(layer)
+        return self._tensor(gather(parts, rows), self.layer(layer), dtype)
 
     def batches(
         self, layer: str, batch_size: int, *, shuffle: bool = False, seed: int = 0, drop_last: bool = False

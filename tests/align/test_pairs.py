@@ -11,7 +11,7 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.pairs import PairSet, Splits, split_pairs, subset
 from pipeline.align.report import silent
 from pipeline.align.run import align
-from pipeline.align.sides import LayerRef, Side
+from pipeline.store.side import LayerRef, Side
 from pipeline.align.tensors import PairTensors
 from pipeline.errors import UserError
 from tests.align.conftest import MakeStores, Stores
@@ -133,7 +133,7 @@ def test_constant_features(make_stores: MakeStores, tmp_path: Path) -> None:
 
 
 def test_sides_swapped(stores: Stores, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected image features, found text features.*swap --image and --text"):
+    with pytest.raises(UserError, match=r"expected a store of image features, found a store of text.*swap --image and"):
         align(AlignConfig(image=(stores.text,), text=(stores.image,), out=tmp_path))
 
 

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import SideStores, pairs_of_split
+from pipeline.evaluate.data import check_side, pairs_of_split, run_features
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.single import evaluate_run
 from pipeline.evaluate.zero_shot import zero_shot_set
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.side import Side
 
 
 def evaluated(world: Any, path: Any, ks: tuple[int, ...] = (1, 5, 10)) -> RunResult:
-    image, text = SideStores.open("image", [world.image]), SideStores.open("text", [world.text])
-    prompts = SideStores.open("text", [world.text / "classes"])
+    image, text = Side.open("image", [world.image]), Side.open("text", [world.text])
+    prompts = Side.open("text", [world.text / "classes"])
     config = EvaluateConfig(
         runs=(path,), image=(world.image,), text=(world.text,), out=world.root, ks=ks, bootstrap=200
     )
@@ -90,9 +91,9 @@ def test_several_stores_are_concatenated_in_the_run_s_order(world: Any) -> None:
     }
     layers = {"image": ["1/block.0", "0/output"], "text": ["output"]}
     run = AlignedRun.open(world.add_run("stacked", layers=layers, stores=stores))
-    side = SideStores.open("image", [world.image, world.image])
-    side.check(run)
-    features = side.features(run, np.array([3, 1])).numpy()
+    side = Side.open("image", [world.image, world.image])
+    check_side(run, side)
+    features = run_features(run, side, np.array([3, 1])).numpy()
     for name, columns in (("block.0", slice(0, 12)), ("output", slice(12, 24))):
         np.testing.assert_array_equal(features[:, columns], world.image_features[name][[3, 1]].astype(np.float32))
 
