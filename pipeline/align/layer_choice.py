@@ -15,12 +15,12 @@ from torch import Tensor
 from pipeline.align.config import AlignConfig
 from pipeline.align.pairs import PairSet, split_pairs
 from pipeline.align.report import Report, silent
-from pipeline.store.side import LayerRef, Side
 from pipeline.errors import UserError
 from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant
 from pipeline.metrics.layer_pairs import LayerPairs, compare_layers
 from pipeline.metrics.neighbours import Neighbours, nearest_neighbours
+from pipeline.store.side import LayerRef, Side
 
 MAX_ROWS = 5000
 SIGNIFICANT = 0.05

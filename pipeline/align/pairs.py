@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.report import Report
-from pipeline.store.side import Rows, Side
 from pipeline.errors import UserError
 from pipeline.store.join import join
+from pipeline.store.side import Rows, Side
 
 CARVED_SHARE = 0.1
 MAX_CARVED = 1000

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import LayerScores
-from pipeline.store.side import LayerRef, Side
 from pipeline.align.train import Trained
 from pipeline.projectors.files import read_json, save_projector, write_atomically
+from pipeline.store.side import LayerRef, Side
 
 REVISION = 1
 """Raised whenever the same settings would give other projectors: finished seeds of older code are then redone."""

@@ -29,13 +29,13 @@ from pipeline.align.resume import (
     save_seed,
     seed_digest,
 )
-from pipeline.store.side import LayerRef, Side
 from pipeline.align.start import starting_projectors
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained, train
 from pipeline.align.validation import selection_score
 from pipeline.errors import UserError
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.side import LayerRef, Side
 
 PACKAGES = ("fewpairs", "torch", "numpy")
 

@@ -70,7 +70,7 @@ def duplicate_caution(summary: Summary, pairs: TestPairs, config: EvaluateConfig
     if not len(train):
         return []
     features = [run_features(run, pairs.image, rows, constant_allowed=True) for rows in (train, test)]
-    found = near_duplicates(*features, config.duplicate_cosine)
+    found = near_duplicates(features[0], features[1], config.duplicate_cosine)
     if not found:
         return []
     names = pairs.image.samples.sample_id

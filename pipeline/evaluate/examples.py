@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.data import TestPairs, run_features
 from pipeline.evaluate.indexes.base import Index
 from pipeline.evaluate.indexes.table import build_index, recall_against_exact
 from pipeline.evaluate.pictures import Pictures
@@ -47,8 +47,8 @@ class Gallery:
         """Embed and index the test pairs by a run's first seed."""
         run = AlignedRun.open(result.path)
         seed = run.seeds[0]
-        image = run.encode("image", pairs.image.features(run, pairs.pairs.image_rows), seed)
-        text = run.encode("text", pairs.text.features(run, pairs.pairs.caption_rows), seed)
+        image = run.encode("image", run_features(run, pairs.image, pairs.pairs.image_rows), seed)
+        text = run.encode("text", run_features(run, pairs.text, pairs.pairs.caption_rows), seed)
         images, texts = (build_index(part, config.index, config.seed) for part in (image, text))
         return cls(pairs, image, text, images, texts, pictures)
 

@@ -11,9 +11,9 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.pairs import PairSet, Splits, split_pairs, subset
 from pipeline.align.report import silent
 from pipeline.align.run import align
-from pipeline.store.side import LayerRef, Side
 from pipeline.align.tensors import PairTensors
 from pipeline.errors import UserError
+from pipeline.store.side import LayerRef, Side
 from tests.align.conftest import MakeStores, Stores
 
 ALL_LAYERS = ((LayerRef(0, "block1"),), (LayerRef(0, "output"),))

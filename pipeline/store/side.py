@@ -1,0 +1,140 @@
+"""One side's stores as one table: samples that every store holds, layers by name, features read and checked.
+
+side = Side.open("image", [path]); side.read([LayerRef(0, "output")], rows)
+
+Used by align, evaluate and the applications. Several stores of a side are several encoders of one data set; a sample
+that one of them lacks is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.store.reader import FeatureStore
+from pipeline.store.samples import Samples
+
+Rows = NDArray[np.int64]
+
+
+class LayerRef(NamedTuple):
+    """A layer of one of a side's stores."""
+
+    store: int
+    """Position of its store."""
+    name: str
+    """Its name there."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The image or the text stores of a run.
+
+    Args:
+        modality: "image" or "text".
+        stores: One store, or several of the same data set (encoders stacked).
+        samples: N samples that all of them hold, in the first store's order.
+        rows: For each store the rows [N] of these samples.
+    """
+
+    modality: str
+    stores: tuple[FeatureStore, ...]
+    samples: Samples
+    rows: tuple[Rows, ...]
+
+    @classmethod
+    def open(cls, modality: str, paths: Sequence[Path]) -> "Side":
+        """Open stores and match their rows by sample id.
+
+        Raises:
+            UserError: A store is missing, damaged, unfinished or of the other modality, or they share no sample.
+        """
+        stores = tuple(FeatureStore.open(path) for path in paths)
+        for store in stores:
+            if store.key.modality != modality:
+                found, remedy = f"a store of {store.key.modality} features", "swap --image and --text"
+                expected = f"a store of {modality} features"
+                raise UserError(expected=expected, found=found, where=str(store.path), remedy=remedy)
+        if len(stores) == 1 and stores[0].rows:
+            return cls(modality, stores, stores[0].samples, (np.arange(stores[0].rows, dtype=np.int64),))
+        positions = [{name: row for row, name in enumerate(store.ids)} for store in stores]
+        shared = [name for name in stores[0].ids if all(name in rows for rows in positions[1:])]
+        if not shared:
+            where = ", ".join(map(str, paths))
+            found = "no sample in common" if len(stores) > 1 else "a store without rows"
+            raise UserError(expected="stores of the same data set", found=found, where=where)
+        rows = tuple(np.array([known[name] for name in shared], dtype=np.int64) for known in positions)
+        return cls(modality, stores, stores[0].samples.take(rows[0].tolist()), rows)
+
+    @property
+    def where(self) -> str:
+        """The stores' folders, for errors."""
+        return ", ".join(str(store.path) for store in self.stores)
+
+    def layers(self) -> list[LayerRef]:
+        """Return all layers of all stores, in order of depth within each."""
+        return [LayerRef(index, layer.name) for index, store in enumerate(self.stores) for layer in store.layers]
+
+    def label(self, layer: LayerRef) -> str:
+        """Return a layer's name for people and records; with several stores the store's position stands before it."""
+        return layer.name if len(self.stores) == 1 else f"{layer.store}/{layer.name}"
+
+    def widths(self, layers: Sequence[LayerRef]) -> list[int]:
+        """Return the widths of layers."""
+        return [self.stores[layer.store].layer(layer.name).width for layer in layers]
+
+    def read(self, layers: Sequence[LayerRef], chosen: Rows, *, constant_allowed: bool = False) -> Tensor:
+        """Return the concatenated features [n, ΣD] of some samples, float32.
+
+        Raises:
+            UserError: A value is not finite, or all rows of a layer are the same (unless that is allowed).
+        """
+        parts = [self._read_one(layer, chosen, constant_allowed) for layer in layers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _read_one(self, layer: LayerRef, chosen: Rows, constant_allowed: bool) -> Tensor:
+        rows = self.rows[layer.store][chosen]
+        features = self.stores[layer.store].gather(layer.name, rows, dtype=torch.float32, keep=False)
+        self._check_finite(features, layer, chosen)
+        if not constant_allowed:
+            self._check_constant(features, layer)
+        return features
+
+    def _check_finite(self, features: Tensor, layer: LayerRef, chosen: Rows) -> None:
+        if torch.isfinite(features.sum()):  # NaN and infinity survive a sum; a sum that only overflows is looked at
+            return
+        broken = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
+        if len(broken):
+            first = self.samples.sample_id[int(chosen[int(broken[0])])]
+            raise UserError(
+                expected="finite features",
+                found=f"NaN or infinity in {len(broken)} of {len(features)} rows, first in {first!r}",
+                where=self._where(layer),
+                remedy="choose another layer, or extract again with --dtype fp32",
+            )
+
+    def _check_constant(self, features: Tensor, layer: LayerRef) -> None:
+        if len(features) > 1 and bool((features == features[0]).all()):
+            raise UserError(
+                expected="features that differ between samples",
+                found=f"{len(features)} equal rows",
+                where=self._where(layer),
+                remedy="choose another layer, or look at the data set: every sample looks the same to this encoder",
+            )
+
+    def _where(self, layer: LayerRef) -> str:
+        return f"{self.stores[layer.store].path}, layer {layer.name}"
+
+
+def parse_label(label: str, stores: int) -> LayerRef | None:
+    """Return the layer that a label of `Side.label` means, with so many stores; None where it names no store."""
+    if stores == 1:
+        return LayerRef(0, label)
+    index, slash, name = label.partition("/")
+    return LayerRef(int(index), name) if slash and index.isdecimal() and int(index) < stores else None
