@@ -34,6 +34,7 @@ def extract(
     storage_dtype: Annotated[
         str | None, typer.Option(help="Format on the disk; the same as --dtype if unsaid.")
     ] = None,
+    jpeg: Annotated[str | None, typer.Option(help="exact, or reduced: large JPEGs 2 to 6 times as fast.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a forward pass.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode and tokenise.")] = None,
@@ -64,6 +65,7 @@ def extract(
         "max_length": max_length,
         "dtype": dtype,
         "storage_dtype": storage_dtype,
+        "jpeg": jpeg,
         "device": device,
         "batch_size": batch_size,
         "workers": workers,

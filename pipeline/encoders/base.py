@@ -127,6 +127,13 @@ class Encoder(ABC):
     def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
         """Return the asked layers of N prepared samples in one pass, each [N, D], float32, on the CPU."""
 
+    def reduction(self, width: int, height: int) -> int:
+        """Return how many times smaller a JPEG may be decoded for `prepare`: 1, 2, 4 or 8; 1 where nobody says more.
+
+        An encoder that says more takes note of `pipeline.encoders.transform.Reduced`, as `ImageTransform` does.
+        """
+        return 1
+
     def width(self, layer: str) -> int:
         """Return D of a layer.
 

@@ -49,6 +49,10 @@ class ImageModel(TorchEncoder):
             raise UserError(expected="an image", found="a text", where=self.spec)
         return self.transform(sample)
 
+    def reduction(self, width: int, height: int) -> int:
+        """Return how many times smaller a JPEG may be decoded: the transform says."""
+        return self.transform.reduction(width, height)
+
     def _collate(self, prepared: Sequence[Tensor]) -> Batch:
         return Batch(inputs={"x": self._images(prepared)}, tokens=self._tokens)
 

@@ -23,8 +23,29 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+MARGIN = 2
+"""How many times the aim of the resize, each way, a reduced picture keeps at least, as Pillow's thumbnails do."""
+REDUCED = "reduced"
+"""Where `Image.info` holds a `Reduced`."""
+
 Colour = tuple[float, float, float]
 Resize = Literal["shortest", "longest", "squash", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced:
+    """What a picture was that has been decoded at 1/2, 1/4 or 1/8 of its size."""
+
+    width: int
+    """Pixels of the whole picture."""
+    height: int
+    """Pixels of the whole picture."""
+    times: int
+    """How many times smaller it was decoded; edges are rounded up."""
+
+    def fits(self, image: Image.Image) -> bool:
+        """Return whether an image is that picture still, not cropped or resized since."""
+        return image.size == (-(-self.width // self.times), -(-self.height // self.times))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +99,16 @@ class ImageTransform:
         }
         return {"library": "PIL", "antialias": True, **values}
 
+    def reduction(self, width: int, height: int) -> int:
+        """Return how many times smaller a picture may come: 8, 4, 2, or 1 where the resize would not hide it."""
+        if self.interpolation == "nearest":
+            return 1
+        aim_height, aim_width = self._target(height, width)
+        least = min(width // (MARGIN * aim_width), height // (MARGIN * aim_height))
+        return next((times for times in (8, 4, 2) if times <= least), 1)
+
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Return [3, H, W] float32.
+        """Return [3, H, W] float32; an image that came reduced is resized to where the whole one would be.
 
         Raises:
             UserError: The image is not RGB.
@@ -92,10 +121,14 @@ class ImageTransform:
         return tensor.div_(self.divisor).sub_(mean).div_(std)
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        height, width = self._target(image.height, image.width)
+        before = image.info.get(REDUCED)
+        if not isinstance(before, Reduced) or not before.fits(image):  # files carry notes of any name
+            before = Reduced(width=image.width, height=image.height, times=1)
+        height, width = self._target(before.height, before.width)
         if (height, width) == (image.height, image.width):
             return image
-        return image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        box = (0, 0, before.width / before.times, before.height / before.times)
+        return image.resize((width, height), INTERPOLATIONS[self.interpolation], box=box)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         """Return the size after resizing; a square aim cuts the longer edge's fraction off, any other rounds it."""

@@ -10,6 +10,7 @@ Dtype = Literal["fp32", "fp16", "bf16"]
 STORAGE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Number formats as flags say them and as the feature store names them."""
 TEXTS = ("all", "captions", "classes")
+JPEG = ("exact", "reduced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class ExtractConfig:
     """Put before every text."""
     texts: str = "all"
     """What a text encoder reads: captions, class prompts (into `<out>/classes`), or all that is there."""
+    jpeg: str = "exact"
+    """`exact`, or `reduced`: decode large JPEGs at 1/2, 1/4 or 1/8 (see `pipeline.extract.decode`)."""
     device: str = "auto"
     """`auto`, cpu, cuda, cuda:1, ..."""
     batch_size: int | None = None
@@ -56,7 +59,7 @@ class ExtractConfig:
     """Say what it would cost and stop."""
 
     def __post_init__(self) -> None:
-        for name, known in (("dtype", STORAGE), ("storage_dtype", STORAGE), ("texts", TEXTS)):
+        for name, known in (("dtype", STORAGE), ("storage_dtype", STORAGE), ("texts", TEXTS), ("jpeg", JPEG)):
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise UnknownNameError(name, value, known, f"--{name.replace('_', '-')}")

@@ -4,18 +4,31 @@ Rejected, because a guess would change features in silence: truncated or empty f
 decompression bomb), several frames, CMYK and other colour spaces, 16 bits and more a channel, and an EXIF orientation
 other than upright (turn such a file once, for example with `exiftran -ai`, and it is read). Converted, because there
 is one way to do it: palettes, greyscale and black-and-white to RGB, transparency onto white.
+
+With `--jpeg reduced`, JPEGs much larger than what the encoder resizes to are decoded at 1/2, 1/4 or 1/8 of their size
+(libjpeg's scaled inverse transform), as long as twice the aim of the resize is left each way. Photographs of 1024 to
+3024 pixels on the shorter edge, one core, target 256: decoded and resized 2.0 to 6.6 times as fast; afterwards pixels
+differ by 0.2 to 0.9 of 255 in the mean (15 at most), and the cosine between the embeddings of EfficientNet-Lite0 is
+0.9966 to 0.9999 (0.9995 in the middle; JPEG quality 90 against 95: also 0.9995). So the default is `exact`, the
+library's own numbers.
 """
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.encoders.transform import REDUCED, Reduced
 from pipeline.extract.rejected import RejectedInputError
 
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 """Part of the feature key: raised whenever the same file would give other pixels or another verdict."""
+JPEG_RULES = {"exact": "exact", "reduced": "1/2, 1/4, 1/8 while twice the aim of the resize is left"}
+"""What `--jpeg` takes → what the feature key says, of all images, whether they are large JPEGs or not."""
+Reduction = Callable[[int, int], int]
+"""(width, height) → how many times smaller the encoder can take a JPEG: 1, 2, 4 or 8."""
 MAX_PIXELS = 89_478_485
 """Pixels; Pillow's own limit for a warning (a quarter of a gigabyte as RGB)."""
 
@@ -27,8 +40,8 @@ _ORIENTATION = 0x0112
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode_image(path: Path) -> Image.Image:
-    """Return an image as RGB.
+def decode_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
+    """Return an image as RGB; a JPEG smaller where `reduction` says so, with a `Reduced` in its info.
 
     Raises:
         RejectedInputError: Says what is wrong with the file.
@@ -42,7 +55,7 @@ def decode_image(path: Path) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse(image)
-            return _to_rgb(image)
+            return _reduced(image, reduction) if reduction else _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedInputError(f"too many pixels (limit {MAX_PIXELS:,}): a decompression bomb?") from error
     except UnidentifiedImageError as error:
@@ -68,6 +81,17 @@ def _refuse(image: Image.Image) -> None:
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation not in (0, 1):
         raise RejectedInputError(f"stored turned or mirrored (EXIF orientation {orientation})")
+
+
+def _reduced(image: Image.Image, reduction: Reduction) -> Image.Image:
+    width, height = image.size
+    times = reduction(width, height) if image.format in ("JPEG", "MPO") else 1
+    if times == 1:
+        return _to_rgb(image)
+    image.draft(None, (width // times, height // times))
+    smaller = _to_rgb(image)
+    smaller.info[REDUCED] = Reduced(width=width, height=height, times=times)
+    return smaller
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

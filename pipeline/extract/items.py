@@ -21,6 +21,8 @@ from pipeline.store.samples import Samples
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from pipeline.extract.decode import Reduction
+
 Content = Union["Image", str]
 
 
@@ -34,8 +36,9 @@ class Items:
     """Their metadata, in order."""
     digest: str
     """sha256 over (id, sha256 of the content) of each item in order."""
-    load: Callable[[int], Content]
-    """Position → RGB image or text. Raises `RejectedInputError`; runs in several threads at once."""
+    load: Callable[[int, "Reduction"], Content]
+    """Position and how much smaller the encoder takes JPEGs → RGB image or text. Raises `RejectedInputError`; runs in
+    several threads at once."""
     table: Path = field(default=Path())
     """The file that the items come from, for messages."""
 
@@ -43,18 +46,18 @@ class Items:
         return len(self.samples)
 
 
-def image_items(dataset: RawDataset, workers: int) -> Items:
-    """Return the images of a data set; reads every file once for the digest."""
+def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact") -> Items:
+    """Return the images of a data set; reads every file once for the digest. `jpeg` is exact or reduced."""
     files = [row.file for row in dataset.images]
     paths = [dataset.root / file for file in files]
     ids = [row.image_id for row in dataset.images]
     with ThreadPoolExecutor(workers) as pool:
         digest = _digest(ids, pool.map(_file_sha256, paths, chunksize=64))
 
-    def load(position: int) -> Content:
+    def load(position: int, reduction: "Reduction") -> Content:
         from pipeline.extract.decode import decode_image
 
-        return decode_image(paths[position])
+        return decode_image(paths[position], reduction if jpeg == "reduced" else None)
 
     samples = Samples(ids, ids, [row.split for row in dataset.images], [row.label for row in dataset.images], files)
     return Items(what="images", samples=samples, digest=digest, load=load, table=dataset.root / "images.csv")
@@ -92,7 +95,7 @@ def _texts(what: str, samples: Samples, texts: list[str], table: Path) -> Items:
     return Items(what=what, samples=samples, digest=digest, load=partial(_load_text, texts), table=table)
 
 
-def _load_text(texts: list[str], position: int) -> str:
+def _load_text(texts: list[str], position: int, reduction: "Reduction") -> str:
     text = texts[position]
     if not is_utf8(text):
         raise RejectedInputError("the caption is not UTF-8")

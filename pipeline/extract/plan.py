@@ -40,7 +40,7 @@ def jobs_of(config: ExtractConfig, dataset: RawDataset, modality: str) -> Iterat
     if modality == "image":
         if not dataset.images:
             raise UserError(expected="images", found="none in images.csv", where=str(dataset.root))
-        yield Job(config.out, image_items(dataset, workers_of(config)))
+        yield Job(config.out, image_items(dataset, workers_of(config), jpeg=config.jpeg))
         return
     captions = bool(dataset.captions) and config.texts != "classes"
     classes = dataset.classes if config.texts != "captions" else None
@@ -72,9 +72,14 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
     made = encoder.key()
     preprocessing = dict(made.preprocessing)
     if encoder.modality == "image":
-        from pipeline.extract.decode import DECODE_VERSION
+        from pipeline.extract.decode import DECODE_VERSION, JPEG_RULES
 
-        preprocessing["decode"] = {"version": DECODE_VERSION, "library": "pillow", "transparency": "white"}
+        preprocessing["decode"] = {
+            "version": DECODE_VERSION,
+            "library": "pillow",
+            "transparency": "white",
+            "jpeg": JPEG_RULES[config.jpeg],
+        }
     return FeatureKey(
         modality=encoder.modality,
         dataset_digest=items.digest,

@@ -27,7 +27,7 @@ class Prepared:
 def prepare(encoder: Encoder, items: Items, position: int) -> Prepared:
     """Load and prepare one item."""
     try:
-        return Prepared(position, encoder.prepare(items.load(position)))
+        return Prepared(position, encoder.prepare(items.load(position, encoder.reduction)))
     except RejectedInputError as error:
         return Prepared(position, reason=str(error))
     except UserError as error:

@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def _request(config: ExtractConfig) -> dict[str, Any]:
-    names = ("encoder", "modality", "pool", "dtype", "storage_dtype", "max_length", "prompt")
+    names = ("encoder", "modality", "pool", "dtype", "storage_dtype", "max_length", "prompt", "jpeg")
     return {name: getattr(config, name) for name in names}
 
 

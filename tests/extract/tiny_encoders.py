@@ -59,6 +59,13 @@ class TinyImage(Tiny):
         return torch.from_numpy(np.array(sample.resize((SIZE, SIZE)), np.float32)).permute(2, 0, 1)
 
 
+class ReducingImage(TinyImage):
+    """Takes large JPEGs smaller."""
+
+    def reduction(self, width: int, height: int) -> int:
+        return 4 if min(width, height) >= 4 * 2 * SIZE else 1
+
+
 class OtherImage(TinyImage):
     """The same features under another key."""
 
