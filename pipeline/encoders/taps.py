@@ -50,7 +50,7 @@ def _attach(name: str, tap: Tap, reduce: Reduce, pooled: dict[str, Tensor]) -> A
         pooled[name] = reduce(_tensor(value, name))
 
     def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(args[0] if args else next(iter(kwargs.values()), None))
+        take(first_argument(args, kwargs))
 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         take(output)
@@ -60,10 +60,21 @@ def _attach(name: str, tap: Tap, reduce: Reduce, pooled: dict[str, Tensor]) -> A
     return tap.module.register_forward_hook(on_output)
 
 
-def _tensor(value: Any, name: str) -> Tensor:
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a module is called with, first."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """Return the tensor of a module's input or output, the first of several; None where there is none."""
     while isinstance(value, (tuple, list)) and value:
         value = value[0]
     value = getattr(value, "last_hidden_state", value)
-    if not isinstance(value, Tensor):
+    return value if isinstance(value, Tensor) else None
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    tensor = first_tensor(value)
+    if tensor is None:
         raise UserError(expected="a tensor", found=type(value).__name__, where=f"layer {name}")
-    return value
+    return tensor

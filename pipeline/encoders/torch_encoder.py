@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders.base import OUTPUT, Encoder, EncoderKey, Layer, LoadOptions, Modality
 from pipeline.encoders.pooling import TOKEN_POOLS, Tokens, global_average
+from pipeline.encoders.states import locate, watched
 from pipeline.encoders.taps import Tap, tapped
 from pipeline.encoders.transfer import to_device, to_host
 from pipeline.errors import UnknownNameError, UserError
@@ -84,9 +85,12 @@ class TorchEncoder(Encoder):
                 expected=f"one of {', '.join(('auto', *plan.pools))}", found=options.pool, where=f"--pool of {spec}"
             )
         self._prepare_device()
-        widths = self._widths((*plan.taps, *plan.states))
-        super().__init__(spec, plan.modality, [Layer(name=name, width=width) for name, width in widths.items()])
+        self._located: dict[str, Tap] = {}
         self._extra: dict[str, int] = {}
+        features = self._try((*plan.taps, *plan.states))
+        self._located = self._locate_states(features)
+        layers = [Layer(name=name, width=value.shape[1]) for name, value in features.items()]
+        super().__init__(spec, plan.modality, layers)
 
     def key(self) -> EncoderKey:
         """Return family, name, digests, preprocessing and pooling."""
@@ -113,7 +117,7 @@ class TorchEncoder(Encoder):
             if known.name == layer:
                 return known.width
         if layer not in self._extra:
-            self._extra[layer] = self._widths([layer])[layer]
+            self._extra[layer] = self._try([layer])[layer].shape[1]
         return self._extra[layer]
 
     def resolve_layers(self, expression: str) -> tuple[str, ...]:
@@ -158,7 +162,7 @@ class TorchEncoder(Encoder):
         return to_device(torch.stack(list(prepared)), self.device, channels_last=self.plan.maps)
 
     def _pass(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
-        wanted = [name for name in self.plan.states if name in layers]
+        wanted = [name for name in self.plan.states if name in layers and name not in self._located]
         taps = {name: self._tap(name) for name in layers if name != OUTPUT and name not in wanted}
         with ExitStack() as stack:
             for context in self._contexts():
@@ -188,22 +192,37 @@ class TorchEncoder(Encoder):
         raise UserError(expected="2, 3 or 4 dimensions", found=f"shape {tuple(tensor.shape)}", where=self.spec)
 
     def _tap(self, name: str) -> Tap:
-        if name in self.plan.taps:
-            return self.plan.taps[name]
+        if name in self.plan.taps or name in self._located:
+            return self.plan.taps.get(name) or self._located[name]
         modules = dict(self.model.named_modules())
         if not name or name not in modules:
             known = (*self.plan.taps, *self.plan.states, OUTPUT)
             raise UnknownNameError("layer or module", name, known, self.spec)
         return Tap(module=modules[name])
 
-    def _widths(self, layers: Sequence[str]) -> dict[str, int]:
+    def _try(self, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Return the asked layers and the output of one made-up sample, each [1, D]."""
         features = self._pass([self._sample()], layers)
         wrong = [name for name, value in features.items() if value.ndim != 2 or len(value) != 1]
         if wrong:
             raise UserError(
                 expected="one vector a sample", found=f"other shapes in {', '.join(wrong)}", where=self.spec
             )
-        return {name: features[name].shape[1] for name in (*layers, OUTPUT)}
+        return {name: features[name] for name in (*layers, OUTPUT)}
+
+    def _locate_states(self, expected: Mapping[str, Tensor]) -> dict[str, Tap]:
+        """Return taps for the hidden states that hooks pool to the same bits; the others the model hands over."""
+        if not self.plan.states:
+            return {}
+        with ExitStack() as stack:
+            for context in self._contexts():
+                stack.enter_context(context)
+            batch = self._collate([self._sample()])
+            with watched(self.model) as seen:
+                _, states = self._output(batch, self.plan.states)
+        self._located = locate(states, seen)
+        found = self._try(tuple(self._located))
+        return {name: tap for name, tap in self._located.items() if torch.equal(found[name], expected[name])}
 
     def _pooling_name(self) -> str:
         if self.options.pool != "auto":
