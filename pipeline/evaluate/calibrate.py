@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.evaluate.result import Calibration
-from pipeline.metrics.calibration import confidences, reliability
+from pipeline.metrics.calibration import reliability
 
 DEFAULT_TEMPERATURE = 0.07
 BINS = 15
-BLOCK_FLOATS = 2**22  # scores at once
 
 Answers = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Confidence of each query's first answer [Q], and whether it was right [Q]; a tie is not right."""
 
 
 def run_temperature(record: Mapping[str, Any], seed: int) -> tuple[float, bool]:
@@ -32,27 +31,6 @@ def run_temperature(record: Mapping[str, Any], seed: int) -> tuple[float, bool]:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
             return float(value), True
     return DEFAULT_TEMPERATURE, False
-
-
-def answers(
-    query_QD: Tensor, gallery_GD: Tensor, positives: Sequence[NDArray[np.int64]], temperature: float
-) -> Answers:
-    """Return the confidence of each query's first answer [Q] and whether it was right [Q].
-
-    Args:
-        query_QD: Q unit vectors.
-        gallery_GD: G unit vectors.
-        positives: Gallery rows that are right, for each query.
-        temperature: What cosine is divided by.
-    """
-    step = max(1, BLOCK_FLOATS // len(gallery_GD))
-    parts = []
-    for start in range(0, len(query_QD), step):
-        held = positives[start : start + step]
-        offsets = np.cumsum([0, *(len(rows) for rows in held)])
-        part = query_QD[start : start + step]
-        parts.append(confidences(part, gallery_GD, np.concatenate(held), temperature, offsets))
-    return np.concatenate([part.top for part in parts]), np.concatenate([part.correct for part in parts])
 
 
 def summarise(by_seed: Sequence[Answers], temperatures: Sequence[tuple[float, bool]]) -> Calibration:

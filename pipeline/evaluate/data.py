@@ -44,11 +44,6 @@ class TestPairs:
         """[M] number of captions of each image."""
         return np.bincount(self.pairs.caption_image, minlength=len(self.pairs.image_rows)).astype(np.int64)
 
-    def captions_by_image(self) -> list[Rows]:
-        """Return for each of the M images the positions of its captions."""
-        order = np.argsort(self.pairs.caption_image, kind="stable")
-        return np.split(order, np.cumsum(self.captions_of)[:-1])
-
 
 def pairs_of_split(image: Side, text: Side, split: str) -> TestPairs:
     """Join images and captions of a split by image id.

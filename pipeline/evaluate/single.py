@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.evaluate.calibrate import Answers, answers, run_temperature, summarise
+from pipeline.evaluate.calibrate import Answers, run_temperature, summarise
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, check_side, run_features
 from pipeline.evaluate.measures import Measure, measures_of, sums_by_cluster, value_by_seed
@@ -20,6 +20,7 @@ from pipeline.evaluate.resampling import Bootstrap
 from pipeline.evaluate.result import Calibration, RunResult
 from pipeline.evaluate.zero_shot import ZeroShotSet, classify
 from pipeline.metrics.retrieval import cross_ranks
+from pipeline.metrics.top_probability import TopProbabilities
 from pipeline.projectors.run_record import AlignedRun
 
 
@@ -70,19 +71,18 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     image_features = run_features(run, data.image, data.pairs.image_rows)
     text_features = run_features(run, data.text, data.pairs.caption_rows)
     owner = torch.from_numpy(data.pairs.caption_image)
-    images_of = list(data.pairs.caption_image[:, None])
-    captions_of = data.captions_by_image()
     by_image: list[NDArray[np.int64]] = []
     by_text: list[NDArray[np.int64]] = []
     sure: dict[str, list[Answers]] = {IMAGE_RETRIEVAL: [], TEXT_RETRIEVAL: []}
     temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
     for seed, (temperature, _) in zip(run.seeds, temperatures, strict=True):
         image, text = run.encode("image", image_features, seed), run.encode("text", text_features, seed)
-        image_ranks, text_ranks = cross_ranks(image, text, owner)
+        top = TopProbabilities(len(image), len(text), temperature)
+        image_ranks, text_ranks = cross_ranks(image, text, owner, watch=top.watch)
         by_image.append(image_ranks)
         by_text.append(text_ranks)
-        sure[IMAGE_RETRIEVAL].append(answers(text, image, images_of, temperature))
-        sure[TEXT_RETRIEVAL].append(answers(image, text, captions_of, temperature))
+        sure[IMAGE_RETRIEVAL].append((top.by_column, text_ranks == 1))
+        sure[TEXT_RETRIEVAL].append((top.by_row, image_ranks == 1))
     image_ids = data.image_ids
     caption_owners = [image_ids[position] for position in data.pairs.caption_image]
     return [

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.evaluate.calibrate import Answers, answers
+from pipeline.evaluate.calibrate import Answers
 from pipeline.evaluate.data import run_features
+from pipeline.metrics.calibration import confidences
 from pipeline.metrics.zero_shot import classifier, zero_shot_metrics
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side
@@ -94,4 +95,5 @@ def classify(
     classes = classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(known))
     images = run.encode("image", run_features(run, data.image, data.rows), seed)
     found = zero_shot_metrics(images, classes, data.target, (1,))
-    return found.ranks, answers(images, classes, list(data.target[:, None]), temperature), found.confusion
+    sure = confidences(images, classes, data.target, temperature)
+    return found.ranks, (sure.top, sure.correct), found.confusion

@@ -15,10 +15,11 @@ from torch import Tensor
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.metrics.arrays import Array, check_count, indices, matrix
 from pipeline.metrics.retrieval import positive_pairs
+from pipeline.metrics.top_probability import check_temperature
 
 Values = NDArray[np.float64]
 Scheme = Literal["width", "mass"]
-_BLOCK = 2048
+_BLOCK = 2**22  # scores at once: 16 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +81,17 @@ def confidences(
         UserError: Non-finite or mismatched input, a query without a positive, or a temperature that is not positive.
     """
     queries = matrix(query_QD, "queries")
-    gallery = matrix(gallery_GD, "gallery", width=queries.shape[1])
-    _check_temperature(temperature)
+    gallery = matrix(gallery_GD, "gallery", width=queries.shape[1]).to(queries.device)
+    check_temperature(temperature)
     rows, columns = positive_pairs(len(queries), len(gallery), positives, offsets)
+    step = max(1, _BLOCK // len(gallery))
+    bounds = torch.searchsorted(rows, torch.arange(0, len(queries) + step, step)).tolist()
     parts = []
-    for start in range(0, len(queries), _BLOCK):
-        logits = (queries[start : start + _BLOCK] @ gallery.T).double() / temperature
-        positive = torch.zeros_like(logits, dtype=torch.bool)
-        inside = (rows >= start) & (rows < start + _BLOCK)
-        positive[rows[inside] - start, columns[inside]] = True
-        parts.append(_boil_down(torch.log_softmax(logits, dim=1), positive))
-    top, match, correct = torch.cat(parts, dim=1).numpy()
+    for start, low, high in zip(range(0, len(queries), step), bounds[:-1], bounds[1:], strict=True):
+        scores = queries[start : start + step] @ gallery.T
+        who, what = (part[low:high].to(scores.device) for part in (rows - start, columns))
+        parts.append(_boil_down(scores, who, what, temperature))
+    top, match, correct = torch.cat(parts, dim=1).cpu().numpy()
     return Confidences(top=top, correct=correct > 0, match=match)
 
 
@@ -137,7 +138,8 @@ def expected_calibration_error(
 def fit_temperature(score_QG: Array, positive_Q: Array, *, low: float = 1e-4, high: float = 1e3) -> float:
     """Return the temperature in low..high that minimises the NLL of softmax(scores / T) on *validation* queries.
 
-    The NLL is convex in 1/T, so its derivative Σ_q (E_p[s] − s_positive) is bisected in log T.
+    The NLL is convex in 1/T; the root of its derivative, Σ_q (E_p[s] − s_positive), is found in log T by Newton's
+    steps, by halves where they would leave the bracket. Scores stay float32, in blocks; sums are float64.
     Source: arXiv 1706.04599.
 
     Args:
@@ -149,37 +151,55 @@ def fit_temperature(score_QG: Array, positive_Q: Array, *, low: float = 1e-4, hi
     Raises:
         UserError: Non-finite or mismatched input, or bounds that are not 0 < low < high.
     """
-    scores = matrix(score_QG, "scores", dtype=torch.float64)
-    rows = torch.arange(len(scores))
-    positive = indices(positive_Q, "positives", length=len(scores), below=scores.shape[1])
-    _check_temperature(low)
+    scores = matrix(score_QG, "scores")
+    positive = indices(positive_Q, "positives", length=len(scores), below=scores.shape[1]).to(scores.device)
+    check_temperature(low)
     if not low < high < float("inf"):
         raise UserError(expected="bounds with low < high", found=f"{low} and {high}")
-    matched = scores[rows, positive].mean()
-
-    def too_sharp(log_t: float) -> bool:
-        expected = (torch.softmax(scores / np.exp(log_t), dim=1) * scores).sum(dim=1).mean()
-        return bool(expected > matched)
-
+    matched = float(scores.gather(1, positive[:, None]).double().mean())
     bottom, top = float(np.log(low)), float(np.log(high))
+    at = (bottom + top) / 2
     for _ in range(60):
-        middle = (bottom + top) / 2
-        bottom, top = (middle, top) if too_sharp(middle) else (bottom, middle)
-        if top - bottom < 1e-10:
+        mean, variance = _expected_score(scores, float(np.exp(at)))
+        bottom, top = (at, top) if mean > matched else (bottom, at)
+        step = (mean - matched) / max(variance * float(np.exp(-at)), 1e-300)
+        at, before = (at + step if bottom < at + step < top else (bottom + top) / 2), at
+        if abs(at - before) < 1e-7:
             break
-    return float(np.exp((bottom + top) / 2))
+    return float(np.exp(at))
 
 
-def _boil_down(log_p: Tensor, positive: Tensor) -> Tensor:
-    """Return highest probability, probability of the positives, and whether a positive alone is highest: [3, Q]."""
-    right, wrong = log_p.masked_fill(~positive, -torch.inf), log_p.masked_fill(positive, -torch.inf)
-    correct = right.amax(dim=1) > wrong.amax(dim=1)
-    return torch.stack([log_p.amax(dim=1).exp(), torch.logsumexp(right, dim=1).exp(), correct.double()])
+def _expected_score(scores: Tensor, temperature: float) -> tuple[float, float]:
+    """Return the mean over queries of E_p[s] and of Var_p[s], p = softmax(s / T)."""
+    step = max(1, _BLOCK // scores.shape[1])
+    mean = variance = 0.0
+    for part in torch.split(scores, step):
+        gap = part - part.amax(dim=1, keepdim=True)
+        p = torch.softmax(gap / temperature, dim=1)
+        first = (p * gap).sum(dim=1)
+        spread = (p.mul_(gap.square())).sum(dim=1) - first.square()
+        mean += float((first + part.amax(dim=1)).double().sum())
+        variance += float(spread.double().sum())
+    return mean / len(scores), variance / len(scores)
 
 
-def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < float("inf"):
-        raise UserError(expected="a positive temperature", found=repr(temperature))
+def _boil_down(scores: Tensor, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    """Return highest probability, probability of the positives, and whether a positive alone is highest: [3, q].
+
+    Args:
+        scores: [q, G] float32; overwritten.
+        rows: Query of each positive, rising.
+        columns: Gallery row of each positive.
+        temperature: What scores are divided by.
+    """
+    most = scores.amax(dim=1)
+    total = ((scores - most[:, None]) / temperature).exp_().sum(dim=1, dtype=torch.float64)
+    own = scores[rows, columns]
+    weight = ((own.double() - most.double()[rows]) / temperature).exp()
+    match = torch.zeros_like(total).index_add_(0, rows, weight) / total
+    best = torch.full_like(most, -torch.inf).scatter_reduce_(0, rows, own, "amax")
+    scores[rows, columns] = -torch.inf
+    return torch.stack([1 / total, match, (best > scores.amax(dim=1)).double()])
 
 
 def _checked(confidence_Q: Array, correct_Q: Array) -> tuple[Values, Values]:

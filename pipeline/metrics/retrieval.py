@@ -5,7 +5,7 @@ scores; the whole score matrix never exists. The tie rule is pessimistic: whatev
 before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.metrics.arrays import Array, check_count, indices, matrix
 from pipeline.metrics.rank_counting import count_at_least, pair_scores, thresholds
 
 Ranks = NDArray[np.int64]
+Watch = Callable[[Tensor, slice, slice], None]
 _TILE = 12_000_000  # scores held at once: 48 MB
 _WIDE = 65_536
 
@@ -68,12 +69,19 @@ def retrieval_metrics(
 
 
 def cross_ranks(
-    image_ND: Array, caption_MD: Array, caption_image_M: Array, *, tile: int = _TILE
+    image_ND: Array, caption_MD: Array, caption_image_M: Array, *, tile: int = _TILE, watch: Watch | None = None
 ) -> tuple[Ranks, Ranks]:
     """Return image→text ranks [N] (0 for an image without captions) and text→image ranks [M], from one pass.
 
     rank = 1 + #(other items, not belonging to the query, with score ≥ score of the match); an image's match is the best
     of its captions.
+
+    Args:
+        image_ND: N unique images' embeddings.
+        caption_MD: M captions' embeddings.
+        caption_image_M: Row of the image that each caption belongs to.
+        tile: Scores held at once.
+        watch: Is shown every tile of scores [r, c], float32, with its rows and columns; each cell once.
 
     Raises:
         UserError: Empty, non-finite or mismatched input.
@@ -92,6 +100,8 @@ def cross_ranks(
     for rows, columns in _tiles(len(images), len(captions), tile):
         left, right = images[rows], captions[columns]
         scores = left @ right.T
+        if watch is not None:
+            watch(scores, rows, columns)
         position = owner[columns] - rows.start
         inside = ((position >= 0) & (position < len(left))).nonzero().squeeze(1)
         scores[position[inside], inside] = -torch.inf

@@ -21,6 +21,7 @@ from pipeline.store.writer import StoreWriter
 
 LAYERS = ("block.0", "output")
 WIDTH = 12
+SHARD_ROWS = 16
 
 
 def write_store(
@@ -37,7 +38,7 @@ def write_store(
         "storage_dtype": "float32",
     }
     key = FeatureKey(modality=modality, **(fields | changes))
-    writer = StoreWriter(root, Header(key=key, items=len(samples), shard_rows=16, layer_names=LAYERS))
+    writer = StoreWriter(root, Header(key=key, items=len(samples), shard_rows=SHARD_ROWS, layer_names=LAYERS))
     for shard in writer.pending(LAYERS):
         part = {name: values[shard.start : shard.stop] for name, values in features.items()}
         writer.commit(shard, samples.sample_id[shard.start : shard.stop], part, [])

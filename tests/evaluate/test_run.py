@@ -212,7 +212,7 @@ def test_hostile_input_is_one_sentence(make_world: Callable[..., Any]) -> None:
     extra = ZeroShotConfig(name="x", image=(world.image,), classes=(world.text,))
     cases: list[tuple[EvaluateConfig, type[UserError], str]] = [
         (settings(world, run, split="tset"), UnknownNameError, "'tset'; did you mean 'test'"),
-        (settings(world, world.root / "nothing"), UserError, "run.json"),
+        (settings(world, world.root / "nothing"), UserError, "expected a (finished )?run"),
         (settings(world, run, image=(world.text,)), UserError, "expected a store of image features"),
         (settings(world, run, text=(world.root,)), UserError, "expected a feature store"),
         (settings(world, run, image=(world.image, world.image)), UserError, r"expected 1 image store\(s\)"),
