@@ -5,19 +5,36 @@
     pipeline align && pipeline evaluate
     pipeline search data/2_projectors/combined "a red heart"
 
-Exit codes: 0 done, 2 the input is at fault, 1 anything else.
+Exit codes: 0 done, 2 the input is at fault, 1 anything else; 130 when it was interrupted.
 """
 
-from typing import Annotated
+import io
+import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline import __version__
 from pipeline.commands import align, data, doctor, evaluate, extract, layers, search, store
 from pipeline.errors import exit_with_sentence
 
+
+class Commands(TyperGroup):
+    """The commands; what they raise becomes one sentence before typer sees it (it would call Ctrl-C exit code 1)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown escaped
+                stream.reconfigure(errors="backslashreplace")
+        with exit_with_sentence():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="pipeline",
+    cls=Commands,
     help="Align frozen image and text encoders from a few thousand pairs: extract once, align, evaluate, search.",
     no_args_is_help=True,
     add_completion=False,
@@ -53,8 +70,7 @@ def root(
 
 def main() -> None:
     """Run the command line; the entry point of `pipeline`."""
-    with exit_with_sentence():
-        app()
+    app()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ Every error says what was expected, what was found, where, and what to do about 
 mean that the input is at fault (exit code 2); any other `PipelineError` means that the work failed (exit code 1).
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import ClassVar, NoReturn
+
+UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""What a path that the user chose can be: not there, not allowed, or of the other kind."""
 
 
 class PipelineError(Exception):
@@ -142,9 +146,31 @@ class UnfinishedStoreError(UserError):
 
 @contextmanager
 def exit_with_sentence() -> Iterator[None]:
-    """End the program with one sentence on standard error and the error's exit code, in place of a traceback."""
+    """End the program with one sentence on standard error and an exit code, in place of a traceback.
+
+    A foreseen error has its own code; a path that cannot be used is the user's (2), another failure of the disk is not
+    (1). Interrupted is 130 and a closed pipe (`pipeline store ls STORE | head -1`) is 141, as a shell has them. What
+    nobody foresaw keeps its traceback.
+    """
     try:
         yield
+        sys.stdout.flush()
     except PipelineError as error:
-        sys.stderr.write(f"Error: {error.sentence()}.\n")
-        sys.exit(error.exit_code)
+        _stop(f"Error: {error.sentence()}", error.exit_code)
+    except KeyboardInterrupt:
+        _stop("Interrupted: what was finished stays; run the same command again to go on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered has nowhere to go
+        sys.exit(141)
+    except OSError as error:
+        if not error.strerror:
+            raise
+        fault = UserError if isinstance(error, UNUSABLE) else PipelineError
+        place = "" if error.filename is None else os.fsdecode(error.filename)
+        known = fault(expected="a file or folder that can be used", found=error.strerror, where=place)
+        _stop(f"Error: {known.sentence()}", known.exit_code)
+
+
+def _stop(sentence: str, code: int) -> NoReturn:
+    sys.stderr.write(f"{' '.join(sentence.split()).rstrip('.')}.\n")
+    sys.exit(code)
