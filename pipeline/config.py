@@ -26,10 +26,15 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         where: Where the values came from, such as "params.yaml: align".
 
     Raises:
-        UserError: Lists every unknown field, missing field and wrong type, each with its path.
+        UserError: Lists every unknown field, missing field and wrong type, each with its path; or what the class itself
+            refuses.
     """
     problems: list[str] = []
-    result = _build(cls, values, "", problems)
+    try:
+        result = _build(cls, values, "", problems)
+    except UserError as error:
+        place = where if error.where in ("", where) else f"{where}: {error.where}"
+        raise UserError(expected=error.expected, found=error.found, where=place, remedy=error.remedy) from error
     if problems:
         raise UserError(expected="valid settings", found="; ".join(problems), where=where)
     return typing.cast(T, result)
@@ -51,7 +56,9 @@ def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str])
     try:
         return typing.cast(object, cls(**arguments))
     except UserError as error:
-        problems.append(f"{path.rstrip('.') or cls.__name__}: {error.sentence()}")
+        if not path:
+            raise
+        problems.append(f"{path.rstrip('.')}: {error.sentence()}")
         return None
 
 
@@ -136,3 +143,30 @@ def section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
         found = "none" if value is None else type(value).__name__
         raise UserError(expected=f"a section {name!r} with settings", found=found, where="params.yaml")
     return dict(value)
+
+
+def name(params: Mapping[str, Any], key: str, *, default: str | None = None, where: str = "params.yaml") -> str:
+    """Return a name that a key of params.yaml holds: a text that can be a folder's name.
+
+    Raises:
+        UserError: It is missing (and there is no default), empty or no text.
+    """
+    value = params.get(key, default)
+    if not isinstance(value, str) or not value:
+        found = "none" if value is None else repr(value)
+        raise UserError(expected=f"{key} with a name", found=found, where=where)
+    return value
+
+
+def names(params: Mapping[str, Any], key: str, *, where: str = "params.yaml") -> list[str]:
+    """Return the list of names that a key of params.yaml holds; empty where it is missing.
+
+    Raises:
+        UserError: It is no list of texts.
+    """
+    value = params.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise UserError(expected=f"{key} as a list of names, such as [a, b]", found=repr(value), where=where)
+    return value

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.align.options import require
 from pipeline.align.recipe import Recipe, make_recipe
-from pipeline.config import build, section
+from pipeline.config import build, name, section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,11 @@ def align_config(params: Mapping[str, Any], method: str, root: Path = Path()) ->
         UserError: A section or a name is missing, or a setting is wrong.
     """
     values = section(params, "align")
-    features = root / "data" / "1_features" / str(values.pop("dataset", ""))
+    features = root / "data" / "1_features" / name(values, "dataset", where="params.yaml: align")
+    values.pop("dataset")
     paths = {
-        "image": [features / str(params.get("image_encoder", ""))],
-        "text": [features / str(params.get("text_encoder", ""))],
+        "image": [features / name(params, "image_encoder")],
+        "text": [features / name(params, "text_encoder")],
         "out": root / "data" / "2_projectors" / method,
     }
     return build(AlignConfig, {**paths, **values, "method": method}, where="params.yaml: align")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import build, section
+from pipeline.config import build, name, names, section
 from pipeline.evaluate.config import EvaluateConfig
 
 
@@ -19,18 +19,19 @@ def evaluate_config(params: Mapping[str, Any], root: Path = Path()) -> EvaluateC
         UserError: A section or a name is missing, or a setting is wrong.
     """
     settings = section(params, "evaluate")
-    dataset = section(params, "align").get("dataset", "")
-    image, text = str(params.get("image_encoder", "")), str(params.get("text_encoder", ""))
+    dataset = name(section(params, "align"), "dataset", where="params.yaml: align")
+    image, text = name(params, "image_encoder"), name(params, "text_encoder")
     features = root / "data" / "1_features"
-    sets = [name for name in settings.pop("zero_shot", []) if name != dataset]
+    sets = [each for each in names(settings, "zero_shot", where="params.yaml: evaluate") if each != dataset]
+    settings.pop("zero_shot", None)
     values = {
-        "runs": [root / "data" / "2_projectors" / method for method in params.get("methods", [])],
+        "runs": [root / "data" / "2_projectors" / method for method in names(params, "methods")],
         "image": [features / dataset / image],
         "text": [features / dataset / text],
         "out": root / "data" / "3_report",
         "zero_shot": [
-            {"name": name, "image": [features / name / image], "classes": [features / name / text / "classes"]}
-            for name in sets
+            {"name": each, "image": [features / each / image], "classes": [features / each / text / "classes"]}
+            for each in sets
         ],
         **settings,
     }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import build, section
+from pipeline.config import build, name, names, section
 from pipeline.errors import UnknownNameError
 from pipeline.extract.config import ExtractConfig
 
@@ -33,7 +33,7 @@ def extract_config(
     values = {
         **section(params, "extract"),
         **own,
-        **{name: value for name, value in flags.items() if value is not None},
+        **{flag: value for flag, value in flags.items() if value is not None},
         "dataset": root / "data" / "0_raw" / dataset,
         "out": root / "data" / "1_features" / dataset / encoder,
     }
@@ -41,6 +41,10 @@ def extract_config(
 
 
 def named_stores(params: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return every (data set, encoder) that params.yaml names: all data sets with both encoders."""
-    encoders = [str(params[side]) for side in ("image_encoder", "text_encoder") if params.get(side)]
-    return [(str(dataset), encoder) for dataset in params.get("datasets") or [] for encoder in encoders]
+    """Return every (data set, encoder) that params.yaml names: all data sets with both encoders.
+
+    Raises:
+        UserError: A name is missing or is no name.
+    """
+    encoders = [name(params, side) for side in ("image_encoder", "text_encoder")]
+    return [(dataset, encoder) for dataset in names(params, "datasets") for encoder in encoders]
