@@ -164,6 +164,7 @@ def ingest(
     column: Annotated[str, typer.Option(help="Parquet: column of the vectors.")] = "",
     layer: Annotated[str, typer.Option(help="Name of the layer.")] = "output",
     file_format: Annotated[str, typer.Option("--format", help="hdf5 or parquet.")] = "hdf5",
+    replace: Annotated[bool, typer.Option("--replace", help="Throw away a store of something else at --out.")] = False,
     json: Json = False,
 ) -> None:
     """Make a feature store of vectors that something else computed.
@@ -175,7 +176,14 @@ def ingest(
 
     take(
         IngestConfig(
-            vectors=vectors, out=out, modality=modality, ids=ids, column=column, layer=layer, file_format=file_format
+            vectors=vectors,
+            out=out,
+            modality=modality,
+            ids=ids,
+            column=column,
+            layer=layer,
+            file_format=file_format,
+            replace=replace,
         )
     )
     found = ls(out)

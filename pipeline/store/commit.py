@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UserError
 from pipeline.store import atomic
 from pipeline.store.digests import array_xxh3, dump_signed, file_sha256, ids_digest
 from pipeline.store.dtypes import StorageDtype, count_nonfinite, storage_dtype
@@ -124,10 +124,18 @@ def writing(target: Path) -> Iterator[None]:
     """Turn an OSError into one sentence that says what, where and how much space is free.
 
     Raises:
-        PipelineError: In its place.
+        UserError: In its place, where the folder is a file or may not be written.
+        PipelineError: In its place, for any other failure of the disk.
     """
     try:
         yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UserError(
+            expected=f"a folder to write {target.name} into",
+            found=os.strerror(error.errno) if error.errno else str(error),
+            where=str(target.parent),
+            remedy="choose another folder, or allow writing there",
+        ) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise PipelineError(

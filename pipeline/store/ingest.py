@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import KeyMismatchError, UserError
 from pipeline.store.digests import ids_digest, json_digest
 from pipeline.store.dtypes import DTYPES
 from pipeline.store.formats.base import Features
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header, Manifest
+from pipeline.store.replace import replace_store
 from pipeline.store.samples import COLUMNS, Samples
 from pipeline.store.writer import StoreWriter
 
@@ -38,6 +40,7 @@ class IngestConfig:
         layer: Name of the layer in the store.
         shard_rows: Rows in a shard.
         file_format: "hdf5" or "parquet".
+        replace: Throw away a store of something else at `out`, once all that is to be taken in has been checked.
     """
 
     vectors: Path
@@ -48,6 +51,7 @@ class IngestConfig:
     layer: str = "output"
     shard_rows: int = 65536
     file_format: str = "hdf5"
+    replace: bool = False
 
 
 def ingest(config: IngestConfig) -> Manifest:
@@ -67,7 +71,7 @@ def ingest(config: IngestConfig) -> Manifest:
     elif config.vectors.suffix == ".parquet":
         values, columns = _read_parquet(config)
     else:
-        raise UserError(expected=_ENDINGS, found=config.vectors.name, where=str(config.vectors.parent))
+        raise UserError(expected=_ENDINGS, found=config.vectors.suffix or "no ending", where=str(config.vectors))
     samples = _samples(columns, config)
     _check(values, samples, config)
     return _write(config, values, samples)
@@ -91,7 +95,13 @@ def _write(config: IngestConfig, values: Features, samples: Samples) -> Manifest
         file_format=config.file_format,
         layer_names=(config.layer,),
     )
-    writer = StoreWriter(config.out, header)
+    try:
+        writer = StoreWriter(config.out, header)
+    except KeyMismatchError:
+        if not config.replace:
+            raise
+        replace_store(config.out)
+        writer = StoreWriter(config.out, header)
     for shard in writer.work([config.layer]):
         rows = slice(shard.start, shard.stop)
         writer.commit(shard, samples.sample_id[rows], {config.layer: values[rows]})
@@ -108,8 +118,9 @@ def _sha256(values: Features) -> str:
 def _read_npy(path: Path) -> Features:
     try:
         values: Features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(expected="an npy array", found=" ".join(str(error).split()), where=str(path)) from error
+    except (ValueError, EOFError, OSError) as error:  # numpy's own words advise to load pickles
+        found = "Python objects or a damaged file"
+        raise UserError(expected="an npy array", found=found, where=str(path)) from error
     return values
 
 
@@ -174,7 +185,8 @@ def _texts(column: Any) -> list[str]:
 def _samples(columns: dict[str, list[str]], config: IngestConfig) -> Samples:
     ids = columns.get("sample_id")
     if ids is None:
-        raise UserError(expected="a column sample_id", found=", ".join(columns) or "none", where=str(config.vectors))
+        where = str(config.ids or config.vectors)
+        raise UserError(expected="a column sample_id", found=", ".join(columns) or "none", where=where)
     image_ids = columns.get("image_id") or [_image_id(name, config.modality) for name in ids]
     blank = [""] * len(ids)
     return Samples(ids, image_ids, *(columns.get(name, blank) for name in COLUMNS[2:]))
@@ -198,3 +210,7 @@ def _check(values: Features, samples: Samples, config: IngestConfig) -> None:
     if len(values) != len(samples) or not len(samples):
         found = f"{len(samples)} ids for {len(values)} vectors"
         raise UserError(expected="one id for each vector", found=found, where=str(config.ids or config.vectors))
+    twice = [name for name, times in Counter(samples.sample_id).items() if times > 1]
+    if twice:
+        found = f"{twice[0]!r} twice"
+        raise UserError(expected="every sample id once", found=found, where=str(config.ids or config.vectors))

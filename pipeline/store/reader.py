@@ -241,7 +241,10 @@ def require_finished(root: Path) -> None:
         UnfinishedStoreError: Not all shards are committed.
     """
     if not root.is_dir():
-        raise UserError(expected="a feature store's folder", found="no such folder", where=str(root))
+        found = "a file" if root.exists() else "no such folder"
+        raise UserError(
+            expected="a feature store's folder", found=found, where=str(root), remedy="make one with `pipeline extract`"
+        )
     if (root / MANIFEST).exists():
         return
     if not (root / HEADER).exists():

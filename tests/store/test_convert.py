@@ -179,7 +179,7 @@ def test_ingest_refuses(tmp_path: Path, vectors: Any, name: str, ids: str | None
 def test_ingest_refuses_other_files(tmp_path: Path) -> None:
     for name, message in (
         ("v.npy", "no such file"),
-        ("v.csv", r"\.npy or \.parquet, found v\.csv"),
+        ("v.csv", r"\.npy or \.parquet, found \.csv"),
         ("v.parquet", "a Parquet file"),
     ):
         if name != "v.npy":
