@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.extract.datasets.labels import LabelNames
 from pipeline.extract.datasets.options import ImportOptions, find_column
 from pipeline.extract.datasets.record import Record, Skipped, Source
+from pipeline.extract.datasets.table import open_parquet
 
 
 def image_column(schema: Any) -> str:
@@ -51,18 +52,16 @@ def read(source: str, options: ImportOptions) -> Source:
     Raises:
         UserError: No Parquet, no column of image bytes, or a label that classes.json does not know.
     """
-    import pyarrow.parquet as pq
-
     files = _files(source)
     if not files:
         raise UserError(expected="Parquet with image bytes", found="none", where=source)
-    schema, where = pq.read_schema(files[0]), str(files[0])
+    schema, where = open_parquet(files[0]).schema_arrow, str(files[0])
     image = options.filepath or image_column(schema)
     if image not in schema.names:
         raise UserError(expected="a column of image bytes", found=", ".join(schema.names), where=where)
     columns = {field: find_column(options, field, schema.names, where) for field in ("caption", "label", "split")}
     labels = LabelNames.beside(files[0])
-    total = sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+    total = sum(open_parquet(path).metadata.num_rows for path in files)
     records = _records(files, image, columns, labels)
     return Source(
         records=records, total=total, classes=labels.classes, has_splits=bool(columns["split"]), origin=files[0].name
@@ -70,11 +69,9 @@ def read(source: str, options: ImportOptions) -> Source:
 
 
 def _records(files: list[Path], image: str, columns: dict[str, str], labels: LabelNames) -> Iterator[Record | Skipped]:
-    import pyarrow.parquet as pq
-
     number = 0
     for path in files:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     yield record_of(row, number, image, columns, labels)

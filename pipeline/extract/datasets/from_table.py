@@ -14,7 +14,7 @@ from pipeline.extract.datasets.labels import LabelNames
 from pipeline.extract.datasets.options import ImportOptions, find_column
 from pipeline.extract.datasets.paths import Fence
 from pipeline.extract.datasets.record import IMAGE_SUFFIXES, Record, Skipped, Source
-from pipeline.extract.datasets.table import read_rows
+from pipeline.extract.datasets.table import open_parquet, read_rows
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 """(line number, column → value); the first item holds the columns alone."""
@@ -41,9 +41,7 @@ def _jsonl(path: Path) -> Rows:
 
 
 def _parquet(path: Path) -> Rows:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         yield 0, dict.fromkeys(file.schema_arrow.names)
         number = 0
         for batch in file.iter_batches(batch_size=4096):

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 
@@ -70,3 +71,18 @@ def require_columns(found: Sequence[str] | dict[str, str], required: Sequence[st
 def is_utf8(text: str) -> bool:
     """Tell whether a text from a table was valid UTF-8."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def open_parquet(path: Path) -> Any:
+    """Open a Parquet file.
+
+    Raises:
+        UserError: It is not there, or is none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(expected="a Parquet file", found=" ".join(str(error).split()), where=str(path)) from error

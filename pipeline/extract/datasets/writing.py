@@ -64,7 +64,7 @@ def write_dataset(
     Raises:
         UserError: `out` exists and may not be replaced, or the source held neither images nor captions.
     """
-    name = name or out.name
+    name = name or out.resolve().name
     _refuse_existing(out, name, replace)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
@@ -95,13 +95,14 @@ def _refuse_existing(out: Path, name: str, replace: bool) -> None:
         return
     path = out / "dataset.json"
     found = str(read_json(path).get("name")) if path.is_file() else ""
-    if replace and found == name:
+    same = bool(found) and found == name
+    if replace and same:
         return
     raise UserError(
         expected="a folder that does not exist yet",
         found=f"the data set {found!r}" if found else "a folder that holds something else",
         where=str(out),
-        remedy="say --replace to make it again" if found == name else "choose another --out or remove it yourself",
+        remedy="say --replace to make it again" if same else "choose another --out or remove it yourself",
     )
 
 
