@@ -83,7 +83,8 @@ class Searcher:
         self.model, self.image, self.text = model, image, text
         rows = [row for row, name in enumerate(image.samples.split) if split in (None, name)]
         if not rows:
-            raise UserError(expected=f"images in split {split}", found="none", where=image.where)
+            remedy = f"its splits are {', '.join(sorted({name or '(none)' for name in image.samples.split}))}"
+            raise UserError(expected=f"images in split {split}", found="none", where=image.where, remedy=remedy)
         self._image_rows = np.array(rows, dtype=np.int64)
         self._images = self._index(image, self._image_rows, index)
         self._captions: dict[str, list[str]] = {}

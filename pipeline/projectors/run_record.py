@@ -69,6 +69,10 @@ class AlignedRun:
         Raises:
             UserError: The file is missing or damaged, or a field is missing or of the wrong kind.
         """
+        if not (path / "run.json").is_file():
+            found = "no run.json in it" if path.is_dir() else "a file" if path.exists() else "no such folder"
+            remedy = "make one with `pipeline align`"
+            raise UserError(expected="a finished run's folder", found=found, where=str(path), remedy=remedy)
         return cls(path, read_json(path / "run.json", "a run"))
 
     @classmethod

@@ -146,7 +146,7 @@ def test_hostile_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
         (lambda: search(run, "red", seed=3), "one of the seeds 7"),
         (lambda: search(run, tmp_path / "none.png"), "none.png: expected a picture"),
         (lambda: search(run, tmp_path / "broken.jpg"), "broken.jpg: expected a picture"),
-        (lambda: search(tmp_path / "no-run", "red"), "run.json"),
+        (lambda: search(tmp_path / "no-run", "red"), "no-run: expected a finished run's folder"),
         (lambda: search(run, "red", image=[tmp_path / "text"]), "expected a store of image features"),
         (lambda: DualEncoder.open(run).encode_text("red"), "expected a list of texts"),
     ]

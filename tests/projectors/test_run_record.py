@@ -162,5 +162,5 @@ def test_a_projector_of_another_width_than_the_run(run: AlignedRun) -> None:
 
 
 def test_no_run_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a file run\.json"):
+    with pytest.raises(UserError, match=r"expected a finished run's folder, found no such folder"):
         AlignedRun.open(tmp_path / "nothing")
