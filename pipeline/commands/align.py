@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.checks import writable_folder
 from pipeline.commands.output import emit_json
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
@@ -73,16 +74,16 @@ def _configs(
     flags: dict[str, Any],
 ) -> "list[AlignConfig]":
     from pipeline.align.config import AlignConfig, align_config
-    from pipeline.config import build, load_params
+    from pipeline.config import build, load_params, names, section
 
     said = {"--image": image, "--text": text, "--out": out}
     given = [name for name, value in said.items() if value]
     flags = {name: value for name, value in flags.items() if value is not None}
     if len(given) == len(said):
-        names = methods or ["info_nce"]
-        if len(names) > 1:
-            raise UserError(expected="one --method with --out", found=", ".join(names), where="pipeline align")
-        values = {**flags, "image": image, "text": text, "out": out, "method": names[0]}
+        if len(methods) > 1:
+            raise UserError(expected="one --method with --out", found=", ".join(methods), where="pipeline align")
+        writable_folder(out or Path(), "--out")
+        values = {**flags, "image": image, "text": text, "out": out, "method": (methods or ["info_nce"])[0]}
         return [build(AlignConfig, values, where="pipeline align")]
     if given:
         raise UserError(
@@ -91,8 +92,11 @@ def _configs(
             where="pipeline align",
         )
     settings = load_params(params)
-    section = {**dict(settings.get("align") or {}), **flags}
-    return [align_config({**settings, "align": section}, name) for name in methods or settings.get("methods") or []]
+    asked = methods or names(settings, "methods", where=str(params))
+    if not asked:
+        raise UserError(expected="--method, or methods in params.yaml", found="neither", where=str(params))
+    values = {**section(settings, "align"), **flags}
+    return [align_config({**settings, "align": values}, method) for method in asked]
 
 
 def _settings(assignments: list[str]) -> dict[str, Any]:
@@ -107,8 +111,14 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
         *parents, last = name.split(".")
         inner = found
         for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = yaml.safe_load(value)
+            below = inner.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise UserError(expected=f"{parent} set once, whole or by its parts", found="both", where="--set")
+            inner = below
+        try:
+            inner[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(expected="a value as YAML writes it", found=repr(assignment), where="--set") from error
     return found
 
 

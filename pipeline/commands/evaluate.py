@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.checks import writable_folder
 from pipeline.commands.output import emit_json, emit_table
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
@@ -38,6 +39,9 @@ def evaluate(
 
     flags: dict[str, Any] = {"split": split, "classes": classes, "ks": k, "data": data}
     config = _config(runs or [], image, text, out, params, {name: value for name, value in flags.items() if value})
+    writable_folder(config.out, "--out")
+    if data is not None and not data.is_dir():
+        raise UserError(expected="the data set folder that holds the pictures", found="none", where=f"--data {data}")
     metrics = run(config) if quiet else run(config, on_stderr)
     if json:
         emit_json(metrics)
@@ -72,7 +76,7 @@ def _config(
     params: Path,
     flags: dict[str, Any],
 ) -> "EvaluateConfig":
-    from pipeline.config import build, load_params
+    from pipeline.config import build, load_params, section
     from pipeline.evaluate.config import EvaluateConfig
     from pipeline.evaluate.params import evaluate_config
 
@@ -91,7 +95,7 @@ def _config(
             where="pipeline evaluate",
         )
     settings = load_params(params)
-    section = {**dict(settings.get("evaluate") or {}), **flags}
+    values = {**section(settings, "evaluate"), **flags}
     if out:
-        section["out"] = out
-    return evaluate_config({**settings, "evaluate": section})
+        values["out"] = out
+    return evaluate_config({**settings, "evaluate": values})

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.checks import at_least_one
 from pipeline.commands.output import emit_json, emit_table
 
 
@@ -22,6 +23,7 @@ def layers(
     """
     from pipeline.align.layer_choice import layers as score
 
+    at_least_one(top, "--top")
     scores = score(image, text, split=split, seed=seed)
     if json:
         emit_json(scores.to_json())

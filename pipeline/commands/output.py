@@ -1,6 +1,7 @@
 """What the commands print: JSON for programs, tables and sentences for people, progress on standard error."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import typer
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on standard output."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=plain, default=str))
 
 
 def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.checks import at_least_one, writable_file
 from pipeline.commands.output import emit_json, emit_table
 from pipeline.errors import UserError
 
@@ -33,9 +34,12 @@ def search(
     if (query is None) == (image is None):
         raise UserError(
             expected='a sentence or --image FILE, such as pipeline search RUN "a red heart"',
-            found="both" if query else "neither",
+            found="neither" if query is None else "both",
             where="pipeline search",
         )
+    at_least_one(top, "--top")
+    if show:
+        writable_file(show, "--show")
     from pipeline.apps.search import Searcher
 
     searcher = Searcher.open(run, image=store or (), seed=seed, split=split, device=device)
