@@ -19,7 +19,7 @@ An encoder of one's own is a subclass, used as `--encoder my_module:MeanColour`:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -126,6 +126,14 @@ class Encoder(ABC):
     @abstractmethod
     def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
         """Return the asked layers of N prepared samples in one pass, each [N, D], float32, on the CPU."""
+
+    def start(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> Callable[[], dict[str, Tensor]]:
+        """Start what `encode` does and return the function that waits for it; here all is done at once.
+
+        An encoder that lets a GPU work while the host prepares the next batch overrides it.
+        """
+        features = self.encode(prepared, layers)
+        return lambda: features
 
     def reduction(self, width: int, height: int) -> int:
         """Return how many times smaller a JPEG may be decoded for `prepare`: 1, 2, 4 or 8; 1 where nobody says more.

@@ -19,7 +19,7 @@ from pipeline.encoders.base import OUTPUT, Encoder, EncoderKey, Layer, LoadOptio
 from pipeline.encoders.pooling import TOKEN_POOLS, Tokens, global_average
 from pipeline.encoders.states import locate, watched
 from pipeline.encoders.taps import Tap, tapped
-from pipeline.encoders.transfer import to_device, to_host
+from pipeline.encoders.transfer import Finish, stacked, to_device, to_host
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
 
@@ -104,6 +104,10 @@ class TorchEncoder(Encoder):
         Raises:
             UnknownNameError: A layer is neither known nor a module of the model.
         """
+        return self.start(prepared, layers)()
+
+    def start(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> Finish:
+        """Return as soon as a GPU has its work; what comes back waits for the features, as `encode` gives them."""
         pooled = self._pass(prepared, layers)
         return to_host({name: pooled[name] for name in layers})
 
@@ -159,7 +163,7 @@ class TorchEncoder(Encoder):
         return TOKEN_POOLS[rule](tokens, about)
 
     def _images(self, prepared: Sequence[Tensor]) -> Tensor:
-        return to_device(torch.stack(list(prepared)), self.device, channels_last=self.plan.maps)
+        return to_device(stacked(prepared, self.device), self.device, channels_last=self.plan.maps)
 
     def _pass(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
         wanted = [name for name in self.plan.states if name in layers and name not in self._located]

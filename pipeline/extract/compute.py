@@ -1,8 +1,8 @@
 """The loop: claim a shard, decode in threads, encode, and let another thread write while the next one is computed.
 
 Batches are cut from the items' own order inside a shard and never cross its end, so neither the number of workers nor
-an interruption changes what a row is computed with. In memory: the shard at work, the one being written, and a few
-decoded items.
+an interruption changes what a row is computed with. A GPU is given the next batch before the last one is waited for.
+In memory: the shard at work, the one being written, and a few decoded items.
 """
 
 import time
@@ -125,17 +125,29 @@ class Computation:
         features = self.forward.empty(shard.stop - shard.start, shard.layers)
         done = np.zeros(shard.stop - shard.start, bool)
         cut = batches_by_length if self.forward.encoder.modality == "text" else batches_in_order
-        for batch in cut(self._sound(items, rejected), self.batch_size):
-            rows = [item.position - shard.start for item in batch]
-            values = self.forward.run([item.tensor for item in batch if item.tensor is not None], shard.layers)
+        for rows, values in self._features(shard, cut(self._sound(items, rejected), self.batch_size)):
             for name, array in values.items():
                 features[name][rows] = array
             done[rows] = True
-            self.meter.advance(len(batch))
+            self.meter.advance(len(rows))
         names = self.items.samples.sample_id
         kept = features if done.all() else {name: array[done] for name, array in features.items()}
         ids = [names[shard.start + int(row)] for row in np.flatnonzero(done)]
         return ids, kept, [(names[item.position], item.reason) for item in rejected]
+
+    def _features(
+        self, shard: PendingShard, batches: Iterable[Sequence[Prepared]]
+    ) -> Iterator[tuple[list[int], Arrays]]:
+        """Yield rows of the shard and their features; a GPU has the next batch before this one is waited for."""
+        started: deque[tuple[list[int], Callable[[], Arrays]]] = deque()
+        for batch in batches:
+            tensors = [item.tensor for item in batch if item.tensor is not None]
+            started.append(([item.position - shard.start for item in batch], self.forward.start(tensors, shard.layers)))
+            if len(started) > 1:
+                rows, finish = started.popleft()
+                yield rows, finish()
+        for rows, finish in started:
+            yield rows, finish()
 
     def _sound(self, items: Iterable[Prepared], rejected: list[Prepared]) -> Iterator[Prepared]:
         for item in items:

@@ -1,7 +1,8 @@
 """One forward pass after another: batches, the storage dtype, and a GPU whose memory does not do."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,23 +63,22 @@ class Forward:
         dtype = np.dtype({"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}[self.storage])
         return {name: np.empty((rows, self.encoder.width(name)), dtype) for name in layers}
 
-    def run(self, batch: Sequence[Tensor], layers: Sequence[str]) -> Arrays:
-        """Return layer → [N, D] in the storage dtype, in one pass or in several smaller ones.
+    def start(self, batch: Sequence[Tensor], layers: Sequence[str]) -> Callable[[], Arrays]:
+        """Start one pass or several smaller ones; return what waits for layer → [N, D] in the storage dtype.
 
         Raises:
             PipelineError: A single row does not fit into the GPU's memory.
-            UserError: The encoder gives something else than one row a sample.
+            UserError: When waited for: the encoder gives something else than one row a sample.
         """
         while True:
+            size = self.batch_size
+            parts = [list(batch[first : first + size]) for first in range(0, len(batch), size)]
             try:
-                parts = [
-                    self._pass(batch[start : start + self.batch_size], layers)
-                    for start in range(0, len(batch), self.batch_size)
-                ]
+                waiting = [(len(part), self.encoder.start(part, layers)) for part in parts]
             except torch.OutOfMemoryError as error:
                 self._halve(error)
             else:
-                return {name: np.concatenate([part[name] for part in parts]) for name in layers}
+                return partial(self._finish, waiting, layers)
 
     def _halve(self, error: Exception) -> None:
         if self.batch_size == 1:
@@ -92,10 +92,15 @@ class Forward:
         torch.cuda.empty_cache()
         self.notes.append(f"out of GPU memory: going on with --batch-size {self.batch_size}")
 
-    def _pass(self, batch: Sequence[Tensor], layers: Sequence[str]) -> Arrays:
-        features = self.encoder.encode(list(batch), layers)
-        self._check(features, len(batch), layers)
-        return {name: _stored(features[name], self.storage) for name in layers}
+    def _finish(
+        self, waiting: Sequence[tuple[int, Callable[[], Mapping[str, Tensor]]]], layers: Sequence[str]
+    ) -> Arrays:
+        parts = []
+        for rows, finish in waiting:
+            features = finish()
+            self._check(features, rows, layers)
+            parts.append({name: _stored(features[name], self.storage) for name in layers})
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in layers}
 
     def _check(self, features: Mapping[str, Tensor], rows: int, layers: Sequence[str]) -> None:
         for name in layers:

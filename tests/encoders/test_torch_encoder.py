@@ -143,7 +143,7 @@ def test_a_module_that_gives_no_tensor_is_named() -> None:
 
 def test_the_copy_keeps_names_and_shapes() -> None:
     features = {"a": torch.ones(2, 3, dtype=torch.float16), "b": torch.zeros(2, 1)}
-    copied = to_host(features)
+    copied = to_host(features)()
     assert {name: (value.shape, value.dtype) for name, value in copied.items()} == {
         "a": ((2, 3), torch.float32),
         "b": ((2, 1), torch.float32),
@@ -172,3 +172,16 @@ def test_a_gpu_gives_the_same(vit: Path, bert: Path, images: list[Image.Image], 
         expected, found = host.encode(prepared, layers), device.encode(prepared, layers)
         for name in layers:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_may_be_given_several_batches_before_it_is_waited_for(vit: Path, images: list[Image.Image]) -> None:
+    encoder = load(f"timm:{vit}", device="cuda")
+    prepared = [encoder.prepare(image) for image in images]
+    layers = encoder.resolve_layers("all")
+    expected = [encoder.encode([sample], layers) for sample in prepared]
+    for finish, features in zip([encoder.start([sample], layers) for sample in prepared], expected, strict=True):
+        found = finish()
+        assert not any(value.is_pinned() for value in found.values())
+        assert all(torch.equal(found[name], features[name]) for name in layers)

@@ -260,6 +260,18 @@ def test_storage_follows_the_arithmetic_unless_said() -> None:
     )
 
 
+def test_the_next_batch_is_started_before_the_last_is_waited_for(raw: Path, tmp_path: Path) -> None:
+    events = tiny_encoders.Starting.events
+    events.clear()
+    starting = f"{tiny_encoders.__name__}:Starting"
+    later = extract(config(raw, tmp_path / "later", starting, shard_rows=10))
+    assert events == [
+        "start 0", "start 1", "finish 0", "start 2", "finish 1", "finish 2",
+        "start 3", "start 4", "finish 3", "start 5", "finish 4", "finish 5",
+    ]  # fmt: skip
+    assert later.content_digest == extract(config(raw, tmp_path / "once", IMAGE)).content_digest
+
+
 def test_half_the_memory_halves_the_batch(raw: Path, tmp_path: Path) -> None:
     told: list[Update] = []
     small = extract(

@@ -6,7 +6,8 @@ They count the rows that they encode (`CALLS`) and can be made slow (`TINY_SLEEP
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -88,6 +89,22 @@ class TinyText(Tiny):
 
     def flat(self, tensor: Tensor) -> Tensor:
         return torch.bincount(tensor, minlength=97).float()
+
+
+class Starting(TinyImage):
+    """Works on what it has been given when it is waited for, as a GPU may."""
+
+    events: ClassVar[list[str]] = []
+
+    def start(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> Callable[[], dict[str, Tensor]]:
+        number = sum(event.startswith("start") for event in self.events)
+        self.events.append(f"start {number}")
+
+        def finish() -> dict[str, Tensor]:
+            self.events.append(f"finish {number}")
+            return self.encode(prepared, layers)
+
+        return finish
 
 
 class WrongShape(TinyImage):
