@@ -1,6 +1,7 @@
 """Projectors without training, and the start that training can take from them.
 
-Thin: `pipeline.projectors.closed_form` does the algebra; here the ridge strength is chosen on validation pairs.
+Thin: `pipeline.projectors.closed_form` does the algebra; here validation pairs choose the ridge strength and the
+temperature that turns cosines into probabilities (nothing else depends on it).
 """
 
 import time
@@ -9,7 +10,7 @@ from typing import Any
 from pipeline.align.recipe import Recipe
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained
-from pipeline.align.validation import selection_score, validate
+from pipeline.align.validation import selection_score, validate, validation_temperature
 from pipeline.projectors.base import Projector
 from pipeline.projectors.closed_form.fit import WITH_RIDGE, ClosedFormFit, InputOptions, fit_closed_form
 
@@ -21,7 +22,7 @@ def fit(train: PairTensors, validation: PairTensors, recipe: Recipe, blocks: tup
 
     Args:
         train: Training pairs.
-        validation: Validation pairs; they choose the ridge strength out of `closed_form.ridges`.
+        validation: Validation pairs; they choose the ridge strength out of `closed_form.ridges`, and the temperature.
         recipe: Its `algorithm` names the closed form.
         blocks: Widths of the concatenated layers of each side.
 
@@ -34,6 +35,7 @@ def fit(train: PairTensors, validation: PairTensors, recipe: Recipe, blocks: tup
         {"step": 0, "ridge": ridge, "val_score": score} for ridge, score in found.scores.items()
     ]
     metrics = validate(found.image, found.text, validation)
+    small = validation.head(recipe.training.validation_images)
     chosen = {} if found.ridge is None else {"ridge": found.ridge}
     rows.append({"step": 0, **chosen, **{f"val_{name}": value for name, value in metrics.items()}})
     return Trained(
@@ -43,6 +45,8 @@ def fit(train: PairTensors, validation: PairTensors, recipe: Recipe, blocks: tup
         steps=0,
         seconds=time.perf_counter() - start,
         history=rows,
+        temperature=validation_temperature(found.image, found.text, small),
+        temperature_source="validation",
     )
 
 

@@ -17,7 +17,7 @@ from pipeline.align.train import Trained
 from pipeline.projectors.files import read_json, save_projector, write_atomically
 from pipeline.store.side import LayerRef, Side
 
-REVISION = 1
+REVISION = 2
 """Raised whenever the same settings would give other projectors: finished seeds of older code are then redone."""
 
 LAYER_FILE = "layer_pairs.json"
@@ -85,6 +85,7 @@ def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult
         "steps": trained.steps,
         "seconds": round(trained.seconds, 3),
         "temperature": trained.temperature,
+        "temperature_source": trained.temperature_source,
     }
     result = SeedResult(record, trained.image.d)
     about = {"digest": digest, "dim": result.dim, "record": record}

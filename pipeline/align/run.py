@@ -171,6 +171,7 @@ def _record(
         "stores": {name: [_store(store) for store in side.stores] for name, (side, _) in sides.items()},
         "dim": results[0].dim,
         "temperature": results[0].record["temperature"],
+        "temperature_source": results[0].record["temperature_source"],
         "pairs": {
             "training_images": config.pairs or len(splits.train),
             "validation_images": len(splits.validation),

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,9 @@ class Trained:
     history: list[dict[str, Any]] = field(default_factory=list)
     """A row each logged step, see `pipeline.align.history`."""
     temperature: float | None = None
-    """τ at the best step."""
+    """τ at the best step; of a closed form, the one fitted on validation pairs."""
+    temperature_source: Literal["learned", "fixed", "validation"] = "learned"
+    """Where it comes from."""
 
 
 @dataclass
@@ -141,6 +143,7 @@ def _train(
         seconds=time.perf_counter() - start,
         history=history.rows,
         temperature=best.temperature,
+        temperature_source="learned" if recipe.temperature.learned else "fixed",
     )
 
 

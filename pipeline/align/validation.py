@@ -1,12 +1,16 @@
-"""Recall on validation pairs: what stops training and picks the weights."""
+"""Validation pairs: recall, which stops training and picks the weights, and a temperature for what has none."""
 
 import torch
+from torch import Tensor
 
 from pipeline.align.tensors import PairTensors
+from pipeline.metrics.calibration import fit_temperature
 from pipeline.metrics.retrieval import retrieval_metrics
 from pipeline.projectors.base import Projector
 
 CUTS = (1, 5, 10)
+TEMPERATURES = (0.01, 10.0)
+"""Bounds of a fitted temperature; few validation pairs that are all right would otherwise call for none at all."""
 
 
 def validate(image: Projector, text: Projector, data: PairTensors) -> dict[str, float]:
@@ -14,6 +18,19 @@ def validate(image: Projector, text: Projector, data: PairTensors) -> dict[str, 
 
     Cut-offs above the number of validation images are left out.
     """
+    embedded = _embed(image, text, data)
+    cuts = [k for k in CUTS if k <= len(data)]
+    return dict(retrieval_metrics(*embedded, data.caption_image, ks=cuts).metrics)
+
+
+def validation_temperature(image: Projector, text: Projector, data: PairTensors) -> float:
+    """Return the temperature at which the softmax of captions over images is most likely right on validation pairs."""
+    images, captions = _embed(image, text, data)
+    low, high = TEMPERATURES
+    return fit_temperature(captions @ images.T, data.caption_image, low=low, high=high)
+
+
+def _embed(image: Projector, text: Projector, data: PairTensors) -> tuple[Tensor, Tensor]:
     states = [(module, module.training) for module in (image, text)]
     for module, _ in states:
         module.eval()
@@ -21,8 +38,7 @@ def validate(image: Projector, text: Projector, data: PairTensors) -> dict[str, 
         embedded = image(data.image), text(data.text)
     for module, was_training in states:
         module.train(was_training)
-    cuts = [k for k in CUTS if k <= len(data)]
-    return dict(retrieval_metrics(*embedded, data.caption_image, ks=cuts).metrics)
+    return embedded
 
 
 def selection_score(metrics: dict[str, float]) -> float:

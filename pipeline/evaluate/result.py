@@ -25,8 +25,8 @@ class Calibration:
     """Share of first answers that were right."""
     temperature: float
     """Temperature that the scores were divided by (mean over seeds)."""
-    own_temperature: bool
-    """Whether the run learned or set that temperature; otherwise it is a stated default."""
+    temperature_source: str
+    """learned, fixed, validation (fitted there), own (an older run does not say how), or default (it has none)."""
     bins: tuple[tuple[float, float, int], ...]
     """(mean confidence, accuracy, answers) of each bin that holds answers, all seeds together."""
 

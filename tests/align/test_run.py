@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,3 +207,44 @@ def test_sweep_covers_methods_and_numbers_of_pairs(stores: Stores, tmp_path: Pat
 def test_unknown_device_is_one_sentence(stores: Stores, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a device of this machine"):
         align(config_for(stores, tmp_path / "run", device="quantum"))
+
+
+def test_closed_form_records_a_temperature_fitted_on_validation_alone(
+    stores: Stores, make_stores: Any, tmp_path: Path
+) -> None:
+    """It is where the likelihood of validation captions peaks; other features of test images change nothing."""
+    hidden = np.array(FeatureStore.open(stores.image).samples.split) == "test"
+
+    def spoil(side: str, layers: dict[str, Any]) -> None:
+        if side == "image":
+            layers["output"][hidden] *= -3
+
+    opened = AlignedRun.open(align(config_for(stores, tmp_path / "run", method="cca", layers="last")))
+    spoiled = make_stores(change=spoil)
+    again = AlignedRun.open(align(config_for(spoiled, tmp_path / "again", method="cca", layers="last")))
+    assert opened.record["temperature_source"] == opened.record["seeds"][0]["temperature_source"] == "validation"
+    fitted = opened.record["temperature"]
+    assert fitted == opened.record["seeds"][0]["temperature"] == again.record["temperature"]
+    image, text = FeatureStore.open(stores.image), FeatureStore.open(stores.text)
+    rows = np.flatnonzero(np.array(image.samples.split) == "val")
+    place = {image.samples.image_id[row]: number for number, row in enumerate(rows)}
+    captions = np.array([row for row, name in enumerate(text.samples.image_id) if name in place])
+    owner = [place[text.samples.image_id[row]] for row in captions]
+    scores = (
+        opened.encode("text", text.read("output")[captions]) @ opened.encode("image", image.read("output")[rows]).T
+    ).double()
+
+    def nll(temperature: float) -> float:
+        return float(torch.nn.functional.cross_entropy(scores / temperature, torch.tensor(owner)))
+
+    assert nll(fitted) < min(nll(fitted * 1.02), nll(fitted / 1.02))
+
+
+@pytest.mark.parametrize(("learned", "source"), [(True, "learned"), (False, "fixed")])
+def test_trained_runs_say_where_their_temperature_comes_from(
+    stores: Stores, tmp_path: Path, learned: bool, source: str
+) -> None:
+    settings = SHORT | {"temperature": {"initial": 0.05, "learned": learned}}
+    opened = AlignedRun.open(align(config_for(stores, tmp_path / "run", settings=settings)))
+    assert opened.record["seeds"][0]["temperature_source"] == source
+    assert (opened.record["temperature"] == pytest.approx(0.05)) == (not learned)

@@ -146,7 +146,11 @@ def test_same_settings_same_numbers(world: Any) -> None:
 def test_several_runs_with_everything(world: Any) -> None:
     record = {"layer_scores": "layer_pairs.json", "temperature": 0.05}
     runs = [world.add_run("info_nce"), world.add_run("structure", noise=0.1, **record)]
-    runs += [world.add_run("cca", steps=0, seeds=(1,)), world.add_run("ridge", steps=0, seeds=(1,), noise=0.9)]
+    fitted = {"temperature": 0.03, "temperature_source": "validation"}
+    runs += [
+        world.add_run("cca", steps=0, seeds=(1,), **fitted),
+        world.add_run("ridge", steps=0, seeds=(1,), noise=0.9),
+    ]
     (runs[1] / "layer_pairs.json").write_text(json.dumps(LAYER_PAIRS))
     extra = ZeroShotConfig(name="other", image=(world.image,), classes=(world.text / "classes",), split="val")
     notes = ("<script>alert(1)</script>",)
@@ -160,6 +164,8 @@ def test_several_runs_with_everything(world: Any) -> None:
         assert heading in text
     assert "<script>alert(1)</script>" in text  # shown as text
     assert "<b>owl</b>" in text
+    assert "The temperature of cca was fitted on validation captions" in text
+    assert "no temperature of their own; 0.07 is used" in text
     assert any(link.startswith("data:image/jpeg;base64,") for link in page.loads)
     assert (world.root / "out" / "plots" / "history.csv").read_text().startswith("run,seed,step")
     with (world.root / "out" / "plots" / "layer_pairs.csv").open(encoding="utf-8") as stream:

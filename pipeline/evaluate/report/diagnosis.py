@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.calibrate import DEFAULT_TEMPERATURE
+from pipeline.evaluate.calibrate import DEFAULT, DEFAULT_TEMPERATURE
 from pipeline.evaluate.figures.curves import reliability
 from pipeline.evaluate.figures.maps import confusion_map, layer_map
 from pipeline.evaluate.figures.series import Series
@@ -63,7 +63,7 @@ def calibration_section(summary: Summary) -> Section:
     lead = (
         "Confidence is the softmax of cosine over temperature; ECE is its mean distance from the share that was right, "
         "over 15 bins.",
-        *_borrowed_temperatures(summary),
+        *_temperatures(summary),
     )
     return Section(
         id="calibration",
@@ -74,15 +74,25 @@ def calibration_section(summary: Summary) -> Section:
     )
 
 
-def _borrowed_temperatures(summary: Summary) -> tuple[str, ...]:
-    borrowed = [run.name for run in summary.runs if not all(each.own_temperature for each in run.calibration.values())]
-    if not borrowed:
-        return ()
-    verb, owner = ("has", "its") if len(borrowed) == 1 else ("have", "their")
-    return (
-        f"{listing(borrowed)} {verb} no temperature of {owner} own; {DEFAULT_TEMPERATURE:g} is used, so these rows "
-        "speak of that default as well.",
-    )
+def _temperatures(summary: Summary) -> tuple[str, ...]:
+    """Say where the temperatures come from: they were not all made for calibration."""
+    sources = {run.name: next(iter(run.calibration.values())).temperature_source for run in summary.runs}
+    fitted = [name for name, source in sources.items() if source == "validation"]
+    borrowed = [name for name, source in sources.items() if DEFAULT in source]
+    found = []
+    if fitted:
+        others = len(fitted) + len(borrowed) < len(sources)
+        found.append(
+            f"The temperature of {listing(fitted)} was fitted on validation captions, for the likelihood of their "
+            f"images{'; a learned one served the training loss, so an ECE here and there are not rivals' * others}."
+        )
+    if borrowed:
+        verb, owner = ("has", "its") if len(borrowed) == 1 else ("have", "their")
+        found.append(
+            f"{listing(borrowed)} {verb} no temperature of {owner} own; {DEFAULT_TEMPERATURE:g} is used, so these rows "
+            "speak of that default as well."
+        )
+    return tuple(found)
 
 
 def _calibration_table(summary: Summary, directions: Sequence[str]) -> Table:
@@ -91,8 +101,7 @@ def _calibration_table(summary: Summary, directions: Sequence[str]) -> Table:
     for run in summary.runs:
         first = next(iter(run.calibration.values()))
         cells = [_calibration_cell(run.calibration[direction]) for direction in directions]
-        source = "own" if first.own_temperature else "default"
-        temperature = Cell(text=f"{first.temperature:.3f}", value=first.temperature, sub=source)
+        temperature = Cell(text=f"{first.temperature:.3f}", value=first.temperature, sub=first.temperature_source)
         rows.append((Cell(text=run.name), temperature, *cells))
     caption = (
         "Percent, mean over seeds; below it the mean confidence and the share that was right. A small ECE is good."
