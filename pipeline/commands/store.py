@@ -106,10 +106,11 @@ def gc(
 
     files = collect(store, delete=delete)
     if json:
-        emit_json([str(file) for file in files])
+        emit_json([asdict(file) for file in files])
     else:
         verb = "removed" if delete else "could be removed (--delete does it)"
-        typer.echo("\n".join(f"{file} {verb}" for file in files) or "Nothing to clean.")
+        lines = [f"{store / file.name}: {file.reason}, {size(file.bytes)}, {verb}" for file in files]
+        typer.echo("\n".join(lines) or "Nothing to clean.")
 
 
 @app.command()

@@ -1,0 +1,47 @@
+"""One project made by the commands themselves: looked at by many tests (`project`), or copied to be changed (`own`)."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands.project import make_source, snapshot, write_params
+from tests.commands.running import done
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project with features, two runs and a report, made by nothing but commands."""
+    folder = tmp_path_factory.mktemp("commands") / "project"
+    make_source(folder)
+    write_params(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        done("data", "import", "shapes.csv", "--out", "data/0_raw/shapes", "--quiet")
+        done("extract", "--quiet")
+        done("align", "--quiet")
+        done("evaluate", "--quiet")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in the shared project; whatever a test does there, no file may come, go or change."""
+    monkeypatch.chdir(made)
+    before = snapshot(made)
+    yield made
+    assert snapshot(made) == before
+
+
+@pytest.fixture
+def own(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a copy of the project that a test may change."""
+    folder = tmp_path / "own"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    return folder
