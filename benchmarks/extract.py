@@ -1,153 +1,159 @@
-"""What extraction adds to the bare forward pass. Run: `python benchmarks/extract.py [--image SPEC] [--rows N] ...`.
+"""What extraction adds to the bare forward pass. Run: `python -m benchmarks.extract [--image SPEC] [--rows N] ...`.
 
-In one run, on the same random images and sentences: the forward pass on tensors that are ready (last layer, all
-layers), the whole extraction from files to a committed store (last, all), and a second run that has nothing to do.
-Each is timed `--repeat` times in turn and the best is kept; trust the ratios.
+In one run, on the same made-up images and sentences, in turn (`--repeat` times, medians):
+
+    model alone      the library's forward pass on batches that are ready on the device, nothing kept but its output
+    encode last/all  the encoder on prepared samples: stack or pad, one pass, pool one layer or all, copy back
+    extract last/all everything, from reading tables and files to a committed store; loading the encoder is left out
+    no-op            a second run in a process of its own, its imports included
+
+Both sides reuse freed memory (`pipeline.extract.host_memory`). Trust ratios, on a busy machine those of CPU seconds.
 """
 
 import argparse
-import random
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import torch
-from PIL import Image
 
-from pipeline.encoders.base import Encoder
+from benchmarks.alternate import Seconds, Work, alternate, show
+from benchmarks.raw import make_raw
 from pipeline.encoders.load import load_encoder
+from pipeline.encoders.torch_encoder import TorchEncoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.forward import batches_by_length, batches_in_order
+from pipeline.extract.host_memory import keep_freed_memory
 from pipeline.extract.items import caption_items, image_items
 from pipeline.extract.prepare import prepare
 from pipeline.extract.run import extract
 
-WORDS = "a the dog cat man woman runs sits on grass in snow with red ball near water two children play"
-"""What sentences are made of."""
+Batches = list[list[torch.Tensor]]
 
 
-def make_raw(root: Path, rows: int, size: int) -> None:
-    """Write random JPEGs and sentences of 5 to 20 words as a raw data set."""
-    (root / "images").mkdir(parents=True)
-    draw, pixels = random.Random(0), np.random.default_rng(0)
-    images, captions = ["image_id,file"], ["image_id,caption"]
-    for number in range(rows):
-        small = Image.fromarray(pixels.integers(0, 256, (16, 16, 3), np.uint8))
-        small.resize((size, size), Image.Resampling.BICUBIC).save(root / "images" / f"{number}.jpg", quality=90)
-        images.append(f"{number},images/{number}.jpg")
-        captions.append(f"{number},{' '.join(draw.choices(WORDS.split(), k=draw.randint(5, 20)))}")
-    (root / "images.csv").write_text("\n".join(images) + "\n", encoding="utf-8")
-    (root / "captions.csv").write_text("\n".join(captions) + "\n", encoding="utf-8")
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that some work takes."""
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def bare(encoder: Encoder, raw: Path, layers: tuple[str, ...], batch_size: int) -> Callable[[], None]:
-    """Return the forward pass over tensors that are ready, in the batches that extract would cut."""
+def prepared_batches(encoder: TorchEncoder, raw: Path, batch_size: int) -> Batches:
+    """Return the batches that extract cuts, prepared."""
     dataset = open_dataset(raw)
-    items = image_items(dataset, 2) if encoder.modality == "image" else caption_items(dataset)
+    items = image_items(dataset, 1) if encoder.modality == "image" else caption_items(dataset)
     cut = batches_in_order if encoder.modality == "image" else batches_by_length
-    batches = list(cut([prepare(encoder, items, position) for position in range(len(items))], batch_size))
+    ready = [prepare(encoder, items, position) for position in range(len(items))]
+    return [[item.tensor for item in batch if item.tensor is not None] for batch in cut(ready, batch_size)]
+
+
+def model_alone(encoder: TorchEncoder, batches: Batches) -> Work:
+    """Return the library's forward pass over batches that are on the device, in the encoder's arithmetic."""
+    with torch.inference_mode():
+        collated = [encoder._collate(batch) for batch in batches]
 
     def run() -> None:
-        for batch in batches:
-            encoder.encode([item.tensor for item in batch if item.tensor is not None], layers)
+        with ExitStack() as stack:
+            for context in encoder._contexts():
+                stack.enter_context(context)
+            for batch in collated:
+                encoder._output(batch, ())
 
     return run
 
 
-def whole(encoder: Encoder, raw: Path, out: Path, layers: str, arguments: argparse.Namespace) -> Callable[[], None]:
-    """Return the whole extraction, without the time to load the encoder."""
-    config = ExtractConfig(
-        dataset=raw,
-        encoder=encoder.spec,
-        out=out,
-        layers=layers,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        format=arguments.format,
-        workers=arguments.workers,
-    )
+def encoded(encoder: TorchEncoder, batches: Batches, layers: tuple[str, ...]) -> Work:
+    """Return the encoder's own pass over prepared samples."""
 
     def run() -> None:
-        shutil.rmtree(out, ignore_errors=True)
-        extract(config)
+        for batch in batches:
+            encoder.encode(batch, layers)
+
+    return run
+
+
+def extracted(encoder: TorchEncoder, config: ExtractConfig) -> Work:
+    """Return the whole extraction with an encoder that is loaded already."""
+
+    def run() -> None:
+        shutil.rmtree(config.out, ignore_errors=True)
+        with mock.patch("pipeline.encoders.load.load_encoder", return_value=encoder):
+            extract(config)
 
     return run
 
 
 NO_OP = """
-import sys, time
-start = time.perf_counter()
+import json, sys, time
+wall = time.perf_counter()
 from pathlib import Path
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
-raw, out, encoder, dtype = sys.argv[1:]
-extract(ExtractConfig(dataset=Path(raw), encoder=encoder, out=Path(out), dtype=dtype, device="auto"))
-print(time.perf_counter() - start)
+said = json.loads(sys.argv[1])
+result = extract(ExtractConfig(**{**said, "dataset": Path(said["dataset"]), "out": Path(said["out"])}))
+print(result.computed_shards, time.perf_counter() - wall, time.process_time())
 """
 
 
-def measure(spec: str, raw: Path, out: Path, arguments: argparse.Namespace) -> None:
-    """Time one encoder and print a line each."""
-    import pipeline.encoders.load as loading
-
-    encoder = load_encoder(spec, device=arguments.device, dtype=arguments.dtype)
-    loading.load_encoder = lambda *_, **__: encoder  # loading is not what is compared
-    names = tuple(layer.name for layer in encoder.layers)
-    tasks = {
-        "forward pass, last layer": bare(encoder, raw, names[-1:], arguments.batch_size),
-        "forward pass, all layers": bare(encoder, raw, names, arguments.batch_size),
-        "extract, last layer": whole(encoder, raw, out, "last", arguments),
-        "extract, all layers": whole(encoder, raw, out, "all", arguments),
-    }
-    tasks["forward pass, last layer"]()  # warm up
-    best = dict.fromkeys(tasks, float("inf"))
-    for _ in range(arguments.repeat):
-        for name, work in tasks.items():
-            best[name] = min(best[name], timed(work))
-    print(f"\n{spec}: {arguments.rows} rows, {len(names)} layers, batch {arguments.batch_size}")
-    for name, seconds in best.items():
-        print(f"  {name:26} {seconds:8.2f} s  {arguments.rows / seconds:9.1f} rows/s")
-    print(f"  extract all / forward all  {best['extract, all layers'] / best['forward pass, all layers']:8.3f}")
-    print(f"  extract all / extract last {best['extract, all layers'] / best['extract, last layer']:8.3f}")
-    print(f"  forward all / forward last {best['forward pass, all layers'] / best['forward pass, last layer']:8.3f}")
-    command = [sys.executable, "-c", NO_OP, str(raw), str(out), spec, arguments.dtype]
+def no_op(config: dict[str, object]) -> tuple[Seconds, int]:
+    """Run the same again in a new process; return its seconds and the shards that it computed."""
+    command = [sys.executable, "-c", NO_OP, json.dumps(config, default=str)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    print(f"  second run, imports too    {float(done.stdout):8.2f} s")
+    shards, wall, cpu = done.stdout.split()
+    return Seconds(wall=float(wall), cpu=float(cpu)), int(shards)
+
+
+def measure(spec: str, raw: Path, out: Path, arguments: argparse.Namespace) -> dict[str, Seconds]:
+    """Time one encoder and print its table."""
+    encoder = load_encoder(spec, device=arguments.device, dtype=arguments.dtype)
+    if not isinstance(encoder, TorchEncoder):
+        raise SystemExit(f"{spec} is no encoder of one of the families")
+    names = tuple(layer.name for layer in encoder.layers)
+    batches = prepared_batches(encoder, raw, arguments.batch_size)
+    said: dict[str, object] = {"dataset": raw, "encoder": spec, "batch_size": arguments.batch_size}
+    said |= {name: getattr(arguments, name) for name in ("device", "dtype", "format", "workers")}
+
+    def config(layers: str) -> ExtractConfig:
+        return ExtractConfig(**{**said, "layers": layers, "out": out / layers})  # type: ignore[arg-type]
+
+    tasks = {
+        "model alone": model_alone(encoder, batches),
+        "encode last": encoded(encoder, batches, names[-1:]),
+        "encode all": encoded(encoder, batches, names),
+        "extract last": extracted(encoder, config("last")),
+        "extract all": extracted(encoder, config("all")),
+    }
+    alternate(tasks, 1)  # warm up
+    found = alternate(tasks, arguments.repeat)
+    seconds, shards = no_op({**said, "layers": "all", "out": out / "all"})
+    found[f"no-op ({shards} shards computed)"] = seconds
+    show(f"{spec}: {arguments.rows} rows, {len(names)} layers, batch {arguments.batch_size}", arguments.rows, found)
+    for over, under in (("encode all", "encode last"), ("extract all", "extract last"), ("extract all", "encode all")):
+        ratios = found[over].wall / found[under].wall, found[over].cpu / found[under].cpu
+        print(f"  {over + ' / ' + under:34} {'':26} {ratios[0]:7.2f} {ratios[1]:7.2f}")
+    return found
 
 
 def main() -> None:
     """Read the flags and measure both encoders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", default="package:efficientnet-lite0")
-    parser.add_argument("--text", default="package:all-minilm-l6-v2")
+    parser.add_argument("--image", default="package:efficientnet-lite0", help="'' leaves images out")
+    parser.add_argument("--text", default="package:all-minilm-l6-v2", help="'' leaves texts out")
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--size", type=int, default=320, help="pixels of a side of the JPEGs")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--width", type=int, default=500, help="pixels of the JPEGs")
+    parser.add_argument("--height", type=int, default=375)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--format", default="hdf5")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
-        make_raw(raw, arguments.rows, arguments.size)
+        size = make_raw(raw, arguments.rows, arguments.width, arguments.height)
+        kilobytes = size / arguments.rows / 1e3
+        print(f"{arguments.rows} JPEGs of {arguments.width} × {arguments.height}, {kilobytes:.0f} kB each")
         for number, spec in enumerate(spec for spec in (arguments.image, arguments.text) if spec):
             measure(spec, raw, Path(folder) / str(number), arguments)
 
