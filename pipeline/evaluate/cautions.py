@@ -89,8 +89,8 @@ def small_set_caution(summary: Summary, images: int) -> list[Caution]:
     _, low, high = summary.headline(summary.lead)
     half = (high - low) / 2
     if len(summary.runs) > 1:
-        lead = summary.gap(*summary.runs[:2])
-        if not lead.real:
+        lead = summary.gap(summary.runs[0], summary.runs[1])
+        if not summary.apart(summary.runs[0], summary.runs[1]):
             text = (
                 f"With {count(images, 'test image')} a number is known to ± {percent(half)} points, and the first two "
                 f"runs differ by {percent(abs(lead.value))}. More test images, not more decimals, would settle it."
@@ -106,7 +106,7 @@ def seed_caution(summary: Summary) -> list[Caution]:
     """Say so where a trained run stands on one seed, or where the lead is no larger than the spread over seeds."""
     runs = summary.runs
     if len(runs) > 1:
-        gap, error = summary.gap(*runs[:2]).value, summary.seed_error(*runs[:2])
+        gap, error = summary.gap(runs[0], runs[1]).value, summary.seed_error(runs[0], runs[1])
         if error and gap <= 2 * error:
             text = (
                 f"{runs[0].name} leads {runs[1].name} by {percent(gap)} points; the standard error of that lead over "

@@ -62,3 +62,19 @@ def p_value(differences: Floats) -> float:
     count = len(differences)
     smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return min(1.0, 2 * (smaller + 1) / (count + 1))
+
+
+def simultaneous_factor(replicates_RB: Floats, confidence: float) -> float:
+    """Return how many standard errors a difference of two of R runs must reach to hold for all pairs at once.
+
+    It is the quantile of the largest studentised difference of any pair in a draw, each difference centred; 0 for one
+    run. Source: Westfall and Young, Resampling-Based Multiple Testing, 1993 (single-step maxT).
+    """
+    centred = replicates_RB - replicates_RB.mean(axis=1, keepdims=True)
+    largest = np.zeros(centred.shape[1])
+    for row in range(len(centred) - 1):
+        gaps = centred[row + 1 :] - centred[row]
+        errors = gaps.std(axis=1, keepdims=True)
+        scaled = np.divide(np.abs(gaps), errors, out=np.zeros_like(gaps), where=errors > 1e-12)
+        largest = np.maximum(largest, scaled.max(axis=0))
+    return float(np.quantile(largest, confidence))

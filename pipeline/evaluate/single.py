@@ -87,12 +87,12 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     caption_owners = [image_ids[position] for position in data.pairs.caption_image]
     return [
         Answered(
-            queries=_ranks(run, IMAGE_RETRIEVAL, data.caption_ids, caption_owners, by_text),
-            calibration=summarise(sure[IMAGE_RETRIEVAL], temperatures),
-        ),
-        Answered(
             queries=_ranks(run, TEXT_RETRIEVAL, image_ids, image_ids, by_image),
             calibration=summarise(sure[TEXT_RETRIEVAL], temperatures),
+        ),
+        Answered(
+            queries=_ranks(run, IMAGE_RETRIEVAL, data.caption_ids, caption_owners, by_text),
+            calibration=summarise(sure[IMAGE_RETRIEVAL], temperatures),
         ),
     ]
 

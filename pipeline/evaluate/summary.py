@@ -2,20 +2,25 @@
 
 Runs are ordered by the mean of both retrieval directions at the smallest cut-off. An interval says how far a number
 would move with other test images; how far it moves with another seed is the standard deviation beside it.
+
+Whoever looks at many runs finds a best one by luck: what is said to win or to beat must hold for all pairs of runs at
+once (single-step maximum of the studentised bootstrap differences, Westfall and Young 1993).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.evaluate.resampling import interval, p_value
+from pipeline.evaluate.resampling import interval, p_value, simultaneous_factor
 from pipeline.evaluate.result import RunResult
 
 BASELINE = "info_nce"
+MEAN = "mean_recall"
+"""The headline's name among the measures of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,7 @@ class Summary:
     chance: dict[str, float]
     k: int
     confidence: float
+    _factors: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def lead(self) -> RunResult:
@@ -68,6 +74,11 @@ class Summary:
     def baseline(self) -> RunResult | None:
         """The best run of the plain contrastive baseline, if there is one."""
         return next((run for run in self.runs if run.method == BASELINE), None)
+
+    @property
+    def best_trained(self) -> RunResult | None:
+        """The best run of gradient descent, if there is one."""
+        return next((run for run in self.runs if run.trained), None)
 
     @property
     def best_closed(self) -> RunResult | None:
@@ -84,25 +95,53 @@ class Summary:
 
     def against(self, run: RunResult, other: RunResult) -> list[Difference]:
         """Return the paired differences of two runs, the headline first."""
-        found = [self._difference(run, other, "mean_recall", headline(run, self.k) - headline(other, self.k))]
-        return found + [
-            self._difference(run, other, measure.name, run.mean(measure.name) - other.mean(measure.name))
-            for measure in self.measures
-        ]
+        return [self.gap(run, other, name) for name in (MEAN, *(measure.name for measure in self.measures))]
 
-    def gap(self, run: RunResult, other: RunResult) -> Difference:
-        """Return the paired difference of two runs on the headline."""
-        return self.against(run, other)[0]
+    def gap(self, run: RunResult, other: RunResult, measure: str = MEAN) -> Difference:
+        """Return the paired difference of two runs on a measure, the headline unless said otherwise."""
+        drawn = self._drawn(run, measure) - self._drawn(other, measure)
+        low, high = interval(drawn, self.confidence)
+        value = self.value(run, measure) - self.value(other, measure)
+        return Difference(
+            run=run.name, against=other.name, measure=measure, value=value, low=low, high=high, p_value=p_value(drawn)
+        )
 
-    def seed_error(self, run: RunResult, other: RunResult) -> float:
-        """Return the standard error over seeds of the difference of two runs' headlines; a single seed counts as 0."""
-        parts = [np.mean([each.values[name] for name in headline_names(self.k)], axis=0) for each in (run, other)]
+    def value(self, run: RunResult, measure: str = MEAN) -> float:
+        """Return a run's mean over seeds on a measure."""
+        return headline(run, self.k) if measure == MEAN else run.mean(measure)
+
+    def ranking(self, measure: str = MEAN) -> list[RunResult]:
+        """Return the runs, best first on a measure; among equals the order of the headline stays."""
+        return sorted(self.runs, key=lambda run: -self.value(run, measure))
+
+    def seed_error(self, run: RunResult, other: RunResult, measure: str = MEAN) -> float:
+        """Return the standard error over seeds of the difference of two runs; a single seed counts as 0."""
+        names = headline_names(self.k) if measure == MEAN else (measure,)
+        parts = [np.mean([each.values[name] for name in names], axis=0) for each in (run, other)]
         return float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts if len(part) > 1)))
 
-    def settled(self, run: RunResult, other: RunResult) -> bool:
-        """Whether a run is ahead of another beyond both the noise of test images and twice the error over seeds."""
-        gap = self.gap(run, other)
-        return gap.better and gap.value > 2 * self.seed_error(run, other)
+    def margin(self, run: RunResult, other: RunResult, measure: str = MEAN) -> float:
+        """Return how far two runs may differ by luck in the test images, all pairs of runs being looked at."""
+        if measure not in self._factors:
+            replicates = np.stack([self._drawn(each, measure) for each in self.runs])
+            self._factors[measure] = simultaneous_factor(replicates, self.confidence)
+        drawn = self._drawn(run, measure) - self._drawn(other, measure)
+        return self._factors[measure] * float(drawn.std())
+
+    def apart(self, run: RunResult, other: RunResult, measure: str = MEAN) -> bool:
+        """Whether a run is ahead of another beyond the noise of test images, all pairs of runs being looked at."""
+        gap = self.gap(run, other, measure)
+        return gap.better and gap.value > self.margin(run, other, measure)
+
+    def settled(self, run: RunResult, other: RunResult, measure: str = MEAN) -> bool:
+        """Whether a run is ahead of another beyond both that noise and twice the error over seeds."""
+        ahead = self.gap(run, other, measure).value > 2 * self.seed_error(run, other, measure)
+        return ahead and self.apart(run, other, measure)
+
+    def rivals(self, measure: str = MEAN) -> list[RunResult]:
+        """Return the runs that cannot be told from the best one on a measure."""
+        best, *others = self.ranking(measure)
+        return [run for run in others if not self.settled(best, run, measure)]
 
     def differences(self) -> list[Difference]:
         """Return the differences of every run against the baseline and against the best closed form."""
@@ -110,15 +149,8 @@ class Summary:
         pairs = [(run, rival) for rival in rivals.values() for run in self.runs if run.name != rival.name]
         return [each for run, rival in pairs for each in self.against(run, rival)]
 
-    def _difference(self, run: RunResult, other: RunResult, measure: str, value: float) -> Difference:
-        if measure == "mean_recall":
-            drawn = headline_replicates(run, self.k) - headline_replicates(other, self.k)
-        else:
-            drawn = run.replicates[measure] - other.replicates[measure]
-        low, high = interval(drawn, self.confidence)
-        return Difference(
-            run=run.name, against=other.name, measure=measure, value=value, low=low, high=high, p_value=p_value(drawn)
-        )
+    def _drawn(self, run: RunResult, measure: str) -> NDArray[np.float64]:
+        return headline_replicates(run, self.k) if measure == MEAN else run.replicates[measure]
 
 
 def headline_names(k: int) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline.evaluate.figures.canvas import MUTED, draw, plain, styled, to_svg
+from pipeline.evaluate.figures.canvas import MUTED, PAPER, draw, plain, styled, to_svg
 from pipeline.evaluate.figures.series import COLOURS, ORDER, Series
 
 
@@ -70,8 +70,17 @@ def _lines(ax: Axes, series: Sequence[Series], scale: float = 1.0, marker: str =
 def _legend(ax: Axes, series: Sequence[Series]) -> None:
     handles, labels = ax.get_legend_handles_labels()
     parts = {plain(line.name, 28): line.part for line in series}
+    others = sum(part == "other" for part in parts.values())
     shown: dict[str, Artist] = {}
     for handle, text in zip(handles, labels, strict=True):
-        shown.setdefault("other methods" if parts[text] == "other" and len(parts) > 3 else text, handle)
+        shown.setdefault(f"{others} other methods" if parts[text] == "other" and len(parts) > 3 else text, handle)
     if len(parts) > 1 or any(line.dashed for line in series):
-        ax.legend(list(shown.values()), list(shown), frameon=False, fontsize=8.5, loc="best")
+        ax.legend(
+            list(shown.values()),
+            list(shown),
+            facecolor=PAPER,
+            edgecolor="none",
+            framealpha=0.8,
+            fontsize=8.5,
+            loc="best",
+        )

@@ -58,7 +58,7 @@ def build_page(
         _record_section(summary, pairs, config, surroundings),
     ]
     return Page(
-        title=config.title or f"{summary.lead.name} on {encoders}",
+        title=config.title or f"{_runs(summary)} on {encoders}",
         eyebrow=f"{config.title or encoders} · split {pairs.split} · {surroundings['date']}",
         verdict=verdict(summary),
         reasons=reasons(summary, images, captions),
@@ -67,6 +67,10 @@ def build_page(
         cautions=tuple(cautions),
         sections=tuple(section for section in sections if section is not None),
     )
+
+
+def _runs(summary: Summary) -> str:
+    return summary.lead.name if len(summary.runs) == 1 else count(len(summary.runs), "run")
 
 
 def specs(pairs: TestPairs, side: str) -> list[str]:
@@ -109,7 +113,12 @@ def _counting_section(summary: Summary, pairs: TestPairs, config: EvaluateConfig
             f"{100 * config.confidence:.0f} % percentile bootstrap, {config.bootstrap:,} draws of test images with all "
             f"their captions, seed {config.seed}; hits are averaged over seeds first",
         ),
-        ("Differences", "the same draws for both runs; nothing is corrected for looking at many runs"),
+        (
+            "Differences",
+            "the same draws for both runs; intervals and p in tables are each for one comparison alone. What is said "
+            "to win, to beat or to stay below holds for all pairs of runs on that measure at once (largest studentised "
+            "bootstrap difference of any pair), and against twice the standard error over seeds",
+        ),
         (
             "Zero-shot",
             "class embedding = normalised mean of its normalised prompts; per-class = mean recall over classes",

@@ -58,7 +58,8 @@ def calibration_section(summary: Summary) -> Section:
             for run in reversed(shown)
         ]
         name = direction_name(direction)
-        caption = f"{name}. Below the dotted line a run is too sure. Bins of {FULL_BIN} answers and more."
+        asked = f"{len(summary.lead.queries[direction].ids):,} answers a seed"
+        caption = f"{name}, {asked}. Below the dotted line a run is too sure. Bins of {FULL_BIN} answers and more."
         pictures.append(Picture(svg=reliability(series, name), caption=caption))
     lead = (
         "Confidence is the softmax of cosine over temperature; ECE is its mean distance from the share that was right, "

@@ -12,15 +12,22 @@ from pipeline.evaluate.summary import Difference, Summary, headline_names
 from pipeline.evaluate.tables import recall_curve
 
 CURVE_LIMIT = 100
+FEW = 20
+"""Comparisons below which luck is not worth a sentence."""
 
 
 def part_of(run: RunResult, summary: Summary) -> Part:
     """Return the part that a run plays, which gives it its colour."""
     if run is summary.lead:
         return "lead"
-    if run is summary.best_closed:
-        return "closed"
-    return "rival" if run is summary.baseline else "other"
+    if run is summary.baseline:
+        return "rival"
+    return "closed" if run is runner_up(summary) else "other"
+
+
+def runner_up(summary: Summary) -> RunResult | None:
+    """Return the best of the other kind than the best run: without training where that is trained, and vice versa."""
+    return summary.best_closed if summary.lead.trained else summary.best_trained
 
 
 def forest_picture(summary: Summary) -> Picture | None:
@@ -36,12 +43,18 @@ def forest_picture(summary: Summary) -> Picture | None:
     meaning = {
         "lead": "blue is the best run",
         "rival": "orange the plain contrastive baseline",
-        "closed": "green the best without training",
+        "closed": f"green the best {'without training' if summary.lead.trained else 'of the trained'}",
     }
     shown = [text for part, text in meaning.items() if part in {row.part for row in rows}]
     spread = f"{100 * summary.confidence:.0f} % interval over test images"
-    caption = f"Dot: mean over seeds. Line: {spread}. Of the colours, {listing(shown)}."
+    caption = f"Dot: mean over seeds. Line: {spread}, {_ground(summary)}. Of the colours, {listing(shown)}."
     return Picture(svg=forest(rows, chance, label), caption=caption)
+
+
+def _ground(summary: Summary) -> str:
+    """Return how many queries the numbers of each direction stand on."""
+    order = list(dict.fromkeys(measure.direction for measure in summary.measures))
+    return "n = " + ", ".join(f"{len(summary.lead.queries[name].ids):,} {direction_name(name)}" for name in order)
 
 
 def results_section(summary: Summary) -> Section:
@@ -58,7 +71,7 @@ def results_section(summary: Summary) -> Section:
     foot = ("chance", *(percent(summary.chance[measure.name]) for measure in summary.measures))
     caption = (
         f"Percent: mean ± s.d. over seeds, below it the {100 * summary.confidence:.0f} % interval over test images. "
-        "Click a heading to sort."
+        f"Queries: {_ground(summary)}. Bold: the highest, which need not be the surely best. Click a heading to sort."
     )
     table = Table(caption=caption, head=head, rows=rows, foot=foot)
     return Section(id="results", title="Side by side", tables=(table,))
@@ -79,14 +92,27 @@ def differences_section(summary: Summary) -> Section | None:
     rivals = list(dict.fromkeys(each.against for each in found))
     tables = tuple(_difference_table(summary, [each for each in found if each.against == rival]) for rival in rivals)
     lead = (
-        "The same queries, the same draws of test images, one run minus the other, in points. A difference is called "
-        "real where its interval leaves zero out.",
+        "The same queries, the same draws of test images, one run minus the other, in points.",
         *_not_better(summary),
-        "Intervals speak of other test images, not of other seeds or other training pairs: the sentences above and on "
-        "top count a run as better only if it is also ahead by twice the standard error over seeds. The best of many "
-        "closed forms was picked on these very images, which flatters it a little. All measures: differences.csv.",
+        *_by_luck(summary, tables),
+        "Intervals speak of other test images, not of other seeds or other training pairs. The sentences above and on "
+        "top count a run as better only if it is ahead with all pairs of runs looked at, and by twice the standard "
+        "error over seeds. The best of many runs was picked on these very images, which flatters it a little. All "
+        "measures: differences.csv.",
     )
     return Section(id="differences", title="Is it real?", lead=lead, tables=tables)
+
+
+def _by_luck(summary: Summary, tables: tuple[Table, ...]) -> tuple[str, ...]:
+    """Say how many differences would look real if there were none."""
+    cells = sum(len(row) - 1 for table in tables for row in table.rows)
+    chance = f"{cells * (1 - summary.confidence):.0f}"
+    if cells < FEW:
+        return ()
+    return (
+        f"In the tables each interval and p stands alone: of their {cells} comparisons about {chance} would be bold if "
+        "all runs were equally good.",
+    )
 
 
 def _not_better(summary: Summary) -> tuple[str, ...]:
@@ -113,7 +139,7 @@ def _difference_table(summary: Summary, found: list[Difference]) -> Table:
     rows = tuple(
         (Cell(text=run), *(_difference_cell(each) for each in differences)) for run, differences in by_run.items()
     )
-    caption = f"Minus {against}, in points. Bold: real. p: two-sided, from the same draws."
+    caption = f"Minus {against}, in points. Bold: the interval leaves zero out. p: two-sided, from the same draws."
     return Table(caption=caption, head=(f"run − {against}", *(headings[name] for name in names)), rows=rows)
 
 

@@ -1,10 +1,15 @@
 """The first screen: which run won, by how much, and whether that is real."""
 
+from collections.abc import Sequence
+
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.report.page import Tile
 from pipeline.evaluate.report.words import between, count, listing, measure_name, percent, plus_minus, signed
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Summary, headline_names
+
+NAMED = 3
+"""How many runs are named; of more the number is said."""
 
 
 def verdict(summary: Summary) -> str:
@@ -18,16 +23,16 @@ def verdict(summary: Summary) -> str:
     if len(summary.runs) == 1:
         return f"{lead.name} puts {found}."
     second = summary.runs[1]
-    gap = summary.gap(lead, second)
-    if summary.settled(lead, second):
-        return f"{lead.name} wins, {percent(gap.value)} points ahead of {second.name}: it puts {found}."
-    margin = f"{lead.name} leads {second.name} by {percent(gap.value)} points, within the noise"
-    return f"No clear winner: {margin}. It puts {found}."
+    ahead = f"{percent(summary.gap(lead, second).value)} points ahead of {second.name}"
+    rivals = summary.rivals()
+    if not rivals:
+        return f"{lead.name} wins on the mean of both directions, {ahead}: it puts {found}."
+    return f"No clear winner: {lead.name} is {ahead}, but {_told(rivals, summary)}. {lead.name} puts {found}."
 
 
 def reasons(summary: Summary, images: int, captions: int) -> tuple[str, ...]:
     """Return the sentences under the verdict: how sure, against what, and against which baselines."""
-    found = [_how_sure(summary, images, captions), *_baselines(summary)]
+    found = [_how_sure(summary, images, captions), _by_measure(summary), *_baselines(summary)]
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -39,10 +44,38 @@ def _how_sure(summary: Summary, images: int, captions: int) -> str:
         chance = sum(summary.chance[name] for name in headline_names(summary.k)) / 2
         factor = f"{value / chance:,.0f} times chance" if chance else "chance is nil"
         return f"On {ground}: the mean of both is {percent(value)} ({level} interval {between(low, high)}), {factor}."
-    gap = summary.gap(*summary.runs[:2])
+    gap = summary.gap(summary.runs[0], summary.runs[1])
     sure = f"{level} interval {signed(gap.low)} to {signed(gap.high)}"
+    pairs = len(summary.runs) * (len(summary.runs) - 1) // 2
+    if pairs > 1:
+        margin = summary.margin(summary.runs[0], summary.runs[1])
+        sure += f" alone, {signed(gap.value - margin)} to {signed(gap.value + margin)} among all {pairs} pairs of runs"
     lead = f"{signed(gap.value)} points on the mean of both directions, {sure}"
     return f"The lead: {lead}, paired query by query on {ground}.{_over_seeds(summary)}"
+
+
+def _by_measure(summary: Summary) -> str:
+    """Say who is best in each direction and in zero-shot: often not one and the same."""
+    if len(summary.runs) < 2:
+        return ""
+    names = (*headline_names(summary.k), *(each.name for each in summary.measures if each.name.endswith("acc1")))
+    headings = {measure.name: measure_name(measure) for measure in summary.measures}
+    parts = []
+    for name in names:
+        best = summary.ranking(name)[0]
+        rivals = summary.rivals(name)
+        rest = _told(rivals, summary) if rivals else "ahead of every other run"
+        parts.append(f"{headings[name]} {best.name} with {percent(best.mean(name))} % ({rest})")
+    return f"The best in each: {'; '.join(parts)}."
+
+
+def _told(rivals: Sequence[RunResult], summary: Summary) -> str:
+    """Say which runs cannot be told from the best one."""
+    others = len(summary.runs) - 1
+    if len(rivals) <= NAMED:
+        return f"{listing([run.name for run in rivals])} cannot be told from it"
+    number = f"none of the other {others}" if len(rivals) == others else f"{len(rivals)} of the other {others}"
+    return f"{number} {'can' if len(rivals) == others else 'cannot'} be told from it"
 
 
 def _over_seeds(summary: Summary) -> str:
