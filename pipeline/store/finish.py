@@ -1,4 +1,8 @@
-"""Finish a store: check the samples, digest every layer by streaming, write side tables and, last, the manifest."""
+"""Finish a store: check the samples, digest every layer by streaming, write side tables and, last, the manifest.
+
+Where a manifest is there already and the samples change, it first names the new table beside the old one: killed
+between any two steps, the store opens with the one or with the other.
+"""
 
 import csv
 import hashlib
@@ -14,7 +18,7 @@ from typing import Any
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
 from pipeline.store import atomic
-from pipeline.store.digests import content_digest, dump_signed, ids_digest
+from pipeline.store.digests import content_digest, dump_signed, file_sha256, ids_digest
 from pipeline.store.layout import MANIFEST, REJECTED, SAMPLES
 from pipeline.store.manifest import Header, LayerInfo, Manifest, ShardFile, read_manifest
 from pipeline.store.records import committed, missing_layers
@@ -52,7 +56,7 @@ def finish(
         rejected=_sha256(rejected),
         provenance={"created": datetime.now(UTC).isoformat(timespec="seconds"), **provenance},
     )
-    put_if_changed(root / SAMPLES, table)
+    _put_samples(root, old, table)
     put_if_changed(root / REJECTED, rejected)
     if old is not None and replace(old, provenance=manifest.provenance) == manifest:
         return old
@@ -67,8 +71,8 @@ def refresh(root: Path, header: Header, samples: Samples) -> Manifest:
     old = read_manifest(root)
     _checked_ids(root, old.header, old.shards, samples)
     table = samples_bytes(samples)
-    manifest = replace(old, samples=_sha256(table))
-    put_if_changed(root / SAMPLES, table)
+    manifest = replace(old, samples=_sha256(table), next_samples="")
+    _put_samples(root, old, table)
     if manifest != old:
         atomic.put(root / MANIFEST, dump_signed(manifest.to_json()))
     return manifest
@@ -98,6 +102,15 @@ def put_if_changed(path: Path, data: bytes) -> None:
     """Write a small file atomically unless it holds these bytes already."""
     if not path.is_file() or path.read_bytes() != data:
         atomic.put(path, data)
+
+
+def _put_samples(root: Path, old: Manifest | None, table: bytes) -> None:
+    if old is not None and _sha256(table) not in (old.samples, old.next_samples):
+        path = root / SAMPLES
+        found = file_sha256(path) if path.is_file() else ""
+        now = found if found == old.next_samples and found else old.samples
+        atomic.put(root / MANIFEST, dump_signed(replace(old, samples=now, next_samples=_sha256(table)).to_json()))
+    put_if_changed(root / SAMPLES, table)
 
 
 def _sha256(data: bytes) -> str:

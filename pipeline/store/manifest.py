@@ -149,6 +149,7 @@ class Manifest:
         ids: Digest of the N ids.
         content_digest: Digest of ids and values alone.
         samples: sha256 of samples.parquet.
+        next_samples: sha256 of a samples.parquet that is just taking its place; "" = none.
         rejected: sha256 of rejected.csv.
         provenance: Where it came from: specification as typed, path, versions, time. Not part of any digest of content.
     """
@@ -161,6 +162,7 @@ class Manifest:
     content_digest: str
     samples: str
     rejected: str
+    next_samples: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -179,6 +181,7 @@ class Manifest:
             "content_digest": self.content_digest,
             "layers": [asdict(layer) for layer in self.layers],
             "samples": self.samples,
+            **({"next_samples": self.next_samples} if self.next_samples else {}),
             "rejected": self.rejected,
             "provenance": dict(self.provenance),
             "shards": [shard.to_json() for shard in self.shards],
@@ -191,6 +194,7 @@ class Manifest:
             header=Header.from_json(data["header"]),
             shards=tuple(ShardFile.from_json(shard) for shard in data["shards"]),
             layers=tuple(LayerInfo(**layer) for layer in data["layers"]),
+            next_samples=data.get("next_samples", ""),
             provenance=data["provenance"],
             **{name: data[name] for name in ("rows", "ids", "content_digest", "samples", "rejected")},
         )

@@ -3,6 +3,7 @@
 Metadata alone: it is no part of a store's key and may be rewritten without touching a shard.
 """
 
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def samples_bytes(samples: Samples) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer)
     return buffer.getvalue()
+
+
+def samples_digest(samples: Samples) -> str:
+    """Return the sha256 of the Parquet file of samples."""
+    return hashlib.sha256(samples_bytes(samples)).hexdigest()
 
 
 def read_samples(path: Path) -> Samples:

@@ -127,7 +127,7 @@ def _check_tables(root: Path, manifest: Manifest) -> list[Problem]:
     for name, expected in ((SAMPLES, manifest.samples), (REJECTED, manifest.rejected)):
         path = root / name
         found = file_sha256(path) if path.is_file() else "no file"
-        if found != expected:
+        if found != expected and not (name == SAMPLES and found == manifest.next_samples):
             problems.append(Problem(name, f"{name}: expected sha256 {expected}, found {found}"))
     if not problems:
         try:

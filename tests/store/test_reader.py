@@ -1,7 +1,8 @@
 """The reader: errors on opening, pickling, staging, batches."""
 
+import errno
 import pickle
-import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
+from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
 from pipeline.store import atomic, reader
 from pipeline.store.batches import gather, row_batches
 from pipeline.store.digests import dump_signed, load_signed
+from pipeline.store.inspect import verify
+from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header, samples, stored
@@ -65,25 +68,57 @@ def test_samples_of_another_store(tmp_path: Path) -> None:
             FeatureStore.open(tmp_path / store)
 
 
-def test_opening_waits_for_a_writer_that_is_finishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_beside_a_refresh_that_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, header())
-    between, go_on = threading.Event(), threading.Event()
-    put = atomic.put
+    check = reader._check_files
+    writer = StoreWriter(tmp_path, header())
 
-    def slow_put(target: Path, data: bytes) -> None:
-        if target.name == "manifest.json":
-            between.set()
-            go_on.wait(20)
+    def slow_check(root: Path, manifest: Manifest) -> None:
+        monkeypatch.setattr(reader, "_check_files", check)
+        writer.refresh_samples(samples(split="test"))
+        check(root, manifest)
+
+    monkeypatch.setattr(reader, "_check_files", slow_check)
+    assert set(FeatureStore.open(tmp_path).samples.split) == {"test"}
+
+
+@pytest.mark.parametrize("stop", range(3))
+def test_a_refresh_that_dies_leaves_the_old_samples_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    fill(tmp_path, header())
+    put, done = atomic.put, list[str]()
+
+    def dying_put(target: Path, data: bytes) -> None:
+        if len(done) == stop:
+            raise OSError(errno.EIO, "made up")
+        done.append(target.name)
         put(target, data)
 
-    monkeypatch.setattr(atomic, "put", slow_put)
     writer = StoreWriter(tmp_path, header())
-    refreshing = threading.Thread(target=writer.refresh_samples, args=(samples(split="test"),))
-    refreshing.start()
-    between.wait(20)
-    threading.Timer(0.2, go_on.set).start()
-    assert set(FeatureStore.open(tmp_path).samples.split) == {"test"}
-    refreshing.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "put", dying_put)
+        for split in ("test", "val"):
+            with pytest.raises(PipelineError, match=r"expected to write samples\.parquet, found Input/output error"):
+                writer.refresh_samples(samples(split=split))
+            done.clear()
+            store = FeatureStore.open(tmp_path)
+            assert set(store.samples.split) <= ({"train"} if stop < 2 else {"test", "val"})
+            assert verify(tmp_path, deep=True) == []
+    writer.refresh_samples(samples(split="val"))
+    assert set(FeatureStore.open(tmp_path).samples.split) == {"val"}
+    assert FeatureStore.open(tmp_path).manifest.next_samples == ""
+    data = (tmp_path / "samples.parquet").read_bytes()
+    (tmp_path / "samples.parquet").write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(DamagedStoreError, match=r"samples\.parquet"):
+        FeatureStore.open(tmp_path)
+    with monkeypatch.context() as patch, suppress(PipelineError):
+        patch.setattr(atomic, "put", dying_put)
+        done.clear()
+        writer.refresh_samples(samples(split="test"))
+    if stop < 2:
+        with pytest.raises(DamagedStoreError, match=r"samples\.parquet"):
+            FeatureStore.open(tmp_path)
 
 
 def test_a_store_pickles_small_and_works_after(tmp_path: Path) -> None:
