@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.store.atomic import stale_temp_files
 from pipeline.store.commit import writing
 from pipeline.store.layout import HEADER, MANIFEST, is_lock, lock_name, own_files, shard_index
-from pipeline.store.locks import is_locked, lock
+from pipeline.store.locks import alone, is_locked, lock
 from pipeline.store.manifest import read_manifest
 
 
@@ -23,18 +23,24 @@ class Garbage:
 def garbage(path: Path) -> list[Garbage]:
     """Return what `gc` would remove.
 
-    Temp and lock files of dead processes; and, in a finished store that no live process writes, shard files and commit
+    Temp and lock files of dead processes; and, in a finished store without a live writer, shard files and commit
     records that are not in the manifest, such as layers whose extraction was given up.
 
     Raises:
         UserError: The folder is no store, or its manifest is damaged.
     """
-    if not (path / HEADER).is_file():
-        raise UserError(expected="a feature store", found="no store.json", where=str(path))
-    found = [_garbage(file, "temp file of a dead process") for file in stale_temp_files(path)]
+    _require_store(path)
+    with alone(path / HEADER) as free:
+        return _find(path, idle=free)
+
+
+def _find(path: Path, *, idle: bool) -> list[Garbage]:
+    why = dict.fromkeys(stale_temp_files(path), "temp file of a dead process")
     locks = [file for file in own_files(path) if is_lock(file.name) and not is_locked(file)]
-    found += [_garbage(file, "lock file of a dead process") for file in locks]
-    return found + (_not_in_manifest(path) if (path / MANIFEST).exists() else [])
+    why |= dict.fromkeys(locks, "lock file of a dead process")
+    if idle and (path / MANIFEST).exists():
+        why |= dict.fromkeys(_not_in_manifest(path), "not in the manifest")
+    return [Garbage(file.name, file.stat().st_size, reason) for file, reason in why.items() if file.exists()]
 
 
 def gc(path: Path, *, delete: bool = False) -> list[Garbage]:
@@ -44,21 +50,26 @@ def gc(path: Path, *, delete: bool = False) -> list[Garbage]:
         UserError: As for `garbage`.
         PipelineError: A file cannot be removed.
     """
-    found = garbage(path)
-    if delete:
-        with writing(path / HEADER), lock(path / lock_name("store")):
+    if not delete:
+        return garbage(path)
+    with writing(path / HEADER):
+        _require_store(path)
+        with lock(path / lock_name("store")), alone(path / HEADER) as idle:
+            found = [each for each in _find(path, idle=idle) if each.name != lock_name("store")]
             for each in found:
                 _remove(path, each)
     return found
 
 
-def _not_in_manifest(root: Path) -> list[Garbage]:
-    if any(is_lock(file.name) and is_locked(file) for file in own_files(root)):
-        return []
+def _require_store(path: Path) -> None:
+    if not (path / HEADER).is_file():
+        raise UserError(expected="a feature store", found="no store.json", where=str(path))
+
+
+def _not_in_manifest(root: Path) -> list[Path]:
     known = {record.name for record in read_manifest(root).shards}
     known |= {Path(name).with_suffix(".json").name for name in known}
-    files = [file for file in own_files(root) if shard_index(file.name) is not None and file.name not in known]
-    return [_garbage(file, "not in the manifest") for file in files]
+    return [file for file in own_files(root) if shard_index(file.name) is not None and file.name not in known]
 
 
 def _remove(root: Path, each: Garbage) -> None:
@@ -67,7 +78,3 @@ def _remove(root: Path, each: Garbage) -> None:
     with lock(root / held, block=False) as free:
         if free:
             (root / each.name).unlink(missing_ok=True)
-
-
-def _garbage(file: Path, reason: str) -> Garbage:
-    return Garbage(file.name, file.stat().st_size, reason)

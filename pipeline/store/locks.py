@@ -50,6 +50,38 @@ def lock(path: Path, *, block: bool = True) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def share(path: Path) -> int | None:
+    """Open a file that is there, wait for a shared lock on it and return its descriptor; None if the file is gone."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if same_file(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Lock a file that is there and stays; yields False at once if anybody shares it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
 def is_locked(path: Path) -> bool:
     """Say whether a live process holds the lock of an existing file."""
     try:

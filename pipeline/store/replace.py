@@ -1,11 +1,13 @@
 """Remove a store, and nothing but the store, so that another may take its folder."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.store.commit import writing
 from pipeline.store.layout import CLASSES, HEADER, MANIFEST, is_lock, is_record, is_temp, own_files
-from pipeline.store.locks import is_locked
+from pipeline.store.locks import alone, is_locked
 from pipeline.store.manifest import read_header, read_manifest, read_record
 
 
@@ -25,13 +27,13 @@ def replace_store(path: Path) -> list[Path]:
         return []
     files = own_files(path)
     removed = replace_store(path / CLASSES) if files and (path / CLASSES).is_dir() else []
-    if files:
-        _require_own(path)
-        _require_idle(path, files)
-    with writing(path / MANIFEST):
+    if not files:
+        return removed
+    _require_own(path)
+    with writing(path / MANIFEST), _idle(path, files):
         for file in sorted(files, key=_order):
             file.unlink(missing_ok=True)
-        if files and not any(path.iterdir()):
+        if not any(path.iterdir()):
             path.rmdir()
     return [*removed, *files]
 
@@ -54,15 +56,22 @@ def _require_own(root: Path) -> None:
     )
 
 
-def _require_idle(root: Path, files: list[Path]) -> None:
-    busy = [file.name for file in files if (is_lock(file.name) or is_temp(file.name)) and is_locked(file)]
-    if busy:
-        raise UserError(
-            expected="a store that nobody writes",
-            found=f"{busy[0]} held by a live process",
-            where=str(root),
-            remedy="wait for the other run, or end it",
-        )
+@contextmanager
+def _idle(root: Path, files: list[Path]) -> Iterator[None]:
+    """Keep writers away; refuse where there is one."""
+    with ExitStack() as stack:
+        header = root / HEADER
+        busy = [file.name for file in files if (is_lock(file.name) or is_temp(file.name)) and is_locked(file)]
+        if header.is_file() and not stack.enter_context(alone(header)):
+            busy.append(HEADER)
+        if busy:
+            raise UserError(
+                expected="a store that nobody writes",
+                found=f"{busy[0]} held by a live process",
+                where=str(root),
+                remedy="wait for the other run, or end it",
+            )
+        yield
 
 
 def _is_sound(path: Path) -> bool:

@@ -7,7 +7,9 @@ for shard in writer.work(names):
 writer.finish(samples, {"spec": "timm:..."})
 """
 
+import os
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from pipeline.store.digests import dump_signed
 from pipeline.store.finish import finish, refresh
 from pipeline.store.formats.base import Features
 from pipeline.store.layout import HEADER, lock_name
-from pipeline.store.locks import lock
+from pipeline.store.locks import lock, share
 from pipeline.store.manifest import Header, Manifest, read_header
 from pipeline.store.records import PendingShard, committed, committed_files, missing_layers, pending_shards
 from pipeline.store.samples import Samples
@@ -31,6 +33,8 @@ _REMEDY = "extract to another --out, or start over with --replace"
 
 class StoreWriter:
     """Commits shards of one store. Any number of processes may write to one store at the same time.
+
+    As long as a writer lives it shares the lock of store.json: `gc` and `replace_store` leave its store alone.
 
     Args:
         root: The store's folder; created if it is not there.
@@ -47,7 +51,8 @@ class StoreWriter:
         with writing(root / HEADER):
             root.mkdir(parents=True, exist_ok=True)
             with lock(root / lock_name("store")):
-                self.header = _agree(root, header)
+                self.header, held = _agree(root, header)
+            self._release = weakref.finalize(self, os.close, held)  # while it is held, nobody collects or replaces
             atomic.sweep(root)
         self._asked: tuple[str, ...] = ()
         self._claimed: set[int] = set()
@@ -177,12 +182,19 @@ class StoreWriter:
             yield free
 
 
-def _agree(root: Path, header: Header) -> Header:
-    """Return the store's header after writing it, or the one that is there if it is of the same key."""
-    if not (root / HEADER).exists():
+def _agree(root: Path, header: Header) -> tuple[Header, int]:
+    """Return the store's header and a descriptor that shares its lock; writes the header if there is none."""
+    while (held := share(root / HEADER)) is None:
         committed(root, header)
         atomic.put(root / HEADER, dump_signed(header.to_json()))
-        return header
+    try:
+        return _same_key(root, header), held
+    except BaseException:
+        os.close(held)
+        raise
+
+
+def _same_key(root: Path, header: Header) -> Header:
     existing = read_header(root)
     differences = header.key.differences(existing.key)
     if header.items != existing.items:

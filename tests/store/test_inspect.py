@@ -100,6 +100,8 @@ def test_gc_lists_first_and_removes_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with writer.claim(1):
         assert {each.name for each in inspect.gc(tmp_path)} == set(stale)
+    assert {each.name for each in inspect.gc(tmp_path)} == set(stale), "its writer lives"
+    del writer
     found = inspect.gc(tmp_path)
     assert {each.name for each in found} > set(stale)
     assert {each.reason for each in found} == {
@@ -141,6 +143,7 @@ def test_replace_removes_an_empty_folder_and_unfinished_stores(tmp_path: Path) -
     writer = StoreWriter(tmp_path / "store", header())
     shard = writer.pending(LAYERS)[0]
     writer.commit(shard, *computed(shard))
+    del writer
     (tmp_path / "store" / "store.json").unlink()
     assert len(inspect.replace_store(tmp_path / "store")) == 2
     assert not (tmp_path / "store").exists()
