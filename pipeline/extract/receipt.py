@@ -1,28 +1,40 @@
 """Know that nothing is left to do without loading the encoder.
 
 Beside a finished store lies receipt.json: what was asked for, the sha256 of every file that the encoder was made of,
-and of the code and library versions that made it. Where all of that is the same now, the encoder would have the key
-that the store has. Encoders whose files are not known (hub names, classes of one's own) give no receipt: they are
-loaded.
+of the code and of the library versions that made it, and the key that came of it. Where all of that is the same now,
+loading the encoder would give that key again. The receipt is signed, so that no flipped byte of it is believed, and it
+counts only for a store of the very key that it names: another store in its place, or a receipt from elsewhere, is no
+receipt. It is no part of the store: without it the encoder is loaded, and that is all.
+
+The digests are taken before the encoder is loaded: files that change while it works make the receipt void, not wrong.
+Encoders whose files are not all known (hub names, classes of one's own) give no receipt: they are loaded.
 """
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
 import pipeline
+from pipeline.encoders.spec import parse_spec
+from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
+from pipeline.store import atomic
+from pipeline.store.digests import dump_signed, load_signed
+from pipeline.store.key import FeatureKey
 
 RECEIPT = "receipt.json"
 
 _LIBRARIES = (
+    "huggingface_hub",
     "numpy",
     "open_clip_torch",
     "pillow",
+    "safetensors",
     "sentence-transformers",
     "timm",
     "tokenizers",
@@ -30,44 +42,64 @@ _LIBRARIES = (
     "torchvision",
     "transformers",
 )
+_log = logging.getLogger(__name__)
 
 
-def write_receipt(root: Path, config: ExtractConfig, modality: str, layer_names: Sequence[str]) -> None:
-    """Leave a receipt in a store that has just been finished, if the encoder's files are known.
+def prepare_receipt(config: ExtractConfig) -> Mapping[str, Any]:
+    """Digest what an encoder is about to be made of; empty if its files are not known. Call before it is loaded."""
+    origin = _origin(config.encoder)
+    files = _digests(origin)
+    return {"request": _request(config), "origin": origin, "files": files, "code": _code()} if files else {}
+
+
+def write_receipt(
+    root: Path, prepared: Mapping[str, Any], key: FeatureKey, modality: str, layer_names: Sequence[str]
+) -> None:
+    """Leave a receipt in a store that has just been finished, or none; a disk that will not take it is no error.
 
     Args:
         root: The store.
-        config: What was asked for.
+        prepared: What `prepare_receipt` gave before the encoder was loaded.
+        key: The store's key.
         modality: What the encoder takes.
         layer_names: All its layers, in order of depth.
     """
-    files = _encoder_files(config.encoder)
     path = root / RECEIPT
-    if not files:
-        path.unlink(missing_ok=True)
-        return
-    receipt = {
-        "request": _request(config),
-        "modality": modality,
-        "layer_names": list(layer_names),
-        "files": {str(file.absolute()): _sha256(file) for file in files},
-        "code": _code(),
-    }
-    text = json.dumps(receipt, indent=1)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        temp = path.with_name(f".{RECEIPT}.{os.getpid()}")
-        temp.write_text(text, encoding="utf-8")
-        temp.replace(path)
+    try:
+        if not prepared:
+            path.unlink(missing_ok=True)
+            return
+        receipt = {**prepared, "key": key.digest(), "modality": modality, "layer_names": list(layer_names)}
+        data = dump_signed(receipt)
+        if not path.is_file() or path.read_bytes() != data:
+            atomic.put(path, data)
+    except OSError as error:
+        _log.warning("%s: %s; the next run loads the encoder", path, error.strerror)
 
 
 def read_receipt(root: Path, config: ExtractConfig) -> Mapping[str, Any] | None:
-    """Return a store's receipt if it still says what loading the encoder now would say; None otherwise."""
+    """Return a store's receipt if it still says what loading the encoder now would say; None otherwise.
+
+    Whoever uses it compares its "key" with the digest of the store's own key.
+    """
     try:
-        receipt = json.loads((root / RECEIPT).read_text(encoding="utf-8"))
-        same = receipt["request"] == _request(config) and receipt["code"] == _code()
-        return receipt if same and _same_files(receipt["files"], config.encoder) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        receipt = load_signed(root / RECEIPT)
+        if receipt["request"] != _request(config) or receipt["code"] != _code():
+            return None
+        packaged = config.encoder.startswith("package:")  # the table of packages is code, and takes long to import
+        origin = receipt["origin"] if packaged else _origin(config.encoder)
+        return receipt if receipt["files"] and _digests(origin) == receipt["files"] else None
+    except (OSError, PipelineError, KeyError, TypeError):
         return None
+
+
+def same_receipt(root: Path, receipt: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the receipt of another store if, but for the key, it is the same as one that was found good."""
+    try:
+        other = load_signed(root / RECEIPT)
+    except (OSError, PipelineError):
+        return None
+    return other if {**other, "key": ""} == {**receipt, "key": ""} else None
 
 
 def versions() -> dict[str, str]:
@@ -99,26 +131,49 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _encoder_files(spec: str) -> list[Path]:
-    family, _, name = spec.partition(":")
-    if family != "package":
-        return _local_files(spec)
-    from pipeline.encoders.packages import PACKAGES, weight_file
+def _origin(spec: str) -> dict[str, Any]:
+    """Return where all the files of an encoder lie; empty where nobody knows."""
+    parsed = parse_spec(spec)
+    if parsed.family == "package":
+        from pipeline.encoders.packages import PACKAGES
 
-    file = weight_file(name, PACKAGES[name])
-    return _files(file.parent) if PACKAGES[name].architecture == "sentence-transformers" else [file]
+        package = PACKAGES.get(parsed.name)
+        if package is None:
+            return {}
+        name, _, _ = package.distribution.partition("==")
+        return {"package": name, "file": package.file, "folder": package.architecture == "sentence-transformers"}
+    if parsed.family not in ("timm", "hf", "st", "open_clip") or parsed.folder is None or not parsed.folder.is_dir():
+        return {}
+    return {} if _names_others(parsed.folder) else {"folder": str(parsed.folder.absolute())}
 
 
-def _local_files(spec: str) -> list[Path]:
-    family, _, name = spec.partition(":")
-    return _files(Path(name)) if family in ("timm", "hf", "st", "open_clip") and Path(name).is_dir() else []
+def _names_others(folder: Path) -> bool:
+    """Tell whether a folder of open_clip takes its tokenizer or its text tower from a hub."""
+    path = folder / "open_clip_config.json"
+    return path.is_file() and any(f'"hf_{what}_name"' in path.read_text("utf-8") for what in ("tokenizer", "model"))
+
+
+def _digests(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Return path → sha256 of every file of an encoder as it lies there now."""
+    if "package" in origin:
+        try:
+            file = Path(str(distribution(origin["package"]).locate_file(origin["file"])))
+        except PackageNotFoundError:
+            return {}
+        files = _files(file.parent) if origin["folder"] else [file]
+    else:
+        files = _files(Path(origin["folder"])) if origin else []
+    return {str(file.absolute()): _sha256(file) for file in files}
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
-
-
-def _same_files(files: Mapping[str, str], spec: str) -> bool:
-    if not spec.startswith("package:") and [str(path.absolute()) for path in _local_files(spec)] != sorted(files):
-        return False
-    return bool(files) and all(_sha256(Path(path)) == digest for path, digest in files.items())
+    """Return all files below a folder; links are followed, as the libraries follow them."""
+    found: list[Path] = []
+    known: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(root) in known:  # a link that leads back
+            folders.clear()
+            continue
+        known.add(os.path.realpath(root))
+        found += [Path(root, name) for name in names if not name.endswith(".pyc")]
+    return sorted(path for path in found if path.is_file())

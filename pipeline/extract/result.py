@@ -27,6 +27,8 @@ class ExtractResult:
     """Items that were left out; rejected.csv lists them."""
     nonfinite: int
     """Values that are infinite or not a number: fp16 overflows at 65504."""
+    nonfinite_layers: dict[str, int]
+    """How many of them each layer has; layers without any are left out."""
     seconds: float
     """Time that this run took."""
     content_digest: str
@@ -52,7 +54,8 @@ class ExtractResult:
         if self.rejected:
             parts.append(f"{self.rejected} items left out, see {self.path / 'rejected.csv'}")
         if self.nonfinite:
-            parts.append(f"{self.nonfinite} values are no finite numbers (see `pipeline store ls`)")
+            layers = ", ".join(f"{name} {count}" for name, count in self.nonfinite_layers.items())
+            parts.append(f"{self.nonfinite} values are no finite numbers ({layers})")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:

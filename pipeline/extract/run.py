@@ -17,14 +17,16 @@ from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.items import Items
 from pipeline.extract.plan import Job, batch_size_of, header_of, jobs_of, pending_of, workers_of
 from pipeline.extract.progress import Meter, Report, Update, silent
-from pipeline.extract.receipt import read_receipt, versions, write_receipt
+from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
 from pipeline.layers import select_layers
+from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import PendingShard
+from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
 
 
@@ -62,7 +64,8 @@ def _unchanged(config: ExtractConfig, dataset: RawDataset) -> list[ExtractResult
         return None
     results = []
     for job in jobs_of(config, dataset, receipt["modality"]):
-        result = _finished(config, job, receipt) if read_receipt(job.root, config) else None
+        own = same_receipt(job.root, receipt)
+        result = _finished(config, job, own) if own else None
         if result is None:
             return None
         results.append(result)
@@ -76,9 +79,12 @@ def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | 
     except PipelineError:
         return None
     widths = {layer.name: layer.width for layer in store.layers}
-    if store.key.dataset_digest != job.items.digest or not set(layers) <= set(widths):
+    fits = store.key.digest() == receipt["key"] and store.key.dataset_digest == job.items.digest
+    if not fits or not set(layers) <= set(widths):
         return None
-    manifest = StoreWriter(job.root, store.manifest.header).refresh_samples(job.items.samples)
+    manifest = store.manifest
+    if not config.dry_run and samples_digest(job.items.samples) != manifest.samples:
+        manifest = StoreWriter(job.root, manifest.header).refresh_samples(job.items.samples)
     asked = [(name, widths[name]) for name in layers]
     cost = estimate(job.root, job.items, asked, (), config.storage) if config.dry_run else None
     return _result(config, job, manifest, layers, (), cost)
@@ -90,6 +96,7 @@ def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | 
 def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) -> list[ExtractResult]:
     from pipeline.encoders.load import load_encoder
 
+    prepared = prepare_receipt(config)
     encoder = load_encoder(
         config.encoder,
         modality=config.modality,
@@ -100,12 +107,18 @@ def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) ->
         prompt=config.prompt,
     )
     layers = encoder.resolve_layers(config.layers)
-    return [_one_store(config, job, encoder, layers, report) for job in jobs_of(config, dataset, encoder.modality)]
+    results = []
+    for job in jobs_of(config, dataset, encoder.modality):
+        result, key = _one_store(config, job, encoder, layers, report)
+        if not config.dry_run:
+            write_receipt(job.root, prepared, key, encoder.modality, [layer.name for layer in encoder.layers])
+        results.append(result)
+    return results
 
 
 def _one_store(
     config: ExtractConfig, job: Job, encoder: Encoder, layers: tuple[str, ...], report: Report
-) -> ExtractResult:
+) -> tuple[ExtractResult, FeatureKey]:
     header = header_of(config, job.items, encoder, layers)
     pending = pending_of(config, job.root, header, layers)
     widths = [(name, encoder.width(name)) for name in layers]
@@ -115,12 +128,11 @@ def _one_store(
     if pending or config.dry_run:
         report(Update(what=job.items.what, message=f"{job.root}: {cost.sentence()}"))
     if config.dry_run:
-        return _result(config, job, None, layers, (), cost)
+        return _result(config, job, None, layers, (), cost), header.key
     writer = StoreWriter(job.root, header)
     computed = _compute(config, job, encoder, layers, writer, cost, report)
     manifest = writer.finish(job.items.samples, _provenance(config, encoder))
-    write_receipt(job.root, config, encoder.modality, [layer.name for layer in encoder.layers])
-    return _result(config, job, manifest, layers, computed, cost)
+    return _result(config, job, manifest, layers, computed, cost), header.key
 
 
 def _timed(cost: Cost, encoder: Encoder, items: Items, pending: Sequence[PendingShard], batch_size: int) -> Cost:
@@ -184,6 +196,8 @@ def _result(
     if manifest and not config.dry_run:
         table = job.root / REJECTED
         check_share(rejected, len(job.items), config.max_rejected, what=job.items.what, table=table)
+    counts = {layer.name: layer.nonfinite for layer in manifest.layers} if manifest else {}
+    nonfinite = {name: counts[name] for name in layers if counts.get(name)}
     return ExtractResult(
         path=job.root,
         what=job.items.what,
@@ -192,7 +206,8 @@ def _result(
         computed_shards=len(computed),
         skipped_shards=manifest.header.shards - len(computed) if manifest else 0,
         rejected=len(rejected),
-        nonfinite=sum(layer.nonfinite for layer in manifest.layers if layer.name in layers) if manifest else 0,
+        nonfinite=sum(nonfinite.values()),
+        nonfinite_layers=nonfinite,
         seconds=0.0,
         content_digest=manifest.content_digest if manifest else "",
         cost=cost,

@@ -9,9 +9,20 @@ import pytest
 
 from pipeline.extract import receipt
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.receipt import read_receipt, write_receipt
+from pipeline.extract.receipt import prepare_receipt, read_receipt, write_receipt
+from pipeline.store.key import FeatureKey
 from tests.conftest import ROOT
 from tests.extract.building import write_raw
+
+KEY = FeatureKey(
+    modality="image",
+    dataset_digest="d",
+    encoder={},
+    preprocessing={},
+    pooling="auto",
+    compute_dtype="float32",
+    storage_dtype="float32",
+)
 
 
 @pytest.fixture
@@ -30,7 +41,7 @@ def config(folder: Path, **options: object) -> ExtractConfig:
 def root(folder: Path) -> Path:
     out = folder.parent / "out"
     out.mkdir()
-    write_receipt(out, config(folder), "image", ["early", "output"])
+    write_receipt(out, prepare_receipt(config(folder)), KEY, "image", ["early", "output"])
     return out
 
 
@@ -39,6 +50,7 @@ def test_the_same_again_is_believed(folder: Path, root: Path) -> None:
     assert found is not None
     assert found["modality"] == "image"
     assert found["layer_names"] == ["early", "output"]
+    assert found["key"] == KEY.digest()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +62,7 @@ def test_the_same_again_is_believed(folder: Path, root: Path) -> None:
         {"max_length": 5},
         {"prompt": "x"},
         {"modality": "text"},
+        {"jpeg": "reduced"},
     ],
 )
 def test_another_request_is_not(folder: Path, root: Path, options: dict[str, object]) -> None:
@@ -80,11 +93,73 @@ def test_a_broken_receipt_is_no_receipt(folder: Path, root: Path, text: str) -> 
     assert read_receipt(root, config(folder)) is None
 
 
-def test_encoders_whose_files_nobody_knows_give_none(folder: Path, root: Path) -> None:
-    hub = ExtractConfig(dataset=folder, encoder="hf:org/name", out=root)
-    write_receipt(root, hub, "image", ["output"])
+def test_any_flipped_byte_makes_it_none(folder: Path, root: Path) -> None:
+    path = root / "receipt.json"
+    sound = path.read_bytes()
+    for place in range(0, len(sound), 7):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x41]) + sound[place + 1 :])
+        assert read_receipt(root, config(folder)) is None, place
+    path.write_bytes(sound)
+    assert read_receipt(root, config(folder)) is not None
+
+
+def test_files_behind_links_count(folder: Path, root: Path) -> None:
+    for name, text in (("one", "1"), ("two", "2")):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "config.json").write_text(text)
+    link = folder / "1_Pooling"
+    link.symlink_to(folder.parent / "one", target_is_directory=True)
+    (folder / "again").symlink_to(folder, target_is_directory=True)
+    write_receipt(root, prepare_receipt(config(folder)), KEY, "text", ["output"])
+    assert read_receipt(root, config(folder)) is not None
+    link.unlink()
+    link.symlink_to(folder.parent / "two", target_is_directory=True)
+    assert read_receipt(root, config(folder)) is None
+
+
+def test_files_that_change_while_the_encoder_works_make_it_void(folder: Path, root: Path) -> None:
+    prepared = prepare_receipt(config(folder))
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    write_receipt(root, prepared, KEY, "image", ["output"])
+    assert read_receipt(root, config(folder)) is None
+
+
+@pytest.mark.parametrize(
+    "encoder", ["hf:org/name", "open_clip:ViT-B-32/laion", "tests.extract.tiny_encoders:TinyImage"]
+)
+def test_encoders_whose_files_nobody_knows_give_none(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
+) -> None:
+    near = folder.parent / "org" / "name"  # a hub's name, even where a folder of that name lies near
+    near.mkdir(parents=True)
+    (near / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(folder.parent)
+    hub = ExtractConfig(dataset=folder, encoder=encoder, out=root)
+    assert prepare_receipt(hub) == {}
+    write_receipt(root, prepare_receipt(hub), KEY, "image", ["output"])
     assert not (root / "receipt.json").exists()
     assert read_receipt(root, hub) is None
+
+
+def test_a_folder_that_takes_its_tokenizer_from_a_hub_gives_none(folder: Path) -> None:
+    clip = ExtractConfig(dataset=folder, encoder=f"open_clip:{folder}", out=folder, modality="text")
+    assert prepare_receipt(clip)
+    described = '{"model_cfg": {"text_cfg": {"hf_tokenizer_name": "org/name"}}}'
+    (folder / "open_clip_config.json").write_text(described, encoding="utf-8")
+    assert prepare_receipt(clip) == {}
+
+
+def test_a_disk_that_does_not_take_it_is_no_error(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (root / "receipt.json").unlink()
+    monkeypatch.setattr("pipeline.store.atomic.write_bytes", full)
+    write_receipt(root, prepare_receipt(config(folder)), KEY, "image", ["output"])
+    assert "No space left on device; the next run loads the encoder" in caplog.text
+    assert list(root.iterdir()) == []
 
 
 SECOND_RUN = """
