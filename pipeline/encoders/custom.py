@@ -11,10 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.encoders.base import Encoder, LoadOptions
-from pipeline.encoders.digest import file_sha256
+from pipeline.encoders.digest import file_sha256, json_sha256
 from pipeline.encoders.spec import Spec
 from pipeline.encoders.table import ENCODERS
 from pipeline.errors import UnknownNameError, UserError
+
+_KNOWN = ("abc", "builtins", "pipeline", "torch", "typing")
+"""Packages whose classes are not the user's own."""
 
 
 def load(spec: Spec, options: LoadOptions) -> Encoder:
@@ -34,6 +37,26 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
 def source_sha256(encoder: Encoder) -> str:
     """Return the digest of the file that defines an encoder's class: an honest `version` for its key."""
     return file_sha256(Path(inspect.getfile(type(encoder))))
+
+
+def own_source(encoder: Encoder) -> dict[str, str]:
+    """Return {"source": digest} of the files that define a class of one's own, its bases too; {} for a known family.
+
+    It stands in every store's key, so that changed code is never taken for the code that made the features. Modules
+    that those files import are not followed: `version` in the encoder's own key is for them.
+    """
+    own = [each for each in type(encoder).__mro__ if each.__module__.partition(".")[0] not in _KNOWN]
+    files = {str(path) for each in own if (path := _source_file(each)) is not None}
+    digests = sorted(file_sha256(Path(file)) for file in files)
+    return {"source": json_sha256(digests)} if own else {}
+
+
+def _source_file(kind: type) -> Path | None:
+    try:
+        path = Path(inspect.getfile(kind))
+    except (TypeError, OSError):  # typed at a prompt
+        return None
+    return path if path.is_file() else None
 
 
 def _is_encoder(value: object) -> bool:

@@ -69,6 +69,8 @@ def header_of(config: ExtractConfig, items: Items, encoder: Encoder, layers: Seq
 
 def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> FeatureKey:
     """Return the key of the features: everything that changes their bytes."""
+    from pipeline.encoders.custom import own_source
+
     made = encoder.key()
     preprocessing = dict(made.preprocessing)
     if encoder.modality == "image":
@@ -83,7 +85,7 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
     return FeatureKey(
         modality=encoder.modality,
         dataset_digest=items.digest,
-        encoder=made.encoder,
+        encoder={**made.encoder, **own_source(encoder)},
         preprocessing=preprocessing,
         pooling=made.pooling,
         compute_dtype=STORAGE[config.dtype],
