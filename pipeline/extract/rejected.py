@@ -1,10 +1,12 @@
 """Inputs that are left out of the rows: the error that says why, and the limit on how many there may be."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.store.commit import writing
 
 
 class RejectedInputError(Exception):
@@ -24,7 +26,7 @@ def check_share(rejected: Sequence[tuple[str, str]], items: int, limit: float, *
     Raises:
         UserError: Too many.
     """
-    if len(rejected) <= limit * items:
+    if len(rejected) <= math.floor(limit * items + 1e-6):  # 0.29 of 100 is a little less than 29
         return
     first, reason = rejected[0]
     raise UserError(
@@ -36,6 +38,10 @@ def check_share(rejected: Sequence[tuple[str, str]], items: int, limit: float, *
 
 
 def write_rejected(table: Path, rejected: Sequence[tuple[str, str]]) -> None:
-    """Write the table of a store that is not finished."""
-    with table.open("w", newline="", encoding="utf-8") as file:
+    """Write the table of a store that is not finished.
+
+    Raises:
+        PipelineError: The disk does not take it.
+    """
+    with writing(table), table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
