@@ -1,7 +1,7 @@
 """Import a Hugging Face data set saved by `save_to_disk`: a folder of Arrow files, or one such folder a split.
 
 The files are read with pyarrow, so the package `datasets` is not needed. Nothing is fetched and no code of the data
-set is run.
+set is run. A source that begins with `hf:` is an id: see `from_hub`.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.extract.datasets import from_hub
 from pipeline.extract.datasets.from_image_parquet import image_column, record_of
 from pipeline.extract.datasets.labels import LabelNames
 from pipeline.extract.datasets.layout import read_json
@@ -19,17 +20,20 @@ from pipeline.extract.datasets.record import Classes, Record, Skipped, Source
 
 
 def recognises(source: str) -> bool:
-    """Tell whether the source is such a folder."""
+    """Tell whether the source is such a folder, or an id."""
     path = Path(source)
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    return from_hub.recognises(source) or (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def read(source: str, options: ImportOptions) -> Source:
     """Open the data set.
 
     Raises:
-        UserError: It is not such a folder, its files are damaged, or it has no column of image bytes.
+        MissingExtraError: It is an id, and the package `datasets` is not installed.
+        UserError: It is not such a folder, its files are damaged, it cannot be loaded by its id, or it has no images.
     """
+    if from_hub.recognises(source):
+        return from_hub.read(source, options)
     root = Path(source)
     folders = {"": root}
     if (root / "dataset_dict.json").is_file():

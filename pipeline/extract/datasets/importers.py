@@ -33,7 +33,9 @@ class Importer:
 
 
 IMPORTERS: dict[str, Importer] = {
-    "huggingface": Importer("folder of save_to_disk", from_huggingface.recognises, from_huggingface.read),
+    "huggingface": Importer(
+        "folder of save_to_disk, or hf:ORG/NAME", from_huggingface.recognises, from_huggingface.read
+    ),
     "webdataset": Importer(
         "tar, tars by {000..012} or a folder of tars", from_webdataset.recognises, from_webdataset.read
     ),

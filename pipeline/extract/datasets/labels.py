@@ -26,7 +26,7 @@ class LabelNames:
         return cls(read_classes(path) if path.is_file() else None, str(path))
 
     def of(self, label: object) -> str:
-        """Return the class name of a label; empty for none.
+        """Return the class name of a label; empty for none, which a list of classes also lets be written as -1.
 
         Raises:
             UserError: A list of classes is there and the label is not in it.
@@ -35,6 +35,8 @@ class LabelNames:
         if not text or self.classes is None or text in self.classes.names:
             return text
         names = self.classes.names
+        if text == "-1":
+            return ""
         if text.isdecimal() and int(text) < len(names):
             return names[int(text)]
         raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(text), where=self._where)
