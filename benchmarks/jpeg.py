@@ -68,8 +68,8 @@ def main() -> None:
                 def prepared(reduction: Reduction | None, path: Path = path) -> Tensor:
                     return encoder.prepare(decode_image(path, reduction))
 
-                exact_rate, exact = rate(lambda: prepared(None), arguments.repeat)  # noqa: B023
-                reduced_rate, reduced = rate(lambda: prepared(encoder.reduction), arguments.repeat)  # noqa: B023
+                exact_rate, exact = rate(lambda: prepared(None), arguments.repeat)
+                reduced_rate, reduced = rate(lambda: prepared(encoder.reduction), arguments.repeat)
                 gap = ((exact - reduced) * shades).abs()
                 features = encoder.encode([exact, reduced], ["output"])["output"]
                 cosine = torch.cosine_similarity(features[0], features[1], dim=0).item()
