@@ -227,6 +227,6 @@ def _recorded(run: AlignedRun, side: str) -> list[Path]:
             expected="the image store that the run was trained on",
             found="no such folder",
             where=", ".join(map(str, paths)),
-            remedy="say where it lies with --image",
+            remedy="say where it lies with --store",
         )
     return paths

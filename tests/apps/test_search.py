@@ -157,7 +157,7 @@ def test_hostile_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
 
 def test_a_store_that_moved_is_asked_for(run: Path, tmp_path: Path) -> None:
     (tmp_path / "image").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="say where it lies with --image"):
+    with pytest.raises(UserError, match="say where it lies with --store"):
         search(run, "red")
     (tmp_path / "text").rename(tmp_path / "text-moved")
     result = Searcher.open(run, image=[tmp_path / "moved"]).by_text("red")

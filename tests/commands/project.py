@@ -70,8 +70,10 @@ def write_table(path: Path, header: Sequence[str], table: Sequence[Sequence[str]
 
 
 def write_params(folder: Path, **changes: Any) -> Path:
+    """Write params.yaml with some sections changed; None leaves one out."""
     path = folder / "params.yaml"
-    path.write_text(yaml.safe_dump({**PARAMS, **changes}), encoding="utf-8")
+    params = {name: value for name, value in {**PARAMS, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
     return path
 
 
