@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Dtype, Encoder
+from pipeline.encoders.custom import own_source
 from pipeline.encoders.load import load_encoder
 from pipeline.errors import UserError
 from pipeline.evaluate.data import run_layers
@@ -69,7 +70,10 @@ class SideEncoder:
         keys = []
         for encoder, record in zip(self.encoders, self.run.stores[self.side], strict=True):
             made = encoder.key()
-            parts = {"encoder": made.encoder, "preprocessing": made.preprocessing, "pooling": made.pooling}
+            stored: Mapping[str, Any] = record.key.get("encoder") or {}
+            source = own_source(encoder) if "source" in stored else {}
+            named = {**made.encoder, **source}
+            parts = {"encoder": named, "preprocessing": made.preprocessing, "pooling": made.pooling}
             keys.append({**record.key, **parts})
         where = ", ".join(encoder.spec for encoder in self.encoders)
         self.run.check(self.side, keys, where, ignore=NOT_THE_ENCODERS)
