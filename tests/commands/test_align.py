@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.align.train import train
 from tests.commands.project import DATA, IMAGE, RUN, TEXT, snapshot, write_params
 from tests.commands.running import done, pipeline, refused
 
@@ -116,11 +117,8 @@ def test_too_few_pairs(own: Path) -> None:
 
 
 def test_interrupted_it_keeps_the_finished_seeds(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.align import run as stage
-
     words = align("--method", "info_nce", "--layers", "last", "--seed", 1, "--seed", 2, *QUICK)
     seeds: list[int] = []
-    train = stage.train
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
         seeds.append(named["seed"])
@@ -129,7 +127,7 @@ def test_interrupted_it_keeps_the_finished_seeds(own: Path, monkeypatch: pytest.
         return train(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "train", interrupted)
+        patch.setattr("pipeline.align.run.train", interrupted)
         result = pipeline(*words)
     assert (result.code, result.out) == (130, "")
     assert result.err.splitlines()[-1].startswith("Interrupted: ")
