@@ -7,7 +7,7 @@ is one way to do it: palettes, greyscale and black-and-white to RGB, transparenc
 
 With `--jpeg reduced`, JPEGs much larger than what the encoder resizes to are decoded at 1/2, 1/4 or 1/8 of their size
 (libjpeg's scaled inverse transform), as long as twice the aim of the resize is left each way. Photographs of 1024 to
-3024 pixels on the shorter edge, one core, target 256: decoded and resized 2.0 to 6.6 times as fast; afterwards pixels
+3024 pixels on the shorter edge, one core, target 256: decoded and resized 1.9 to 6.9 times as fast; afterwards pixels
 differ by 0.2 to 0.9 of 255 in the mean (15 at most), and the cosine between the embeddings of EfficientNet-Lite0 is
 0.9966 to 0.9999 (0.9995 in the middle; JPEG quality 90 against 95: also 0.9995). So the default is `exact`, the
 library's own numbers.
