@@ -12,6 +12,9 @@ from typing import Any
 from pipeline.align.options import require
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.config import build, name, section
+from pipeline.errors import UnknownNameError
+
+LAYER_METRICS = ("mutual_knn", "cka")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,9 @@ class AlignConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """Changes to the method's recipe, nested: {"training": {"epochs": 40}}."""
     layers: str = "auto"
-    """`auto` (best pair by mutual kNN), `last`, `stack` (the best few a side), or `I,J`: image layers, text layers."""
+    """`auto` (the best pair), `last`, `stack` (the best few a side), or `I,J`: image layers, text layers."""
+    layer_metric: str = "mutual_knn"
+    """What `auto` and `stack` compare layers by: mutual_knn, or cka (unbiased linear CKA)."""
     stack: int = 3
     """How many layers of each side `stack` concatenates."""
     pairs: int | None = None
@@ -49,6 +54,8 @@ class AlignConfig:
         require(len(set(self.seeds)) == len(self.seeds), "seeds", "that differ", self.seeds)
         require(all(0 <= seed < 2**63 for seed in self.seeds), "seeds", "between 0 and 2^63", self.seeds)
         require(self.pairs is None or self.pairs >= 2, "pairs", "of 2 or more", self.pairs)
+        if self.layer_metric not in LAYER_METRICS:
+            raise UnknownNameError("layer metric", self.layer_metric, LAYER_METRICS, "layer_metric")
         require(self.stack >= 1, "stack", "of 1 or more", self.stack)
         require(self.train_split != self.validation_split, "validation_split", "other than train_split", "the same")
         self.recipe()

@@ -3,10 +3,10 @@
 Run by `pipeline layers IMAGE_STORE TEXT_STORE` (`layers`) and by `pipeline.align.run` for `--layers auto` and `stack`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,15 +15,37 @@ from torch import Tensor
 from pipeline.align.config import AlignConfig
 from pipeline.align.pairs import PairSet, split_pairs
 from pipeline.align.report import Report, silent
-from pipeline.errors import UserError
+from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant
+from pipeline.metrics.cka_pairs import compare_layers_by_cka
 from pipeline.metrics.layer_pairs import LayerPairs, compare_layers
-from pipeline.metrics.neighbours import Neighbours, nearest_neighbours
+from pipeline.metrics.neighbours import nearest_neighbours
 from pipeline.store.side import LayerRef, Side
 
-MAX_ROWS = 5000
 SIGNIFICANT = 0.05
+COMMON = " of neighbours in common"
+
+
+class Metric(NamedTuple):
+    """How layers are compared."""
+
+    prepare: Callable[[Tensor], Any]
+    """What is kept of a layer's features."""
+    compare: Callable[..., LayerPairs]
+    """Takes what was kept of the image and of the text layers, `permutations` and `seed`."""
+    least: int
+    """Images that it needs."""
+    most: int
+    """Images that are looked at; of more a sample is drawn."""
+    says: str
+    """A score in words."""
+
+
+METRICS = {
+    "mutual_knn": Metric(nearest_neighbours, compare_layers, 3, 5000, "{:.1%}" + COMMON),
+    "cka": Metric(lambda features: features, compare_layers_by_cka, 4, 1000, "a CKA of {:.3f}"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +53,9 @@ class LayerScores:
     """All pairs of layers, scored; what layer_pairs.json holds."""
 
     metric: str = "mutual_knn"
-    """Share of common nearest neighbours (arXiv 2506.16895 picks layers by it)."""
-    k: int
-    """Neighbours of a row, ⌈2·n^⅓⌉."""
+    """mutual_knn: share of common neighbours (arXiv 2506.16895 picks layers by it); cka: unbiased linear CKA."""
+    k: int | None
+    """Neighbours of a row, ⌈2·n^⅓⌉; None for CKA."""
     rows: int
     """Training images that were looked at."""
     image_layers: list[str]
@@ -41,7 +63,7 @@ class LayerScores:
     text_layers: list[str]
     """Names of the T text layers that were compared."""
     score: list[list[float]]
-    """Raw score, [I][T] in 0..1."""
+    """Raw score, [I][T]; 1 is the same."""
     calibrated: list[list[float]]
     """Score above what shuffled pairs reach, [I][T] (arXiv 2602.14486)."""
     p_value: list[list[float]]
@@ -67,7 +89,13 @@ class LayerScores:
 
 
 def layers(
-    image_store: Path, text_store: Path, *, split: str = "train", validation_split: str = "val", seed: int = 1
+    image_store: Path,
+    text_store: Path,
+    *,
+    split: str = "train",
+    validation_split: str = "val",
+    seed: int = 1,
+    metric: str = "mutual_knn",
 ) -> LayerScores:
     """Score every pair of layers of two stores on up to 5000 training images, the ones that `align` would choose by.
 
@@ -77,45 +105,59 @@ def layers(
         split: The training split.
         validation_split: The validation split; where there is none, the images that `align` carves out are left out.
         seed: Draws the images where there are more.
+        metric: mutual_knn, or cka (on up to 1000 images).
 
     Raises:
         UserError: A store cannot be used, or there are too few pairs.
+        UnknownNameError: No such metric.
     """
     config = AlignConfig(
-        image=(image_store,), text=(text_store,), out=Path(), train_split=split, validation_split=validation_split
+        image=(image_store,),
+        text=(text_store,),
+        out=Path(),
+        train_split=split,
+        validation_split=validation_split,
+        layer_metric=metric,
     )
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     pairs = split_pairs(image, text, config, silent).train
-    return score_layers(image, text, pairs, seed=seed)
+    return score_layers(image, text, pairs, seed=seed, metric=metric)
 
 
-def score_layers(image: Side, text: Side, pairs: PairSet, *, seed: int = 0, permutations: int = 200) -> LayerScores:
+def score_layers(
+    image: Side, text: Side, pairs: PairSet, *, seed: int = 0, permutations: int = 200, metric: str = "mutual_knn"
+) -> LayerScores:
     """Score every pair of layers on training pairs. A caption row is the mean of an image's captions.
 
     Args:
         image: The image side.
         text: The text side.
         pairs: Training pairs; never validation or test pairs.
-        seed: Draws 5000 images where there are more, and the shuffles of the null.
+        seed: Draws `MAX_ROWS` images where there are more, and the shuffles of the null.
         permutations: Shuffled pairings behind the null.
+        metric: mutual_knn or cka.
 
     Raises:
-        UserError: Fewer than three images, or a side without a layer that tells samples apart.
+        UserError: Fewer than three images (four for CKA), or a side without a layer that tells samples apart.
     """
-    if len(pairs) < 3:
-        raise UserError(expected="at least 3 training images to compare layers", found=str(len(pairs)))
-    if len(pairs) > MAX_ROWS:
-        chosen = np.random.default_rng(seed).permutation(len(pairs))[:MAX_ROWS]
+    if metric not in METRICS:
+        raise UnknownNameError("layer metric", metric, METRICS, "layer_metric")
+    chosen_metric = METRICS[metric]
+    if len(pairs) < chosen_metric.least:
+        expected = f"at least {chosen_metric.least} training images to compare layers"
+        raise UserError(expected=expected, found=str(len(pairs)))
+    if len(pairs) > chosen_metric.most:
+        chosen = np.random.default_rng(seed).permutation(len(pairs))[: chosen_metric.most]
         pairs = pairs.take(np.sort(chosen))
-    image_layers, image_tables, left_out = _tables(image, pairs)
-    text_layers, text_tables, more_left_out = _tables(text, pairs)
-    found = compare_layers(image_tables, text_tables, permutations=permutations, seed=seed)
-    return _record(found, image_layers, text_layers, left_out + more_left_out)
+    image_layers, image_tables, left_out = _tables(image, pairs, chosen_metric)
+    text_layers, text_tables, more_left_out = _tables(text, pairs, chosen_metric)
+    found = chosen_metric.compare(image_tables, text_tables, permutations=permutations, seed=seed)
+    return _record(metric, found, image_layers, text_layers, left_out + more_left_out)
 
 
-def _tables(side: Side, pairs: PairSet) -> tuple[list[str], list[Neighbours], list[str]]:
+def _tables(side: Side, pairs: PairSet, metric: Metric) -> tuple[list[str], list[Any], list[str]]:
     names: list[str] = []
-    tables: list[Neighbours] = []
+    tables: list[Any] = []
     left_out: list[str] = []
     for layer in side.layers():
         features = _features(side, layer, pairs)
@@ -123,7 +165,7 @@ def _tables(side: Side, pairs: PairSet) -> tuple[list[str], list[Neighbours], li
             left_out.append(side.label(layer))
         else:
             names.append(side.label(layer))
-            tables.append(nearest_neighbours(features))
+            tables.append(metric.prepare(features))
     if not tables:
         raise UserError(expected="a layer that tells samples apart", found="the same row everywhere", where=side.where)
     return names, tables, left_out
@@ -139,10 +181,13 @@ def _features(side: Side, layer: LayerRef, pairs: PairSet) -> Tensor:
     return total / torch.bincount(owner, minlength=len(pairs))[:, None]
 
 
-def _record(found: LayerPairs, image_layers: list[str], text_layers: list[str], left_out: list[str]) -> LayerScores:
+def _record(
+    metric: str, found: LayerPairs, image_layers: list[str], text_layers: list[str], left_out: list[str]
+) -> LayerScores:
     best = found.best
     names = (image_layers[best[0]], text_layers[best[1]])
     return LayerScores(
+        metric=metric,
         k=found.k,
         rows=found.rows,
         image_layers=image_layers,
@@ -153,12 +198,12 @@ def _record(found: LayerPairs, image_layers: list[str], text_layers: list[str], 
         chosen=best,
         chosen_p_value=found.best_p_value,
         left_out=left_out,
-        advice=_advice(names, found),
+        advice=_advice(names, found, METRICS[metric].says),
     )
 
 
-def _advice(names: tuple[str, str], found: LayerPairs) -> str:
-    score, last = float(found.score[found.best]), float(found.score[-1, -1])
+def _advice(names: tuple[str, str], found: LayerPairs, says: str) -> str:
+    score, last = says.format(float(found.score[found.best])), says.format(float(found.score[-1, -1]))
     pair = f"image layer {names[0]} and text layer {names[1]}"
     if found.best_p_value > SIGNIFICANT:
         return (
@@ -166,12 +211,9 @@ def _advice(names: tuple[str, str], found: LayerPairs) -> str:
             f"too few to choose by, or images and captions do not match; {pair} is the best guess."
         )
     if found.best == (found.score.shape[0] - 1, found.score.shape[1] - 1):
-        return (
-            f"The last layers are the best pair: {pair} share {score:.1%} of neighbours (p = {found.best_p_value:.3f})."
-        )
+        return f"The last layers are the best pair: {pair}, {score} (p = {found.best_p_value:.3f})."
     return (
-        f"Use {pair}: {score:.1%} of neighbours in common against {last:.1%} for the last layers "
-        f"(p = {found.best_p_value:.3f})."
+        f"Use {pair}: {score} against {last.removesuffix(COMMON)} for the last layers (p = {found.best_p_value:.3f})."
     )
 
 
@@ -193,7 +235,7 @@ def choose_layers(
         image: The image side.
         text: The text side.
         pairs: Training pairs.
-        config: `layers` and `stack`.
+        config: `layers`, `layer_metric` and `stack`.
         report: Gets the advice.
         known: Scores of the same stores and pairs from an earlier run.
 
@@ -205,7 +247,7 @@ def choose_layers(
     if expression == "last":
         return ChosenLayers(_named(image, "last"), _named(text, "last"), None)
     if expression in ("auto", "stack"):
-        scores = known or score_layers(image, text, pairs, seed=config.seeds[0])
+        scores = known or score_layers(image, text, pairs, seed=config.seeds[0], metric=config.layer_metric)
         report(scores.advice)
         table = np.array(scores.calibrated) + 1e-6 * np.array(scores.score)
         count = 1 if expression == "auto" else config.stack

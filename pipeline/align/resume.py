@@ -36,7 +36,17 @@ class SeedResult:
 def layers_digest(image: Side, text: Side, config: AlignConfig) -> str:
     """Return the digest of what the scores of all layers depend on."""
     sides = [_side(side, side.layers()) for side in (image, text)]
-    return _digest([REVISION, sides, config.pairs, config.seeds[0], config.train_split, config.validation_split])
+    return _digest(
+        [
+            REVISION,
+            sides,
+            config.layer_metric,
+            config.pairs,
+            config.seeds[0],
+            config.train_split,
+            config.validation_split,
+        ]
+    )
 
 
 def seed_digest(

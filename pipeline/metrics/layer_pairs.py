@@ -27,7 +27,7 @@ class LayerPairs:
     """Scores of A image layers against B text layers."""
 
     score: Table
-    """Mutual kNN, [A, B] in 0..1."""
+    """Mutual kNN in 0..1 (or another metric: 1 is the same, about 0 unrelated), [A, B]."""
     calibrated: Table
     """max(0, (score − threshold) / (1 − threshold)), [A, B]: 0 is what chance reaches, 1 is the same neighbours."""
     p_value: Table
@@ -36,8 +36,8 @@ class LayerPairs:
     """The (1 − alpha) order statistic of the null and the score together, [A, B]."""
     null: Table
     """Scores of the P shuffled pairings, [P, A, B]."""
-    k: int
-    """Neighbours of a row."""
+    k: int | None
+    """Neighbours of a row; None where the metric counts none."""
     rows: int
     """Items N."""
 
@@ -77,8 +77,6 @@ def compare_layers(
     """
     rows, k = check_tables([*image, *text])
     check_count(permutations, "permutations", low=0, high=1_000_000)
-    if not 0 < alpha < 1:
-        raise UserError(expected="alpha between 0 and 1", found=repr(alpha))
     if rows > _MOST_ROWS or not image or not text:
         raise UserError(
             expected=f"at most {_MOST_ROWS} rows, and a layer on each side at least",
@@ -86,7 +84,17 @@ def compare_layers(
             remedy="compare the layers on a sample of rows: 5,000 are plenty",
         )
     overlaps = _all_overlaps(image, text, permutations, seed) / (rows * k)
-    score, null = overlaps[0], overlaps[1:]
+    return calibrate(overlaps[0], overlaps[1:], alpha, k=k, rows=rows)
+
+
+def calibrate(score: Table, null: Table, alpha: float, *, k: int | None, rows: int) -> LayerPairs:
+    """Hold scores [A, B] against those of shuffled pairings [P, A, B].
+
+    Raises:
+        UserError: Alpha is out of range.
+    """
+    if not 0 < alpha < 1:
+        raise UserError(expected="alpha between 0 and 1", found=repr(alpha))
     threshold, p_value = _against_null(score, null, alpha)
     span = np.maximum(1.0 - threshold, 1e-12)
     calibrated = np.clip((score - threshold) / span, 0.0, 1.0)

@@ -1,5 +1,6 @@
 """The layer pair: found where it was put, on training pairs alone, with an honest p-value."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.layer_choice import LayerScores, layers
+from pipeline.align.layer_choice import METRICS, LayerScores, layers
 from pipeline.align.run import align
-from pipeline.errors import UserError
+from pipeline.errors import UnknownNameError, UserError
 from tests.align.conftest import MakeStores, Stores
 
 
@@ -24,6 +25,26 @@ def test_finds_the_clear_views(stores: Stores) -> None:
     assert found.p_value[0][0] > 0.01
     assert found.calibrated[0][0] < 0.02
     assert "Use image layer block1 and text layer block1" in found.advice
+
+
+def test_cka_finds_them_too(stores: Stores, tmp_path: Path) -> None:
+    found = layers(stores.image, stores.text, metric="cka")
+    assert (found.metric, found.k, found.chosen) == ("cka", None, (1, 1))
+    assert found.chosen_p_value < 0.01
+    assert found.p_value[0][0] > 0.01
+    assert "Use image layer block1 and text layer block1: a CKA of 0." in found.advice
+    settings = {"dim": 4, "training": {"max_steps": 2}}
+    stated: dict[str, Any] = {"image": (stores.image,), "text": (stores.text,), "settings": settings, "seeds": (1,)}
+    for metric in ("mutual_knn", "cka"):
+        align(AlignConfig(out=tmp_path, layer_metric=metric, **stated))
+        scores = json.loads((tmp_path / "layer_pairs.json").read_text())
+        assert scores["metric"] == metric
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["layer_metric"] == "cka"
+
+
+def test_metric_that_does_not_exist(stores: Stores) -> None:
+    with pytest.raises(UnknownNameError, match="layer metric.*cka"):
+        layers(stores.image, stores.text, metric="ckq")
 
 
 def test_survives_json(stores: Stores) -> None:
@@ -73,7 +94,7 @@ def test_constant_layer_is_left_out_and_named(make_stores: MakeStores) -> None:
 
 
 def test_large_sets_are_sampled(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.align.layer_choice.MAX_ROWS", 100)
+    monkeypatch.setitem(METRICS, "mutual_knn", METRICS["mutual_knn"]._replace(most=100))
     found = layers(stores.image, stores.text, seed=3)
     assert found.rows == 100
     assert found.chosen == (1, 1)
