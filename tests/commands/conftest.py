@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.project import make_source, snapshot, write_params
+from tests.commands.project import make_features, snapshot
 from tests.commands.running import done
 
 
@@ -15,13 +15,10 @@ from tests.commands.running import done
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project with features, two runs and a report, made by nothing but commands."""
     folder = tmp_path_factory.mktemp("commands") / "project"
-    make_source(folder)
-    write_params(folder)
+    make_features(folder)
     before = Path.cwd()
     os.chdir(folder)
     try:
-        done("data", "import", "shapes.csv", "--out", "data/0_raw/shapes", "--quiet")
-        done("extract", "--quiet")
         done("align", "--quiet")
         done("evaluate", "--quiet")
     finally:

@@ -1,6 +1,7 @@
 """A checkout in miniature for the commands: 48 drawn pictures with two captions each, and a params.yaml."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from tests.commands.encoders import PIXELS, WORDS
+from tests.commands.running import done
 
 DATA, IMAGE, TEXT = "data/0_raw/shapes", "data/1_features/shapes/pixels", "data/1_features/shapes/words"
 RUN, REPORT = "data/2_projectors/cca", "data/3_report"
@@ -75,6 +77,19 @@ def write_params(folder: Path, **changes: Any) -> Path:
     params = {name: value for name, value in {**PARAMS, **changes}.items() if value is not None}
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
     return path
+
+
+def make_features(folder: Path) -> None:
+    """Make a project up to its features, by nothing but commands."""
+    make_source(folder)
+    write_params(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        done("data", "import", "shapes.csv", "--out", DATA, "--quiet")
+        done("extract", "--quiet")
+    finally:
+        os.chdir(before)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
