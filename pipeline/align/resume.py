@@ -36,17 +36,8 @@ class SeedResult:
 def layers_digest(image: Side, text: Side, config: AlignConfig) -> str:
     """Return the digest of what the scores of all layers depend on."""
     sides = [_side(side, side.layers()) for side in (image, text)]
-    return _digest(
-        [
-            REVISION,
-            sides,
-            config.layer_metric,
-            config.pairs,
-            config.seeds[0],
-            config.train_split,
-            config.validation_split,
-        ]
-    )
+    drawn = [config.pairs, config.seeds[0], config.train_split, config.validation_split]
+    return _digest([REVISION, sides, config.layer_metric, *drawn])
 
 
 def seed_digest(

@@ -52,13 +52,16 @@ def _all_pairs(images: Tensor, texts: Tensor, permutations: int, seed: int) -> l
     """Return CKA [A, B] of the true pairing and of each shuffle; the side with fewer layers is shuffled."""
     swapped = len(images) < len(texts)
     few, many = (images, texts) if swapped else (texts, images)
-    flat = many.flatten(1)
+    rows = few.shape[1]
+    first, second = torch.triu_indices(rows, rows, offset=1)  # the matrices are symmetric: one half is enough
+    few = few.flatten(1)
+    half = many.flatten(1).index_select(1, first * rows + second)
     generator = torch.Generator().manual_seed(seed)
     found = []
     for number in range(permutations + 1):
-        order = torch.randperm(few.shape[1], generator=generator) if number else None
-        turned = few if order is None else few[:, order][:, :, order]
-        scores = flat @ turned.flatten(1).T
+        order = torch.randperm(rows, generator=generator) if number else torch.arange(rows)
+        turned = few.index_select(1, order[first] * rows + order[second])
+        scores = (half @ turned.T) * 2
         found.append((scores.T if swapped else scores).double().numpy())
     return found
 

@@ -43,7 +43,7 @@ def test_cka_finds_them_too(stores: Stores, tmp_path: Path) -> None:
 
 
 def test_metric_that_does_not_exist(stores: Stores) -> None:
-    with pytest.raises(UnknownNameError, match="layer metric.*cka"):
+    with pytest.raises(UnknownNameError, match=r"layer metric.*cka"):
         layers(stores.image, stores.text, metric="ckq")
 
 

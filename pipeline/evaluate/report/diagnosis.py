@@ -31,8 +31,9 @@ def layers_section(summary: Summary) -> Section | None:
     chosen = table.get("chosen")
     pair = (int(chosen[0]), int(chosen[1])) if chosen else None
     kind = "calibrated against shuffled pairs" if table.get("calibrated") else "raw"
+    around = f"k = {table['k']}, " if table.get("k") else ""
     caption = (
-        f"{table.get('metric', 'score')}, {kind}, k = {table.get('k', '?')}, {table.get('rows', '?')} training images. "
+        f"{table.get('metric', 'score')}, {kind}, {around}{table.get('rows', '?')} training images. "
         "The framed pair scores best."
     )
     used = f"{run.name} uses {listing(run.record['layers']['image'])} with {listing(run.record['layers']['text'])}."

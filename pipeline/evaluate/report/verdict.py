@@ -132,7 +132,7 @@ def _tile(summary: Summary, measure: Measure) -> Tile:
     run = summary.lead
     low, high = summary.interval(run, measure.name)
     return Tile(
-        label=measure_name(measure),
+        label=measure_name(measure) if len(summary.runs) == 1 else f"{run.name}, {measure_name(measure)}",
         value=f"{percent(run.mean(measure.name))} %",
         spread=plus_minus(run.deviation(measure.name)),
         note=f"{between(low, high)}, chance {percent(summary.chance[measure.name])}",
