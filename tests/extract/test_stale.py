@@ -22,7 +22,7 @@ from pipeline.extract.run import extract
 from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
 from tests.encoders.conftest import save_tokenizer
-from tests.extract.building import picture, read_table, write_raw, write_table
+from tests.extract.building import picture, read_table, write_json, write_raw, write_table
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,21 @@ def test_nothing_changed_and_nothing_is_loaded(place: Path, loads: list[str], si
     again = extract(config(place, side, batch_size=2, workers=1, device="cpu", format="parquet"))
     assert len(loads) == 1
     assert (again.content_digest, again.computed_shards) == (first.content_digest, 0)
+
+
+def test_captions_and_class_prompts_each_have_their_receipt(place: Path, loads: list[str]) -> None:
+    write_json(place / "raw" / "classes.json", {"classes": ["cat", "dog"], "templates": ["a {c}"]})
+    extract(config(place, "text", texts="captions"))
+    extract(config(place, "text"))
+    assert len(loads) == 2, "the prompts were not there"
+    for texts in ("all", "captions", "classes"):
+        assert extract(config(place, "text", texts=texts)).computed_shards == 0
+    assert len(loads) == 2
+    write_json(place / "raw" / "classes.json", {"classes": ["cat", "dog"], "templates": ["one {c}"]})
+    extract(config(place, "text", texts="captions"))
+    with pytest.raises(KeyMismatchError, match=r"classes: .*dataset_digest"):
+        extract(config(place, "text"))
+    assert len(loads) == 3
 
 
 @pytest.mark.parametrize(
