@@ -1,7 +1,11 @@
 """`pipeline data`: bring a data set into data/0_raw/<name> in the one documented layout (see data/README.md)."""
 
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,3 +104,22 @@ def _tell(summary: "Summary", json: bool) -> None:
         f"{summary.path}: {summary.images} images, {summary.captions} captions, {summary.classes} classes"
         + (f"; {summary.skipped} left out, see {summary.path / 'skipped.csv'}" if summary.skipped else "")
     )
+
+
+def make_missing(params: Mapping[str, Any], *, quiet: bool = False) -> None:
+    """Make the data sets that params.yaml names and says how to make, and that are not there; one line each on stderr.
+
+    Args:
+        params: The whole of params.yaml: `datasets` are the names, `data` has what follows `pipeline data`.
+        quiet: No progress.
+
+    Raises:
+        UserError: As the command would.
+    """
+    recipes = params.get("data")
+    for name in params.get("datasets") or []:
+        out = Path("data") / "0_raw" / str(name)
+        if isinstance(recipes, Mapping) and isinstance(recipes.get(name), str) and not out.exists():
+            words = [*shlex.split(recipes[name]), "--out", str(out), *(["--quiet"] if quiet else [])]
+            with redirect_stdout(sys.stderr):
+                typer.main.get_command(app).main(words, prog_name="pipeline data", standalone_mode=False)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.data import make_missing
 from pipeline.commands.output import emit_json
 from pipeline.errors import UserError
 
@@ -49,8 +50,9 @@ def extract(
 ) -> None:
     """Run frozen encoders once and keep the features of every layer.
 
-    Without --dataset, --encoder and --out: every (data set, encoder) that params.yaml names. A second run does nothing;
-    more layers later compute only those; what is committed survives a kill.
+    Without --dataset, --encoder and --out: every (data set, encoder) that params.yaml names; a data set that is not
+    there yet is made first. A second run does nothing; more layers later compute only those; what is committed
+    survives a kill.
 
     Example: pipeline extract --layers all
 
@@ -79,7 +81,7 @@ def extract(
     from pipeline.extract.run import extract as run
 
     results = []
-    for config in _configs(dataset, encoder, out, params, flags):
+    for config in _configs(dataset, encoder, out, params, flags, quiet=quiet):
         with progress_bar(quiet=quiet) as report:
             result = run(config, report)
         results.append(result)
@@ -91,7 +93,13 @@ def extract(
 
 
 def _configs(
-    dataset: Path | None, encoder: str | None, out: Path | None, params: Path, flags: dict[str, Any]
+    dataset: Path | None,
+    encoder: str | None,
+    out: Path | None,
+    params: Path,
+    flags: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> "list[ExtractConfig]":
     from pipeline.config import build, load_params
     from pipeline.extract.config import ExtractConfig
@@ -116,4 +124,5 @@ def _configs(
     stores = named_stores(settings)
     if not stores:
         raise UserError(expected="datasets, image_encoder and text_encoder in it", found="none", where=str(params))
+    make_missing(settings, quiet=quiet)
     return [extract_config(settings, dataset, encoder, **flags) for dataset, encoder in stores]
