@@ -29,6 +29,7 @@ def find_cautions(
     found = [
         *split_cautions(summary.runs, pairs.split),
         *duplicate_caution(summary, pairs, config),
+        *cut_off_caution(config.ks, len(pairs.pairs.image_rows)),
         *small_set_caution(summary, len(pairs.pairs.image_rows)),
         *seed_caution(summary),
         *text_encoder_caution(pairs),
@@ -82,6 +83,15 @@ def duplicate_caution(summary: Summary, pairs: TestPairs, config: EvaluateConfig
         "not understood."
     )
     return [Caution(title="Near-duplicates between train and test", text=text, items=(*items, *more))]
+
+
+def cut_off_caution(ks: Sequence[int], images: int) -> list[Caution]:
+    """Say so where a cut-off is no smaller than the gallery: then every answer is right."""
+    idle = [f"R@{k}" for k in ks if k >= images]
+    if not idle:
+        return []
+    text = f"With {count(images, 'test image')} text→image {listing(idle)} is 100 % whatever the model."
+    return [Caution(title="Cut-offs beyond the gallery", text=text)]
 
 
 def small_set_caution(summary: Summary, images: int) -> list[Caution]:

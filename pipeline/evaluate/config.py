@@ -6,6 +6,8 @@ from pathlib import Path
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.indexes.kinds import KINDS
 
+USUAL_KS = (1, 5, 10)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
@@ -46,8 +48,8 @@ class EvaluateConfig:
     """Stores of class prompts of the main data set; empty: those nested in the text stores, where there are any."""
     zero_shot: tuple[ZeroShotConfig, ...] = ()
     """Further sets to classify."""
-    ks: tuple[int, ...] = (1, 5, 10)
-    """Cut-offs of recall@k."""
+    ks: tuple[int, ...] = USUAL_KS
+    """Cut-offs of recall@k; others than these may not exceed the gallery."""
     bootstrap: int = 1000
     """Bootstrap samples behind every interval."""
     confidence: float = 0.95

@@ -88,13 +88,18 @@ def check_side(run: AlignedRun, side: Side) -> None:
 
     Raises:
         KeyMismatchError: Names the fields that differ.
-        UserError: Another number of stores, or a layer that a store does not hold.
+        UserError: Another number of stores, a layer that a store does not hold, or one of another width.
     """
     run.check(side.modality, [store.key.to_json() for store in side.stores], side.where)
-    for index, name in run_layers(run, side.modality):
+    layers = run_layers(run, side.modality)
+    for index, name in layers:
         known = [layer.name for layer in side.stores[index].layers]
         if name not in known:
             raise UnknownNameError("stored layer", name, known, str(side.stores[index].path))
+    width, found = run.projector(side.modality).d_in, sum(side.widths(layers))
+    if found != width:
+        expected = f"{side.modality} features of width {width}, as the run {run.path.name!r} takes them"
+        raise UserError(expected=expected, found=f"width {found}", where=side.where)
 
 
 def run_features(run: AlignedRun, side: Side, at: Rows, *, constant_allowed: bool = False) -> Tensor:

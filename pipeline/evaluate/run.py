@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluate.cautions import find_cautions
-from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
 from pipeline.evaluate.data import TestPairs, pairs_of_split
 from pipeline.evaluate.examples import Gallery, example_groups
 from pipeline.evaluate.measures import chance_level, measures_of
@@ -52,6 +52,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     runs = name_runs([AlignedRun.open(path) for path in config.runs])
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     pairs = pairs_of_split(image, text, config.split)
+    check_cuts(config.ks, len(pairs.pairs.image_rows))
     sets = open_sets(config, image)
     say(f"{len(pairs.pairs.image_rows)} images, {len(pairs.pairs.caption_rows)} captions, {len(sets)} zero-shot sets")
     results = []
@@ -125,6 +126,21 @@ def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:
             name, number = f"{base} ({number})", number + 1
         named[name] = run
     return named
+
+
+def check_cuts(ks: Sequence[int], images: int) -> None:
+    """Refuse a cut-off that every answer reaches; the usual ones stay, with a caution in the report.
+
+    Raises:
+        UserError: A cut-off is larger than the gallery of images.
+    """
+    if max(ks) > images and tuple(ks) != USUAL_KS:
+        raise UserError(
+            expected=f"cut-offs of {images} at most (the images of the split)",
+            found=str(max(ks)),
+            where="ks",
+            remedy="ask for smaller ones: beyond the gallery every recall is 1",
+        )
 
 
 def open_sets(config: EvaluateConfig, image: Side) -> list[ZeroShotSet]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import check_side, pairs_of_split, run_features
 from pipeline.evaluate.result import RunResult
@@ -92,7 +93,8 @@ def test_several_stores_are_concatenated_in_the_run_s_order(world: Any) -> None:
     layers = {"image": ["1/block.0", "0/output"], "text": ["output"]}
     run = AlignedRun.open(world.add_run("stacked", layers=layers, stores=stores))
     side = Side.open("image", [world.image, world.image])
-    check_side(run, side)
+    with pytest.raises(UserError, match="image features of width 12, as the run 'stacked' takes them, found width 24"):
+        check_side(run, side)
     features = run_features(run, side, np.array([3, 1])).numpy()
     for name, columns in (("block.0", slice(0, 12)), ("output", slice(12, 24))):
         np.testing.assert_array_equal(features[:, columns], world.image_features[name][[3, 1]].astype(np.float32))
