@@ -12,11 +12,11 @@ def test_a_missing_data_set_is_made_first(own: Path) -> None:
     before = (own / DATA / "images.csv").read_bytes()
     shutil.rmtree(own / DATA)
     outcome = done("extract", "--json", "--quiet")
-    assert [result["rows"] for result in json.loads(outcome.stdout)][0] == IMAGES
+    assert json.loads(outcome.out)[0]["rows"] == IMAGES
     assert (own / DATA / "images.csv").read_bytes() == before
-    assert f"{IMAGES} images" in outcome.stderr
+    assert f"{IMAGES} images" in outcome.err
 
 
 def test_a_data_set_that_is_there_is_left_alone(own: Path) -> None:
     (own / "shapes.csv").unlink()
-    assert "nothing to do" in done("extract", "--quiet").stdout
+    assert "nothing to do" in done("extract", "--quiet").out
