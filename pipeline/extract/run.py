@@ -95,7 +95,9 @@ def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | 
 
 def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) -> list[ExtractResult]:
     from pipeline.encoders.load import load_encoder
+    from pipeline.extract.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     prepared = prepare_receipt(config)
     encoder = load_encoder(
         config.encoder,
@@ -154,9 +156,7 @@ def _compute(
 ) -> tuple[int, ...]:
     from pipeline.extract.compute import Computation
     from pipeline.extract.forward import Forward
-    from pipeline.extract.host_memory import keep_freed_memory
 
-    keep_freed_memory()
     batch_size = batch_size_of(config, encoder.modality)
     work = Computation(
         writer=writer,
