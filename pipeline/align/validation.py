@@ -9,8 +9,8 @@ from pipeline.metrics.retrieval import retrieval_metrics
 from pipeline.projectors.base import Projector
 
 CUTS = (1, 5, 10)
-TEMPERATURES = (0.01, 10.0)
-"""Bounds of a fitted temperature; few validation pairs that are all right would otherwise call for none at all."""
+TEMPERATURES = (0.01, 1.0)
+"""Bounds of a fitted temperature: a handful of pairs, all right or all wrong, would ask for 0 or infinity."""
 
 
 def validate(image: Projector, text: Projector, data: PairTensors) -> dict[str, float]:

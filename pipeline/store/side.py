@@ -93,7 +93,7 @@ class Side:
         """Return the concatenated features [n, ΣD] of some samples, float32.
 
         Raises:
-            UserError: A value is not finite, or all rows of a layer are the same (unless that is allowed).
+            UserError: A value is not finite or too large, or all rows of a layer are the same (unless that is allowed).
         """
         parts = [self._read_one(layer, chosen, constant_allowed) for layer in layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -107,7 +107,7 @@ class Side:
         return features
 
     def _check_finite(self, features: Tensor, layer: LayerRef, chosen: Rows) -> None:
-        if torch.isfinite(features.sum()):  # NaN and infinity survive a sum; a sum that only overflows is looked at
+        if torch.isfinite(features.norm()):  # NaN and infinity survive a sum of squares
             return
         broken = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
         if len(broken):
@@ -117,6 +117,14 @@ class Side:
                 found=f"NaN or infinity in {len(broken)} of {len(features)} rows, first in {first!r}",
                 where=self._where(layer),
                 remedy="choose another layer, or extract again with --dtype fp32",
+            )
+        huge = int((~torch.isfinite(features.norm(dim=1))).sum())
+        if huge:
+            raise UserError(
+                expected="features whose squares fit float32",
+                found=f"values up to {float(features.abs().max()):.0e} in {huge} of {len(features)} rows",
+                where=self._where(layer),
+                remedy="choose another layer, or scale the features before they are ingested",
             )
 
     def _check_constant(self, features: Tensor, layer: LayerRef) -> None:

@@ -66,9 +66,12 @@ def test_broken_features_are_one_sentence(tmp_path: Path) -> None:
     assert side.read([A], np.array([0])).tolist() == [[1, 1]]
 
 
-def test_large_values_whose_sum_overflows_are_finite(tmp_path: Path) -> None:
-    side = Side.open("image", [store(tmp_path / "one", ["x", "y"], {"a": [[3e38, 3e38], [3e38, 1]]})])
-    assert side.read([A], np.arange(2)).shape == (2, 2)
+def test_values_whose_squares_overflow_are_told(tmp_path: Path) -> None:
+    side = Side.open("image", [store(tmp_path / "one", ["x", "y"], {"a": [[3e38, 3e38], [3, 1]], "b": [[1e19], [1]]})])
+    with pytest.raises(UserError, match=r"squares fit float32, found values up to 3e\+38 in 1 of 2 rows"):
+        side.read([A], np.arange(2))
+    everything = np.repeat([0, 1], 5)
+    assert side.read([B], everything).shape == (10, 1)
 
 
 def test_stores_that_do_not_belong_together(tmp_path: Path) -> None:
