@@ -23,7 +23,10 @@ def align(
         typer.Option(help="cca, info_nce, modest_align, structure, combined, ...; an unknown one lists all."),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="auto (best pair by mutual kNN), last, stack, or I,J such as -2,last.")
+        str | None, typer.Option(help="auto (the best pair), last, stack, or I,J such as -2,last.")
+    ] = None,
+    layer_metric: Annotated[
+        str | None, typer.Option(help="What auto and stack compare layers by: mutual_knn or cka.")
     ] = None,
     pairs: Annotated[int | None, typer.Option(help="Number of training images; all if unsaid.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed; several make several trainings.")] = None,
@@ -48,6 +51,7 @@ def align(
 
     flags: dict[str, Any] = {
         "layers": layers,
+        "layer_metric": layer_metric,
         "pairs": pairs,
         "seeds": seed or None,
         "device": device,

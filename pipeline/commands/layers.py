@@ -13,18 +13,19 @@ def layers(
     image: Annotated[Path, typer.Argument(help="Image store.")],
     text: Annotated[Path, typer.Argument(help="Text store of the same data set.")],
     split: Annotated[str, typer.Option(help="Split of the images that are looked at.")] = "train",
+    metric: Annotated[str, typer.Option(help="mutual_knn, or cka (unbiased linear CKA).")] = "mutual_knn",
     seed: Annotated[int, typer.Option(help="Draws the images, 5000 at most, and the shuffles of the null.")] = 0,
     top: Annotated[int, typer.Option(help="Pairs to show.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Rank all pairs of layers by mutual nearest neighbours on training pairs, with a permutation null.
+    """Rank all pairs of layers by what they have in common on training pairs, with a permutation null.
 
     Example: pipeline layers data/1_features/openmoji/efficientnet-lite0 data/1_features/openmoji/all-minilm-l6-v2
     """
     from pipeline.align.layer_choice import layers as score
 
     at_least_one(top, "--top")
-    scores = score(image, text, split=split, seed=seed)
+    scores = score(image, text, split=split, seed=seed, metric=metric)
     if json:
         emit_json(scores.to_json())
         return
@@ -35,12 +36,12 @@ def layers(
             {
                 "image layer": scores.image_layers[i],
                 "text layer": scores.text_layers[j],
-                "mutual kNN": f"{scores.score[i][j]:.4f}",
+                scores.metric: f"{scores.score[i][j]:.4f}",
                 "calibrated": f"{scores.calibrated[i][j]:.4f}",
                 "p": f"{scores.p_value[i][j]:.3f}",
             }
             for i, j in pairs[:top]
         ),
-        ("image layer", "text layer", "mutual kNN", "calibrated", "p"),
+        ("image layer", "text layer", scores.metric, "calibrated", "p"),
     )
-    typer.echo(f"\n{scores.rows} images, k = {scores.k}. {scores.advice}")
+    typer.echo(f"\n{scores.rows} images{f', k = {scores.k}' if scores.k else ''}. {scores.advice}")
