@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.apps.encoders import SideEncoder
 from pipeline.errors import UserError
-from pipeline.extract.decode import decode_image
+from pipeline.extract.decode import Reduction, decode_image
 from pipeline.extract.rejected import RejectedInputError
 from pipeline.projectors.run_record import AlignedRun
 
@@ -54,7 +54,8 @@ class DualEncoder:
         """
         if not images:
             return torch.empty(0, self.run.dim)
-        return self._encode("image", [_picture(image) for image in images])
+        reduction = self._side("image").reduction
+        return self._encode("image", [_picture(image, reduction) for image in images])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors [N, d] of N texts.
@@ -68,15 +69,18 @@ class DualEncoder:
         return self._encode("text", list(texts)) if texts else torch.empty(0, self.run.dim)
 
     def _encode(self, side: str, samples: Sequence[Image.Image] | Sequence[str]) -> Tensor:
+        return self.run.encode(side, self._side(side).features(samples), self.seed)
+
+    def _side(self, side: str) -> SideEncoder:
         if side not in self._sides:
             self._sides[side] = SideEncoder(self.run, side, self.device)
-        return self.run.encode(side, self._sides[side].features(samples), self.seed)
+        return self._sides[side]
 
 
-def _picture(image: Image.Image | str | Path) -> Image.Image:
+def _picture(image: Image.Image | str | Path, reduction: Reduction | None) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
-        return decode_image(Path(image))
+        return decode_image(Path(image), reduction)
     except RejectedInputError as error:
         raise UserError(expected="a picture", found=str(error), where=str(image)) from error

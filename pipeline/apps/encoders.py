@@ -16,6 +16,7 @@ from pipeline.encoders.custom import own_source
 from pipeline.encoders.load import load_encoder
 from pipeline.errors import UserError
 from pipeline.evaluate.data import run_layers
+from pipeline.extract.decode import JPEG_RULES, Reduction
 from pipeline.projectors.run_json import StoreRecord
 from pipeline.projectors.run_record import AlignedRun
 
@@ -46,6 +47,19 @@ class SideEncoder:
         self.encoders = [load_recorded(record, side, device) for record in run.stores[side]]
         self._check()
         self._stored = [STORED[str(record.key.get("storage_dtype", "float32"))] for record in run.stores[side]]
+
+    @property
+    def reduction(self) -> Reduction | None:
+        """Return how JPEG files are to be decoded so that queries are read as the store's images were.
+
+        None means exactly; so does a run of several image stores, which may ask for different sizes.
+        """
+        rules = [self._decoding(record.key) for record in self.run.stores[self.side]]
+        return self.encoders[0].reduction if rules == [JPEG_RULES["reduced"]] else None
+
+    @staticmethod
+    def _decoding(key: Mapping[str, Any]) -> str:
+        return str(((key.get("preprocessing") or {}).get("decode") or {}).get("jpeg", JPEG_RULES["exact"]))
 
     def features(self, samples: Sequence[Any]) -> Tensor:
         """Return the features [N, D] of N samples (PIL images or texts), rounded as the store rounds them.

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from pipeline.apps.dual_encoder import DualEncoder
+from pipeline.apps.encoders import SideEncoder
 from pipeline.apps.search import Searcher, search
 from pipeline.errors import KeyMismatchError, UserError
+from pipeline.extract.decode import JPEG_RULES
 from pipeline.projectors.files import save_projector
 from pipeline.projectors.linear import IdentityProjector
 from pipeline.projectors.run_record import AlignedRun
@@ -124,6 +126,14 @@ def test_same_features_as_the_store(run: Path, tmp_path: Path) -> None:
     model = DualEncoder.open(run)
     stored = model.run.encode("image", FeatureStore.open(tmp_path / "image").read("output"))
     torch.testing.assert_close(model.encode_image([tmp_path / f"{name}.png" for name in COLOURS]), stored)
+
+
+def test_files_are_decoded_as_the_store_s_images_were(run: Path) -> None:
+    assert SideEncoder(AlignedRun.open(run), "image").reduction is None
+    record = dict(AlignedRun.open(run).record)
+    record["stores"]["image"][0]["key"]["preprocessing"]["decode"]["jpeg"] = JPEG_RULES["reduced"]
+    side = SideEncoder(AlignedRun.write(run, record), "image")
+    assert side.reduction == side.encoders[0].reduction
 
 
 @pytest.mark.parametrize("side", ["image", "text"])
