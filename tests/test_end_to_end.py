@@ -187,7 +187,7 @@ def test_a_kill_in_an_extraction_loses_no_finished_shard(project: Path, tmp_path
 
 def test_the_bare_commands_follow_params(project: Path) -> None:
     result = command(project, "pipeline", "extract", "--layers", "all", "--quiet")
-    assert result.stdout.count("nothing to do") == 2, result.stdout
+    assert result.stdout.count("nothing to do") == 3, result.stdout  # images, captions, class prompts
     assert command(project, "pipeline", "align", "--method", "cca", "--quiet").stdout.strip().endswith("cca")
     assert "cca" in command(project, "pipeline", "evaluate", "--quiet").stdout
 
