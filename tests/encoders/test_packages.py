@@ -83,18 +83,21 @@ def test_lite0_knows_objects(objects: tuple[list[Image.Image], list[str]]) -> No
     assert right >= 0.75 * len(labels)  # chance is 2 of 11
 
 
-def test_minilm_is_the_librarys(texts: list[str]) -> None:
-    name = "all-minilm-l6-v2"
+@pytest.mark.parametrize(
+    ("name", "blocks", "max_length"),
+    [("all-minilm-l6-v2", 6, 256), pytest.param("all-mpnet-base-v2", 12, 384, marks=pytest.mark.slow)],
+)
+def test_sentence_encoders_are_the_librarys(name: str, blocks: int, max_length: int, texts: list[str]) -> None:
     require(name)
     encoder = load_encoder(f"package:{name}")
     features = encoder.encode([encoder.prepare(text) for text in texts], encoder.resolve_layers("all"))
     folder = weight_file(name, PACKAGES[name]).parent
     model = import_library("sentence_transformers").SentenceTransformer(str(folder), device="cpu")
     torch.testing.assert_close(features["output"], torch.from_numpy(model.encode(texts)), rtol=1e-5, atol=1e-6)
-    assert [layer.name for layer in encoder.layers] == [*(f"hidden_{number}" for number in range(7)), "output"]
+    assert [layer.name for layer in encoder.layers] == [*(f"hidden_{number}" for number in range(blocks + 1)), "output"]
     key = encoder.key()
     assert key.encoder["weights"] == PACKAGES[name].sha256
-    assert key.preprocessing["max_length"] == 256
+    assert key.preprocessing["max_length"] == max_length
 
 
 def test_a_missing_package_says_how_to_get_it() -> None:
@@ -133,4 +136,5 @@ def test_every_entry_pins_version_and_digest() -> None:
     for package in packages.PACKAGES.values():
         assert "==" in package.distribution
         assert len(package.sha256) == 64
+        assert all(len(part.sha256) == 64 for part in package.parts)
         assert package.licence
