@@ -71,13 +71,17 @@ class Recipe(ObjectiveOptions):
     start: Literal["random", "cca"] = "random"
     """Where training starts: random projectors, or linear ones filled by ridge CCA."""
     projector: str = "linear"
-    """A name of `pipeline.projectors.table.PROJECTORS`, the same on both sides."""
+    """A name of `pipeline.projectors.table.PROJECTORS`, for both sides unless one of the next two says otherwise."""
+    image_projector: str | None = None
+    """The image side's own projector: `identity` leaves it as it is (LiT, arXiv 2111.07991; ShareLock, 2410.07173)."""
+    text_projector: str | None = None
+    """The text side's own projector."""
     projector_settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the projector beyond its widths."""
+    """Settings of the projectors beyond their widths; an identity gets none of them."""
     normalise_input: Literal["none", "unit", "standardise"] = "unit"
     """What a projector does to the raw features first; statistics come from training pairs."""
     dim: int = 256
-    """Width d of the shared space."""
+    """Width d of the shared space; where a side is an identity, that side's own width counts instead."""
     captions: Literal["one", "all"] = "one"
     """`one`: an epoch draws one caption an image; `all`: each caption is a pair, captions of one image no strangers."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
@@ -86,8 +90,16 @@ class Recipe(ObjectiveOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.dim > 0, "dim", "above 0", self.dim)
-        linear = self.start == "random" or self.projector == "linear"
-        require(linear, "projector", "linear where training starts from CCA", self.projector)
+        kinds = self.projectors
+        linear = self.start == "random" or kinds == ("linear", "linear")
+        require(linear, "projector", "linear where training starts from CCA", " and ".join(kinds))
+        trains = not self.trained or kinds != ("identity", "identity")
+        require(trains, "projector", "with something to train on one side at least", "identity on both")
+
+    @property
+    def projectors(self) -> tuple[str, str]:
+        """Names of the image side's and of the text side's projector."""
+        return self.image_projector or self.projector, self.text_projector or self.projector
 
     @property
     def trained(self) -> bool:

@@ -28,17 +28,25 @@ def starting_projectors(
     if recipe.start == "cca":
         found = solve("cca", train, validation, recipe, blocks)
         return found.image, found.text
+    kinds = recipe.projectors
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        image = _random(recipe, blocks[0])
-        text = _random(recipe, blocks[1])
+        d = _shared_width(recipe, blocks)
+        image = _random(kinds[0], recipe, blocks[0], d)
+        text = _random(kinds[1], recipe, blocks[1], d)
     image, text = image.to(train.device), text.to(train.device)
     image.fit_input(train.image)
     text.fit_input(train.text)
     return image, text
 
 
-def _random(recipe: Recipe, blocks: list[int]) -> Projector:
-    own = {"normalise_input": recipe.normalise_input, "blocks": blocks, "d": recipe.dim}
-    settings = {"d_in": sum(blocks), **own, **recipe.projector_settings}
-    return build_projector(recipe.projector, settings, where="align settings: projector_settings")
+def _shared_width(recipe: Recipe, blocks: tuple[list[int], list[int]]) -> int:
+    """Return d: a side that is left as it is decides it."""
+    kept = [sum(widths) for kind, widths in zip(recipe.projectors, blocks, strict=True) if kind == "identity"]
+    return kept[0] if kept else recipe.dim
+
+
+def _random(kind: str, recipe: Recipe, blocks: list[int], d: int) -> Projector:
+    own = {"normalise_input": recipe.normalise_input, "blocks": blocks, "d": d}
+    extra = {} if kind == "identity" else recipe.projector_settings
+    return build_projector(kind, {"d_in": sum(blocks), **own, **extra}, where="align settings: projector_settings")
