@@ -39,8 +39,10 @@ class AlignConfig:
     """How many layers of each side `stack` concatenates."""
     pairs: int | None = None
     """Number of training images, drawn by seed; nothing said means all."""
+    captions_per_image: int | None = None
+    """Captions of each training image, drawn by seed; nothing said means all. Validation always has all."""
     seeds: tuple[int, ...] = (1, 42, 55)
-    """Each seed draws its own start, batches and, with `pairs`, its own training images."""
+    """Each seed draws its own start, batches and, with `pairs` or `captions_per_image`, its own training data."""
     train_split: str = "train"
     """Split that is trained on."""
     validation_split: str = "val"
@@ -54,6 +56,8 @@ class AlignConfig:
         require(len(set(self.seeds)) == len(self.seeds), "seeds", "that differ", self.seeds)
         require(all(0 <= seed < 2**63 for seed in self.seeds), "seeds", "between 0 and 2^63", self.seeds)
         require(self.pairs is None or self.pairs >= 2, "pairs", "of 2 or more", self.pairs)
+        count = self.captions_per_image
+        require(count is None or count >= 1, "captions_per_image", "of 1 or more", count)
         if self.layer_metric not in LAYER_METRICS:
             raise UnknownNameError("layer metric", self.layer_metric, LAYER_METRICS, "layer_metric")
         require(self.stack >= 1, "stack", "of 1 or more", self.stack)

@@ -47,6 +47,25 @@ class PairSet:
         captions = self.caption_rows[np.repeat(self.starts[:-1][positions], counts) + within]
         return PairSet(self.image_rows[positions], captions, starts)
 
+    def pick(self, drawn: "Drawn") -> "PairSet":
+        """Return the drawn images with the captions that were drawn of them."""
+        return PairSet(self.image_rows[drawn.images], self.caption_rows[drawn.captions], drawn.starts)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of a `PairSet` and the captions of them that count, by position in it.
+
+    Args:
+        images: [m], ascending.
+        captions: [p], sorted by image, then as they were.
+        starts: [m + 1]; the captions of image i are `captions[starts[i]:starts[i + 1]]`.
+    """
+
+    images: Rows
+    captions: Rows
+    starts: Rows
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -98,6 +117,38 @@ def subset(image: Side, pairs: PairSet, count: int | None, seed: int) -> Rows:
             remedy="ask for fewer, or leave --pairs out to take all",
         )
     return np.sort(_order(image, pairs, seed)[:count])
+
+
+def draw(image: Side, text: Side, pairs: PairSet, config: AlignConfig, seed: int) -> Drawn:
+    """Return the training data of a seed: `config.pairs` images, `config.captions_per_image` captions of each.
+
+    Fewer images are a part of more, fewer captions a part of more, and which captions an image keeps does not depend
+    on how many images there are.
+
+    Raises:
+        UserError: There are fewer images than asked.
+    """
+    images = subset(image, pairs, config.pairs, seed)
+    kept = np.ones(len(pairs.caption_rows), dtype=np.bool_)
+    if config.captions_per_image is not None:
+        kept = _place_in_image(text, pairs, seed) < config.captions_per_image
+    chosen = np.zeros(len(pairs), dtype=np.bool_)
+    chosen[images] = True
+    captions = np.flatnonzero(kept & chosen[pairs.caption_image])
+    counts = np.bincount(pairs.caption_image[captions], minlength=len(pairs))[images]
+    return Drawn(images, captions, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+
+def _place_in_image(text: Side, pairs: PairSet, seed: int) -> Rows:
+    """Return each caption's place [P] in a random order of its image's captions; it depends on ids and seed alone."""
+    ids = [text.samples.sample_id[row] for row in pairs.caption_rows]
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    key = np.empty(len(ids), dtype=np.int64)
+    key[by_id] = np.random.default_rng((seed, 1)).permutation(len(ids))
+    order = np.lexsort((key, pairs.caption_image))
+    place = np.empty(len(ids), dtype=np.int64)
+    place[order] = np.arange(len(ids)) - np.repeat(pairs.starts[:-1], np.diff(pairs.starts))
+    return place
 
 
 def _order(image: Side, pairs: PairSet, seed: int) -> Rows:

@@ -36,8 +36,7 @@ class SeedResult:
 def layers_digest(image: Side, text: Side, config: AlignConfig) -> str:
     """Return the digest of what the scores of all layers depend on."""
     sides = [_side(side, side.layers()) for side in (image, text)]
-    drawn = [config.pairs, config.seeds[0], config.train_split, config.validation_split]
-    return _digest([REVISION, sides, config.layer_metric, *drawn])
+    return _digest([REVISION, sides, config.layer_metric, *_drawn(config, config.seeds[0])])
 
 
 def seed_digest(
@@ -46,7 +45,12 @@ def seed_digest(
     """Return the digest of what a seed's projectors depend on."""
     sides = [_side(side, chosen) for side, chosen in zip((image, text), layers, strict=True)]
     recipe = dataclasses.asdict(config.recipe())
-    return _digest([REVISION, sides, recipe, config.pairs, seed, config.train_split, config.validation_split])
+    return _digest([REVISION, sides, recipe, *_drawn(config, seed)])
+
+
+def _drawn(config: AlignConfig, seed: int) -> list[Any]:
+    captions = [] if config.captions_per_image is None else [config.captions_per_image]
+    return [config.pairs, seed, config.train_split, config.validation_split, *captions]
 
 
 def _side(side: Side, layers: Sequence[LayerRef]) -> list[Any]:

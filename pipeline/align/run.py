@@ -17,7 +17,8 @@ import torch
 from pipeline.align import closed_form
 from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import ChosenLayers, choose_layers
-from pipeline.align.pairs import Splits, split_pairs, subset
+from pipeline.align.pairs import Splits, draw, split_pairs
+from pipeline.align.recipe import Recipe
 from pipeline.align.report import Report, silent
 from pipeline.align.resume import (
     LAYER_FILE,
@@ -98,7 +99,8 @@ class _Seeds:
 
     def _seeds(self) -> Sequence[int]:
         """A closed form on all pairs is the same for every seed: one is enough."""
-        if self.recipe.trained or self.config.pairs is not None or len(self.config.seeds) == 1:
+        drawn = self.config.pairs is not None or self.config.captions_per_image is not None
+        if self.recipe.trained or drawn or len(self.config.seeds) == 1:
             return self.config.seeds
         self.report(f"{self.config.method} needs no random numbers: one seed stands for all.")
         return self.config.seeds[:1]
@@ -107,10 +109,10 @@ class _Seeds:
         everything = PairTensors.read(self.sides, self.layers, self.splits.train, self.device)
         validation = PairTensors.read(self.sides, self.layers, self.splits.validation, self.device)
         results: dict[int, SeedResult] = {}
+        blocks = (self.sides[0].widths(self.layers[0]), self.sides[1].widths(self.layers[1]))
         for seed in seeds:
-            positions = subset(self.sides[0], self.splits.train, self.config.pairs, seed)
-            data = everything if self.config.pairs is None else everything.take(torch.from_numpy(positions))
-            trained = self._one(data, validation, seed)
+            data = everything.pick(draw(*self.sides, self.splits.train, self.config, seed))
+            trained = make_seed(self.recipe, data, validation, blocks, seed)
             results[seed] = save_seed(self.config.out, seed, digests[seed], trained)
             self.report(
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
@@ -118,17 +120,28 @@ class _Seeds:
             )
         return results
 
-    def _one(self, data: PairTensors, validation: PairTensors, seed: int) -> Trained:
-        blocks = (self.sides[0].widths(self.layers[0]), self.sides[1].widths(self.layers[1]))
-        if not self.recipe.trained:
-            return closed_form.fit(data, validation, self.recipe, blocks)
-        projectors = starting_projectors(data, validation, self.recipe, blocks, seed)
-        return train(data, validation, self.recipe, projectors, seed=seed)
+
+def make_seed(
+    recipe: Recipe, data: PairTensors, validation: PairTensors, blocks: tuple[list[int], list[int]], seed: int
+) -> Trained:
+    """Return one seed's projectors: a closed form, or what training makes of the recipe's start.
+
+    Args:
+        recipe: The method.
+        data: Its training pairs.
+        validation: Validation pairs.
+        blocks: Widths of the concatenated layers of each side.
+        seed: Decides random weights, batches and noise.
+    """
+    if not recipe.trained:
+        return closed_form.fit(data, validation, recipe, blocks)
+    projectors = starting_projectors(data, validation, recipe, blocks, seed)
+    return train(data, validation, recipe, projectors, seed=seed)
 
 
 def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, report: Report) -> ChosenLayers:
     """Choose layers on the first seed's training images; scores of an earlier run on the same ones are reused."""
-    pairs = splits.train.take(subset(image, splits.train, config.pairs, config.seeds[0]))
+    pairs = splits.train.pick(draw(image, text, splits.train, config, config.seeds[0]))
     digest = layers_digest(image, text, config)
     known = known_scores(config.out, digest)
     chosen = choose_layers(image, text, pairs, config, report, known)
@@ -174,6 +187,7 @@ def _record(
         "temperature_source": results[0].record["temperature_source"],
         "pairs": {
             "training_images": config.pairs or len(splits.train),
+            "captions_per_image": config.captions_per_image,
             "validation_images": len(splits.validation),
             "validation_carved": splits.carved,
         },

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.align.pairs import PairSet
+from pipeline.align.pairs import Drawn, PairSet
 from pipeline.store.side import LayerRef, Side
 
 
@@ -64,6 +64,15 @@ class PairTensors:
         return PairTensors(
             self.image[images], self.text[torch.repeat_interleave(self.starts[images], counts) + within], starts
         )
+
+    def pick(self, drawn: Drawn) -> "PairTensors":
+        """Return the drawn images with the captions that were drawn of them."""
+        if len(drawn.images) == len(self) and len(drawn.captions) == len(self.text):
+            return self
+        images, captions, starts = (
+            torch.from_numpy(rows).to(self.device) for rows in (drawn.images, drawn.captions, drawn.starts)
+        )
+        return PairTensors(self.image[images], self.text[captions], starts)
 
     def paired(self) -> tuple[Tensor, Tensor]:
         """Return every caption with its image's features: [P, D₁] and [P, D₂]."""

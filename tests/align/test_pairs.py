@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.pairs import PairSet, Splits, split_pairs, subset
+from pipeline.align.pairs import PairSet, Splits, draw, split_pairs, subset
 from pipeline.align.report import silent
 from pipeline.align.run import align
 from pipeline.align.tensors import PairTensors
 from pipeline.errors import UserError
+from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import LayerRef, Side
 from tests.align.conftest import MakeStores, Stores
 
@@ -179,3 +180,50 @@ def test_taking_images_takes_their_captions(stores: Stores) -> None:
     assert torch.equal(some.text, data.text[[14, 15, 6, 7]])
     assert data.head(3).text.shape[0] == 6
     assert data.head(10**6) is data
+
+
+def test_drawn_captions_are_nested_and_belong_to_the_drawn_images(make_stores: MakeStores) -> None:
+    paths = make_stores(train=50, val=10, test=5, captions=5)
+    image, text = open_sides(paths)
+    train = split_pairs(image, text, config_for(paths), silent).train
+    drawn = {
+        (count, captions): train.pick(
+            draw(image, text, train, config_for(paths, pairs=count, captions_per_image=captions), 7)
+        )
+        for count in (10, 30)
+        for captions in (1, 3, 5)
+    }
+    for (count, captions), pairs in drawn.items():
+        assert len(pairs) == count
+        assert np.diff(pairs.starts).tolist() == [captions] * count
+        owners = [text.samples.image_id[row] for row in pairs.caption_rows]
+        assert owners == [image_ids(image, pairs)[i] for i in pairs.caption_image]
+    assert set(drawn[10, 1].caption_rows) < set(drawn[10, 3].caption_rows) < set(drawn[30, 3].caption_rows)
+    assert set(drawn[10, 1].caption_rows) < set(drawn[30, 1].caption_rows)
+    other = train.pick(draw(image, text, train, config_for(paths, captions_per_image=1), 8))
+    same = train.pick(draw(image, text, train, config_for(paths, captions_per_image=1), 7))
+    assert set(other.caption_rows) != set(same.caption_rows)
+    with pytest.raises(UserError, match="captions_per_image of 1 or more"):
+        config_for(paths, captions_per_image=0)
+
+
+def test_drawn_captions_follow_ids_not_rows(make_stores: MakeStores) -> None:
+    paths = make_stores(train=40, val=10, test=5, captions=3)
+    image, text = open_sides(paths)
+    train = split_pairs(image, text, config_for(paths), silent).train
+    config = config_for(paths, captions_per_image=2, pairs=20)
+    turned = train.take(np.arange(len(train))[::-1].copy())
+    one, two = (pairs.pick(draw(image, text, pairs, config, 3)) for pairs in (train, turned))
+    assert set(one.caption_rows) == set(two.caption_rows)
+
+
+def test_all_captions_said_or_unsaid_are_the_same_run(stores: Stores, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"method": "cca", "pairs": 50, "seeds": (1,), "device": "cpu"}
+    runs = [
+        AlignedRun.open(align(config_for(stores, tmp_path / str(count), captions_per_image=count, **changes)))
+        for count in (None, 2, 1)
+    ]
+    weights = [opened.projector("text").state_dict()["matrix"] for opened in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2])
+    assert runs[2].record["pairs"]["captions_per_image"] == 1
