@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,10 @@ def save_projector(folder: Path, side: str, projector: Projector) -> None:
     Raises:
         UserError: A weight is NaN or infinite: the training diverged.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            remedy = "lower the learning rate or look for non-finite features"
-            raise UserError(expected="finite weights", found=f"NaN or infinity in {name}", where=side, remedy=remedy)
+    about, data = pack_projector(projector, side)
     folder.mkdir(parents=True, exist_ok=True)
-    data: bytes = save(tensors)
-    about = {
-        "format": FORMAT,
-        "projector": projector.name,
-        "settings": projector.settings(),
-        "d_in": projector.d_in,
-        "d": projector.d,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
     write_atomically(folder / f"{side}.safetensors", data)
-    write_atomically(folder / f"{side}.json", (json.dumps(about, indent=2) + "\n").encode())
+    write_atomically(folder / f"{side}.json", (json.dumps({"format": FORMAT, **about}, indent=2) + "\n").encode())
 
 
 def load_projector(folder: Path, side: str) -> Projector:
@@ -55,15 +43,58 @@ def load_projector(folder: Path, side: str) -> Projector:
         UserError: A file is missing, damaged, of another format, or the two do not belong together.
         UnknownNameError: The JSON names a projector or a setting that does not exist.
     """
-    about_path, tensors_path = folder / f"{side}.json", folder / f"{side}.safetensors"
-    about = _read_about(about_path)
+    about_path = folder / f"{side}.json"
+    about = read_json(about_path, "a projector")
+    if about.get("format") != FORMAT:
+        raise _damaged(about_path, f"format {FORMAT}", repr(about.get("format")))
+    return unpack_projector(about, str(about_path), folder / f"{side}.safetensors")
+
+
+def pack_projector(projector: Projector, side: str) -> tuple[dict[str, Any], bytes]:
+    """Return what describes a projector, as JSON values, and its tensors as the bytes of a safetensors file.
+
+    Raises:
+        UserError: A weight is NaN or infinite: the training diverged.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            remedy = "lower the learning rate or look for non-finite features"
+            raise UserError(expected="finite weights", found=f"NaN or infinity in {name}", where=side, remedy=remedy)
+    data: bytes = save(tensors)
+    about = {
+        "projector": projector.name,
+        "settings": projector.settings(),
+        "d_in": projector.d_in,
+        "d": projector.d,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    return about, data
+
+
+def unpack_projector(about: Mapping[str, Any], where: str, tensors_path: Path) -> Projector:
+    """Build a projector from what describes it and its safetensors file, in evaluation mode, on the CPU.
+
+    Args:
+        about: What `pack_projector` gave.
+        where: Where that was read, for errors.
+        tensors_path: The file.
+
+    Raises:
+        UserError: The file is missing or damaged, or does not belong to the description.
+        UnknownNameError: There is no such projector or setting.
+    """
+    kinds: dict[str, type] = {"projector": str, "settings": dict, "d_in": int, "d": int, "sha256": str}
+    for field, kind in kinds.items():
+        if not isinstance(about.get(field), kind):
+            raise _damaged(where, f"the field {field} ({kind.__name__})", repr(about.get(field)))
     data = _read(tensors_path)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise _damaged(tensors_path, f"the sha256 {about['sha256']}", "other bytes")
     with torch.device("meta"):  # no memory and no random numbers are spent before the tensors are known to fit
-        projector = build_projector(about["projector"], about["settings"], where=str(about_path))
+        projector = build_projector(about["projector"], about["settings"], where=where)
     if (projector.d_in, projector.d) != (about["d_in"], about["d"]):
-        raise _damaged(about_path, f"d_in {about['d_in']} and d {about['d']}", f"{projector.d_in} and {projector.d}")
+        raise _damaged(where, f"d_in {about['d_in']} and d {about['d']}", f"{projector.d_in} and {projector.d}")
     try:
         projector.load_state_dict(load(data), strict=True, assign=True)
     except Exception as error:
@@ -101,17 +132,6 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     return value
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    about = read_json(path, "a projector")
-    if about.get("format") != FORMAT:
-        raise _damaged(path, f"format {FORMAT}", repr(about.get("format")))
-    kinds: dict[str, type] = {"projector": str, "settings": dict, "d_in": int, "d": int, "sha256": str}
-    for field, kind in kinds.items():
-        if not isinstance(about.get(field), kind):
-            raise _damaged(path, f"the field {field} ({kind.__name__})", repr(about.get(field)))
-    return about
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -119,7 +139,7 @@ def _read(path: Path) -> bytes:
         raise UserError(expected=f"a file {path.name}", found="none", where=str(path.parent), remedy=_REMEDY) from error
 
 
-def _damaged(path: Path, expected: str, found: str) -> UserError:
+def _damaged(path: Path | str, expected: str, found: str) -> UserError:
     return UserError(expected=expected, found=found, where=str(path), remedy=_REMEDY)
 
 
