@@ -7,7 +7,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 DVC_NO_ANALYTICS=1 \
     VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
 RUN useradd --create-home --uid 1000 user && install -d -o user /work /opt/venv
-USER user
+USER 1000
 WORKDIR /work
 COPY --chown=user . .
 
