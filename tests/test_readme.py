@@ -146,7 +146,7 @@ def test_methods_of_the_table_exist() -> None:
 
 def test_packages_of_the_tables_exist() -> None:
     for text in (README, (ROOT / "docs/encoders.md").read_text(encoding="utf-8")):
-        named = re.findall(r"`(efficientnet-lite\d|mobilenetv2|all-minilm-l6-v2|-lite\d)`", text)
+        named = re.findall(r"`(efficientnet-lite\d|mobilenetv2|all-minilm-l6-v2|all-mpnet-base-v2|-lite\d)`", text)
         assert {name if name[0] != "-" else f"efficientnet{name}" for name in named} == set(PACKAGES)
 
 
