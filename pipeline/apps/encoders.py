@@ -5,7 +5,7 @@ the same key: an updated model, another tokenizer or image size is refused, beca
 projector.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ COMPUTED: dict[str, Dtype] = {"float32": "fp32", "float16": "fp16", "bfloat16": 
 # What an encoder cannot know: the data set, the store's number format, and how files are decoded before it sees them.
 NOT_THE_ENCODERS = ("format", "modality", "dataset_digest", "compute_dtype", "storage_dtype", "preprocessing.decode")
 BATCH = 32
+Loader = Callable[[StoreRecord, str, str], Encoder]
+"""(record of a store, side, device) → its encoder: `load_recorded`, or one that keeps what it has loaded."""
 
 
 class SideEncoder:
@@ -34,17 +36,18 @@ class SideEncoder:
         run: The run.
         side: `image` or `text`.
         device: A torch device.
+        loader: Loads an encoder; `load_recorded` where not given.
 
     Raises:
         KeyMismatchError: An encoder is not the one that the features came from.
         UserError: An encoder's spec is not recorded, or it does not load.
     """
 
-    def __init__(self, run: AlignedRun, side: str, device: str = "cpu") -> None:
+    def __init__(self, run: AlignedRun, side: str, device: str = "cpu", loader: Loader | None = None) -> None:
         self.run = run
         self.side = side
         self.layers = run_layers(run, side)
-        self.encoders = [load_recorded(record, side, device) for record in run.stores[side]]
+        self.encoders = [(loader or load_recorded)(record, side, device) for record in run.stores[side]]
         self._check()
         self._stored = [STORED[str(record.key.get("storage_dtype", "float32"))] for record in run.stores[side]]
 

@@ -1,22 +1,25 @@
 """Search the images of a run's store by a sentence or by a picture: `search(run, "two dogs")`.
 
-Run by `pipeline search`. The store's features are projected once; the search is exact below a million images.
+Run by `pipeline search` and, many queries at a time, by `pipeline serve`. The store's features are projected once; the
+search is exact below a million images.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from pipeline.apps.dual_encoder import DualEncoder
+from pipeline.apps.places import dataset_folder, open_images, open_texts
 from pipeline.errors import UserError
 from pipeline.evaluate.data import check_side, run_features
 from pipeline.evaluate.indexes.base import Index
 from pipeline.evaluate.indexes.table import build_index
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.side import Side
+from pipeline.store.side import Rows, Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class SearchResult:
     query: str
     images: tuple[ImageHit, ...]
     captions: tuple[CaptionHit, ...] = ()
-    """Only for a picture as query."""
+    """For a picture as query; for a text where asked."""
     data: str = ""
     """The data set's folder, which the files are relative to; empty where the store does not say."""
 
@@ -81,17 +84,18 @@ class Searcher:
         index: str = "auto",
     ) -> None:
         self.model, self.image, self.text = model, image, text
+        self._kind = index
         rows = [row for row, name in enumerate(image.samples.split) if split in (None, name)]
         if not rows:
             remedy = f"its splits are {', '.join(sorted({name or '(none)' for name in image.samples.split}))}"
             raise UserError(expected=f"images in split {split}", found="none", where=image.where, remedy=remedy)
         self._image_rows = np.array(rows, dtype=np.int64)
-        self._images = self._index(image, self._image_rows, index)
-        self._captions: dict[str, list[str]] = {}
         self._caption_rows = np.array([], dtype=np.int64)
-        self._texts: Index | None = None
+        self._captions: dict[str, list[str]] = {}
+        check_side(model.run, image)
         if text is not None:
-            self._add_captions(text, {image.samples.image_id[row] for row in rows}, index)
+            check_side(model.run, text)
+            self._add_captions(text, {image.samples.image_id[row] for row in rows})
 
     @classmethod
     def open(
@@ -111,78 +115,121 @@ class Searcher:
             UserError: The run or its image store is not there.
         """
         model = DualEncoder.open(run, seed=seed, device=device)
-        images = Side.open("image", image or _recorded(model.run, "image"))
-        texts = text or _recorded(model.run, "text")
-        found = Side.open("text", texts) if text or all(path.is_dir() for path in texts) else None
-        return cls(model, images, found, split=split, index=index)
+        images = open_images(model.run, image)
+        return cls(model, images, open_texts(model.run, images, text), split=split, index=index)
 
-    def by_text(self, text: str, top: int = 10) -> SearchResult:
-        """Return the images that fit a text best.
+    def by_text(self, text: str, top: int = 10, *, captions: bool = False) -> SearchResult:
+        """Return the images (and, where asked, the captions) that fit a text best.
 
         Raises:
             UserError: The text is empty or `top` is not positive.
         """
         if not text.strip():
             raise UserError(expected="a text to search for", found="an empty one")
-        return self._result(text, self.model.encode_text([text]), top)
+        query = self.model.encode_text([text])
+        told = self.find_captions(query, top)[0] if captions else ()
+        return SearchResult(query=text, images=self.find_images(query, top)[0], captions=told, data=self.data)
 
-    def by_image(self, file: Path, top: int = 10) -> SearchResult:
+    def by_image(self, picture: Path | Image.Image, top: int = 10) -> SearchResult:
         """Return the images and the captions that fit a picture best.
 
         Raises:
             UserError: The file is no picture or `top` is not positive.
         """
-        query = self.model.encode_image([file])
-        found = self._result(str(file), query, top)
-        return SearchResult(
-            query=found.query, images=found.images, captions=self._caption_hits(query, top), data=found.data
+        query = self.model.encode_image([picture])
+        found = SearchResult(
+            query="", images=self.find_images(query, top)[0], captions=self.find_captions(query, top)[0]
         )
+        return replace(found, query=str(picture) if isinstance(picture, Path) else "", data=self.data)
 
-    def _result(self, query: str, vector: Tensor, top: int) -> SearchResult:
-        scores, positions = self._images.search(vector, top)
-        samples = self.image.samples
-        hits = []
-        for score, position in zip(scores[0].tolist(), positions[0].tolist(), strict=True):
-            if position >= 0:
-                row = int(self._image_rows[position])
-                name = samples.image_id[row]
-                captions = tuple(self._captions.get(name, ()))
-                hits.append(ImageHit(image_id=name, score=score, file=samples.content[row], captions=captions))
-        folder = self.image.stores[0].manifest.provenance.get("dataset", "")
-        return SearchResult(query=query, images=tuple(hits), data=str(folder))
+    def require_captions(self) -> None:
+        """Make sure that there are captions to be found.
 
-    def _caption_hits(self, vector: Tensor, top: int) -> tuple[CaptionHit, ...]:
-        if self._texts is None or self.text is None:
-            return ()
-        scores, positions = self._texts.search(vector, top)
-        samples = self.text.samples
-        rows = [
-            (score, int(self._caption_rows[p]))
-            for score, p in zip(scores[0].tolist(), positions[0].tolist(), strict=True)
-            if p >= 0
-        ]
-        return tuple(
-            CaptionHit(
-                caption_id=samples.sample_id[row],
-                score=score,
-                caption=samples.content[row],
-                image_id=samples.image_id[row],
+        Raises:
+            UserError: There are none.
+        """
+        if not len(self._caption_rows):
+            raise UserError(
+                expected="captions of the images",
+                found="none" if self.text else "no store of captions",
+                where=self.image.where,
+                remedy="say where it lies with --text-store",
             )
-            for score, row in rows
-        )
 
-    def _add_captions(self, text: Side, images: set[str], index: str) -> None:
+    @cached_property
+    def data(self) -> str:
+        """The data set's folder, as far as it is known."""
+        recorded = str(self.image.stores[0].manifest.provenance.get("dataset") or "")
+        return str(dataset_folder(self.image) or recorded)
+
+    def find_images(self, queries: Tensor, top: int) -> list[tuple[ImageHit, ...]]:
+        """Return the `top` images of each of Q query vectors [Q, d], best first."""
+        samples = self.image.samples
+        return [
+            tuple(
+                ImageHit(
+                    image_id=samples.image_id[row],
+                    score=score,
+                    file=samples.content[row],
+                    captions=tuple(self._captions.get(samples.image_id[row], ())),
+                )
+                for score, row in hits
+            )
+            for hits in _hits(self.images, self._image_rows, queries, top)
+        ]
+
+    def find_captions(self, queries: Tensor, top: int) -> list[tuple[CaptionHit, ...]]:
+        """Return the `top` captions of each of Q query vectors [Q, d], best first; none without a text store."""
+        if self.text is None or self.captions is None:
+            return [() for _ in queries]
+        samples = self.text.samples
+        return [
+            tuple(
+                CaptionHit(
+                    caption_id=samples.sample_id[row],
+                    score=score,
+                    caption=samples.content[row],
+                    image_id=samples.image_id[row],
+                )
+                for score, row in hits
+            )
+            for hits in _hits(self.captions, self._caption_rows, queries, top)
+        ]
+
+    def vector(self, row: int) -> Tensor:
+        """Return the unit vector [1, d] of the image in a row of the store."""
+        return self._encode(self.image, np.array([row], dtype=np.int64))
+
+    @cached_property
+    def images(self) -> Index:
+        """The images' index, built when it is first asked for."""
+        return build_index(self._encode(self.image, self._image_rows), self._kind)
+
+    @cached_property
+    def captions(self) -> Index | None:
+        """The captions' index, built when it is first asked for; None where there are none."""
+        if self.text is None or not len(self._caption_rows):
+            return None
+        return build_index(self._encode(self.text, self._caption_rows), self._kind)
+
+    def _add_captions(self, text: Side, images: set[str]) -> None:
         rows = [row for row, name in enumerate(text.samples.image_id) if name in images]
         for row in rows:
             self._captions.setdefault(text.samples.image_id[row], []).append(text.samples.content[row])
-        if rows:
-            self._caption_rows = np.array(rows, dtype=np.int64)
-            self._texts = self._index(text, self._caption_rows, index)
+        self._caption_rows = np.array(rows, dtype=np.int64)
 
-    def _index(self, side: Side, rows: np.ndarray[tuple[int], np.dtype[np.int64]], kind: str) -> Index:
-        check_side(self.model.run, side)
+    def _encode(self, side: Side, rows: Rows) -> Tensor:
         features = run_features(self.model.run, side, rows, constant_allowed=True)
-        return build_index(self.model.run.encode(side.modality, features, self.model.seed), kind)
+        return self.model.run.encode(side.modality, features, self.model.seed)
+
+
+def _hits(index: Index, rows: Rows, queries: Tensor, top: int) -> list[list[tuple[float, int]]]:
+    """Return (score, row of the store) of each query's hits; an approximate index may find fewer than `top`."""
+    scores, positions = index.search(queries, top)
+    return [
+        [(score, int(rows[at])) for score, at in zip(*pair, strict=True) if at >= 0]
+        for pair in zip(scores.tolist(), positions.tolist(), strict=True)
+    ]
 
 
 def search(
@@ -216,17 +263,3 @@ def search(
     """
     searcher = Searcher.open(run, image=image, text=text, seed=seed, split=split, index=index, device=device)
     return searcher.by_image(query, top) if isinstance(query, Path) else searcher.by_text(query, top)
-
-
-def _recorded(run: AlignedRun, side: str) -> list[Path]:
-    paths = [Path(record.path) for record in run.stores[side]]
-    if side == "image" and not all(
-        record.path and path.is_dir() for record, path in zip(run.stores[side], paths, strict=True)
-    ):
-        raise UserError(
-            expected="the image store that the run was trained on",
-            found="no such folder",
-            where=", ".join(map(str, paths)),
-            remedy="say where it lies with --store",
-        )
-    return paths

@@ -35,13 +35,24 @@ MAX_PIXELS = 89_478_485
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"})
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow warns between one and two times its limit and raises above: both are a bomb here.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
+def decode_image(path: Path, reduction: Reduction | None = None, *, turn: bool = False) -> Image.Image:
     """Return an image as RGB; a JPEG smaller where `reduction` says so, with a `Reduced` in its info.
+
+    `turn` is for queries: a photo from a phone is turned upright, where a data set's would be rejected.
 
     Raises:
         RejectedInputError: Says what is wrong with the file.
@@ -50,12 +61,30 @@ def decode_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
         data = path.read_bytes()
     except OSError as error:
         raise RejectedInputError(f"the file cannot be read: {error.strerror or error}") from error
+    return decode_bytes(data, reduction, turn=turn)
+
+
+def decode_bytes(
+    data: bytes, reduction: Reduction | None = None, *, max_pixels: int = MAX_PIXELS, turn: bool = False
+) -> Image.Image:
+    """Return an image that lies in memory as RGB, checked like a file's.
+
+    Args:
+        data: The file's bytes.
+        reduction: Which JPEGs are decoded smaller.
+        max_pixels: More are refused before anything is decoded; `MAX_PIXELS` stays the limit.
+        turn: Turn a picture upright where its EXIF orientation says that it is not, in place of refusing it.
+
+    Raises:
+        RejectedInputError: Says what is wrong with the data.
+    """
     if not data:
         raise RejectedInputError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _refuse(image)
-            return _reduced(image, reduction) if reduction else _to_rgb(image)
+            orientation = _refuse(image, min(max_pixels, MAX_PIXELS), turn)
+            decoded = _reduced(image, reduction) if reduction else _to_rgb(image)
+            return _upright(decoded, orientation) if turn else decoded
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedInputError(f"too many pixels (limit {MAX_PIXELS:,}): a decompression bomb?") from error
     except UnidentifiedImageError as error:
@@ -67,10 +96,11 @@ def decode_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
         raise RejectedInputError(f"the image is damaged: {said}") from error
 
 
-def _refuse(image: Image.Image) -> None:
+def _refuse(image: Image.Image, max_pixels: int, turn: bool) -> int:
+    """Refuse what would be guesswork; return the EXIF orientation."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise RejectedInputError(f"{width} × {height} pixels (limit {MAX_PIXELS:,}): a decompression bomb?")
+    if width * height > max_pixels:
+        raise RejectedInputError(f"{width} × {height} pixels (limit {max_pixels:,}): a decompression bomb?")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO is a photo with a preview behind it
         raise RejectedInputError(f"animated or of several pages ({frames} frames)")
@@ -79,8 +109,19 @@ def _refuse(image: Image.Image) -> None:
     if image.mode not in _MODES:
         raise RejectedInputError(f"colours are {image.mode}, not RGB or grey")
     orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation not in (0, 1):
+    if orientation not in (0, 1) and not turn:
         raise RejectedInputError(f"stored turned or mirrored (EXIF orientation {orientation})")
+    return int(orientation) if orientation in _TURNS else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1:
+        return image
+    turned = image.transpose(_TURNS[orientation])
+    before = image.info.get(REDUCED)
+    if before is not None and turned.size != image.size:
+        turned.info[REDUCED] = Reduced(width=before.height, height=before.width, times=before.times)
+    return turned
 
 
 def _reduced(image: Image.Image, reduction: Reduction) -> Image.Image:

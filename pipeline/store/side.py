@@ -49,8 +49,8 @@ class Side:
     rows: tuple[Rows, ...]
 
     @classmethod
-    def open(cls, modality: str, paths: Sequence[Path]) -> "Side":
-        """Open stores and match their rows by sample id.
+    def open(cls, modality: str, paths: Sequence[Path], *, remedy: str = "swap --image and --text") -> "Side":
+        """Open stores and match their rows by sample id; `remedy` is the advice where one is of the other modality.
 
         Raises:
             UserError: A store is missing, damaged, unfinished or of the other modality, or they share no sample.
@@ -58,7 +58,7 @@ class Side:
         stores = tuple(FeatureStore.open(path) for path in paths)
         for store in stores:
             if store.key.modality != modality:
-                found, remedy = f"a store of {store.key.modality} features", "swap --image and --text"
+                found = f"a store of {store.key.modality} features"
                 expected = f"a store of {modality} features"
                 raise UserError(expected=expected, found=found, where=str(store.path), remedy=remedy)
         if len(stores) == 1 and stores[0].rows:

@@ -28,6 +28,22 @@ def test_a_picture_finds_pictures_and_captions(project: Path) -> None:
     assert "blue bar" in captions
 
 
+def test_captions_in_place_of_images(project: Path) -> None:
+    by_picture = done("search", RUN, "--image", "large_blue_bar.png", "--top", 1, "--captions", "--json").json()
+    assert set(by_picture[0]) == {"caption_id", "score", "caption", "image_id"}
+    assert by_picture[0]["caption"] == "a large blue bar"
+    by_text = done("search", RUN, "a large red circle", "--top", 1, "--captions").out.splitlines()
+    assert len(by_text) == 3
+    assert "a large red circle" in by_text[2]
+
+
+def test_a_run_is_used_from_anywhere(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = done("search", project / RUN, "a large red circle", "--top", 1, "--show", tmp_path / "x.png").out
+    assert "large_red_circle.png" in found
+    assert (tmp_path / "x.png").is_file()
+
+
 def test_only_one_split_and_all_there_is(project: Path) -> None:
     assert len(done("search", RUN, "red", "--split", "test", "--top", 1000, "--json").json()) == 9
     assert len(done("search", RUN, "red", "--top", 1000, "--json").json()) == IMAGES
@@ -56,7 +72,8 @@ def test_show_writes_the_pictures(project: Path, tmp_path: Path) -> None:
         (["--image", "params.yaml"], "params.yaml: expected a picture, found not an image of a known format"),
         (["--image", "data"], "data: expected a picture, found the file cannot be read: Is a directory"),
         (["red", "--store", "nowhere"], "nowhere: expected a feature store's folder, found no such folder"),
-        (["red", "--store", TEXT], "of image features, found a store of text features"),
+        (["red", "--store", TEXT], "found a store of text features; give the store of the images with --store"),
+        (["red", "--text-store", IMAGE], "found a store of image features; give the store of the captions with"),
         (["red", "--device", "tpu"], "--device: expected a device such as cpu, cuda or cuda:1, found 'tpu'"),
         (["red", "--show", "data"], "--show data: expected a file to write, found a folder"),
         (["red", "--show", "params.yaml/x.png"], "expected a folder to write into, found the file params.yaml"),

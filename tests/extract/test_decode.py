@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pipeline.extract.decode import decode_image
+from pipeline.encoders.transform import REDUCED, Reduced
+from pipeline.extract.decode import decode_bytes, decode_image
 from pipeline.extract.rejected import RejectedInputError
 from tests.extract.building import encoded, picture
 
@@ -104,3 +105,30 @@ def test_pixels_of_an_rgb_file_are_pillow_s_own(tmp_path: Path) -> None:
     path.write_bytes(picture(3, 32, "JPEG"))
     expected = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(decode_image(path)), expected)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_query_is_turned_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.effect_noise((16, 8), 90).convert("RGB"), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+    turned_image = decode_bytes(data, turn=True)
+    assert turned_image.size == upright.size
+    assert turned_image.tobytes() == upright.convert("RGB").tobytes()
+
+
+def test_a_turned_picture_decoded_smaller_says_what_it_was() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = decode_bytes(encoded(Image.new("RGB", (64, 32), "red"), "JPEG", exif=exif), lambda *_: 2, turn=True)
+    assert image.size == (16, 32)
+    assert image.info[REDUCED] == Reduced(width=32, height=64, times=2)
+
+
+def test_the_limit_of_pixels_can_be_lower() -> None:
+    data = encoded(Image.new("RGB", (10, 10)))
+    assert decode_bytes(data, max_pixels=100).size == (10, 10)
+    with pytest.raises(RejectedInputError, match=r"10 × 10 pixels \(limit 99\)"):
+        decode_bytes(data, max_pixels=99)
