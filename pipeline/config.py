@@ -132,8 +132,8 @@ def load_params(path: Path) -> dict[str, Any]:
     return data
 
 
-def section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a copy of one section of params.yaml.
+def section(params: Mapping[str, Any], name: str, where: str = "params.yaml") -> dict[str, Any]:
+    """Return a copy of one section of params.yaml; `where` is the file that it came from.
 
     Raises:
         UserError: The section is missing or is not a mapping.
@@ -141,7 +141,7 @@ def section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = params.get(name)
     if not isinstance(value, Mapping):
         found = "none" if value is None else type(value).__name__
-        raise UserError(expected=f"a section {name!r} with settings", found=found, where="params.yaml")
+        raise UserError(expected=f"a section {name!r} with settings", found=found, where=where)
     return dict(value)
 
 

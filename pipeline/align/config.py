@@ -79,26 +79,29 @@ class AlignConfig:
         return {**plain, "recipe": _plain(dataclasses.asdict(self.recipe()))}
 
 
-def align_config(params: Mapping[str, Any], method: str, root: Path = Path()) -> AlignConfig:
+def align_config(
+    params: Mapping[str, Any], method: str, root: Path = Path(), where: str = "params.yaml"
+) -> AlignConfig:
     """Return the settings that params.yaml means for one method.
 
     Args:
         params: The whole of params.yaml; its section `align` holds fields of `AlignConfig`, and `dataset`.
         method: The method.
         root: The checkout; all folders are below its `data/`.
+        where: The file that they came from, for errors.
 
     Raises:
         UserError: A section or a name is missing, or a setting is wrong.
     """
-    values = section(params, "align")
-    features = root / "data" / "1_features" / name(values, "dataset", where="params.yaml: align")
+    values = section(params, "align", where)
+    features = root / "data" / "1_features" / name(values, "dataset", where=f"{where}: align")
     values.pop("dataset")
     paths = {
-        "image": [features / name(params, "image_encoder")],
-        "text": [features / name(params, "text_encoder")],
+        "image": [features / name(params, "image_encoder", where=where)],
+        "text": [features / name(params, "text_encoder", where=where)],
         "out": root / "data" / "2_projectors" / method,
     }
-    return build(AlignConfig, {**paths, **values, "method": method}, where="params.yaml: align")
+    return build(AlignConfig, {**paths, **values, "method": method}, where=f"{where}: align")
 
 
 def _plain(value: Any) -> Any:

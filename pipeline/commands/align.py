@@ -99,8 +99,8 @@ def _configs(
     asked = methods or names(settings, "methods", where=str(params))
     if not asked:
         raise UserError(expected="--method, or methods in params.yaml", found="neither", where=str(params))
-    values = {**section(settings, "align"), **flags}
-    return [align_config({**settings, "align": values}, method) for method in asked]
+    values = {**section(settings, "align", str(params)), **flags}
+    return [align_config({**settings, "align": values}, method, where=str(params)) for method in asked]
 
 
 def _settings(assignments: list[str]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _config(
             where="pipeline evaluate",
         )
     settings = load_params(params)
-    values = {**section(settings, "evaluate"), **flags}
+    values = {**section(settings, "evaluate", str(params)), **flags}
     if out:
         values["out"] = out
-    return evaluate_config({**settings, "evaluate": values})
+    return evaluate_config({**settings, "evaluate": values}, where=str(params))

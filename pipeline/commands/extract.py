@@ -121,8 +121,8 @@ def _configs(
             where="pipeline extract",
         )
     settings = load_params(params)
-    stores = named_stores(settings)
+    stores = named_stores(settings, str(params))
     if not stores:
         raise UserError(expected="datasets, image_encoder and text_encoder in it", found="none", where=str(params))
     make_missing(settings, quiet=quiet)
-    return [extract_config(settings, dataset, encoder, **flags) for dataset, encoder in stores]
+    return [extract_config(settings, dataset, encoder, where=str(params), **flags) for dataset, encoder in stores]

@@ -8,24 +8,25 @@ from pipeline.config import build, name, names, section
 from pipeline.evaluate.config import EvaluateConfig
 
 
-def evaluate_config(params: Mapping[str, Any], root: Path = Path()) -> EvaluateConfig:
+def evaluate_config(params: Mapping[str, Any], root: Path = Path(), where: str = "params.yaml") -> EvaluateConfig:
     """Return the settings that params.yaml means.
 
     Args:
         params: The whole of params.yaml.
         root: The checkout; all folders are below its `data/`.
+        where: The file that they came from, for errors.
 
     Raises:
         UserError: A section or a name is missing, or a setting is wrong.
     """
-    settings = section(params, "evaluate")
-    dataset = name(section(params, "align"), "dataset", where="params.yaml: align")
-    image, text = name(params, "image_encoder"), name(params, "text_encoder")
+    settings = section(params, "evaluate", where)
+    dataset = name(section(params, "align", where), "dataset", where=f"{where}: align")
+    image, text = (name(params, side, where=where) for side in ("image_encoder", "text_encoder"))
     features = root / "data" / "1_features"
-    sets = [each for each in names(settings, "zero_shot", where="params.yaml: evaluate") if each != dataset]
+    sets = [each for each in names(settings, "zero_shot", where=f"{where}: evaluate") if each != dataset]
     settings.pop("zero_shot", None)
     values = {
-        "runs": [root / "data" / "2_projectors" / method for method in names(params, "methods")],
+        "runs": [root / "data" / "2_projectors" / method for method in names(params, "methods", where=where)],
         "image": [features / dataset / image],
         "text": [features / dataset / text],
         "out": root / "data" / "3_report",
@@ -35,4 +36,4 @@ def evaluate_config(params: Mapping[str, Any], root: Path = Path()) -> EvaluateC
         ],
         **settings,
     }
-    return build(EvaluateConfig, values, where="params.yaml: evaluate")
+    return build(EvaluateConfig, values, where=f"{where}: evaluate")

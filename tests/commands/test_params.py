@@ -80,5 +80,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("command", "changes", "message"), WRONG)
-def test_wrong_params(project: Path, tmp_path: Path, command: str, changes: dict[str, Any], message: str) -> None:
-    assert message in refused(command, "--params", write_params(tmp_path, **changes))
+def test_wrong_params_name_the_file_that_was_given(
+    project: Path, tmp_path: Path, command: str, changes: dict[str, Any], message: str
+) -> None:
+    own = write_params(tmp_path, **changes).rename(tmp_path / "own.yaml")
+    said = refused(command, "--params", own)
+    assert message.replace("params.yaml", "own.yaml") in said
+    assert "params.yaml" not in said
