@@ -4,20 +4,30 @@ model = DualEncoder.open("data/2_projectors/combined")
 image = model.encode_image(["cat.jpg", "dog.jpg"])     # [2, d]
 text = model.encode_text(["a cat", "a dog"])           # [2, d]
 print(image @ text.T)                                  # cosine
+print(model.classify("cat.jpg", ["cat", "dog"]))       # probabilities [1, 2]
+
+`load_model` does the same for a run or for what `pipeline export` made, and loads the encoders at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.apps.encoders import SideEncoder
+from pipeline.apps.class_prompts import TEMPLATES, class_prompts
+from pipeline.apps.encoders import Loader, SideEncoder
+from pipeline.apps.export.exported import MODEL, ExportedRun
 from pipeline.errors import UserError
-from pipeline.extract.decode import Reduction, decode_image
+from pipeline.evaluate.calibrate import run_temperature
+from pipeline.extract.decode import MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.extract.rejected import RejectedInputError
+from pipeline.metrics.zero_shot import classifier
+from pipeline.projectors.run_json import SIDES
 from pipeline.projectors.run_record import AlignedRun
+
+Picture = Image.Image | str | Path
 
 
 class DualEncoder:
@@ -27,26 +37,46 @@ class DualEncoder:
         run: The run.
         seed: Which of its seeds; the first where not given.
         device: A torch device.
+        loader: Loads an encoder; where not given, each is loaded anew.
     """
 
-    def __init__(self, run: AlignedRun, seed: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, run: AlignedRun, seed: int | None = None, device: str = "cpu", loader: Loader | None = None
+    ) -> None:
         self.run = run
         self.seed = run.seeds[0] if seed is None else seed
         self.device = device
+        self._loader = loader
         self._sides: dict[str, SideEncoder] = {}
         run.projector("text", self.seed)
 
     @classmethod
     def open(cls, path: str | Path, *, seed: int | None = None, device: str = "cpu") -> "DualEncoder":
-        """Open a run's folder.
+        """Open the folder of a run, or of what `pipeline export` made of one.
 
         Raises:
-            UserError: It holds no run, or no such seed.
+            UserError: It holds neither, or no such seed.
         """
-        return cls(AlignedRun.open(Path(path)), seed, device)
+        folder = Path(path)
+        return cls((ExportedRun if (folder / MODEL).is_file() else AlignedRun).open(folder), seed, device)
 
-    def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Tensor:
-        """Return unit vectors [N, d] of N pictures: PIL images or files.
+    @property
+    def temperature(self) -> float:
+        """What cosines are divided by to become probabilities: learned, or fitted on validation pairs."""
+        return run_temperature(self.run.record, self.seed)[0]
+
+    def at_seed(self, seed: int) -> "DualEncoder":
+        """Return the same run with another seed's projectors; the encoders are shared.
+
+        Raises:
+            UserError: No such seed.
+        """
+        other = DualEncoder(self.run, seed, self.device, self._loader)
+        other._sides = self._sides
+        return other
+
+    def encode_image(self, images: Sequence[Picture]) -> Tensor:
+        """Return unit vectors [N, d] of N pictures: PIL images, taken as they are, or files, turned upright.
 
         Raises:
             KeyMismatchError: The encoder that loads is not the one that the features came from.
@@ -54,7 +84,7 @@ class DualEncoder:
         """
         if not images:
             return torch.empty(0, self.run.dim)
-        reduction = self._side("image").reduction
+        reduction = self.side("image").reduction
         return self._encode("image", [_picture(image, reduction) for image in images])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -68,19 +98,75 @@ class DualEncoder:
             raise UserError(expected="a list of texts", found="one text", remedy="write [text]")
         return self._encode("text", list(texts)) if texts else torch.empty(0, self.run.dim)
 
-    def _encode(self, side: str, samples: Sequence[Image.Image] | Sequence[str]) -> Tensor:
-        return self.run.encode(side, self._side(side).features(samples), self.seed)
+    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Return a picture that lies in memory, decoded as the run's images were and turned upright.
 
-    def _side(self, side: str) -> SideEncoder:
+        Raises:
+            UserError: The data are no picture, or one of more pixels.
+        """
+        try:
+            return decode_bytes(data, self.side("image").reduction, max_pixels=max_pixels, turn=True)
+        except RejectedInputError as error:
+            raise UserError(expected="a picture", found=str(error), where="image") from error
+
+    def classify(
+        self,
+        images: Picture | Sequence[Picture],
+        classes: Sequence[str],
+        templates: Sequence[str] | Mapping[str, Sequence[str]] = TEMPLATES,
+    ) -> Tensor:
+        """Return the probability of each class [N, C] for N pictures (a single one counts as N = 1).
+
+        A class is the normalised mean of its prompts' embeddings; probabilities are the softmax of cosine over the
+        run's temperature.
+
+        Args:
+            images: Pictures.
+            classes: C names.
+            templates: Sentences with `{c}` or `{}` where the name goes, or class → its own prompts.
+
+        Raises:
+            KeyMismatchError: An encoder that loads is not the one that the features came from.
+            UserError: No class, a class twice or without a prompt, or a file is no picture.
+        """
+        prompts, owner = class_prompts(classes, templates)
+        single = isinstance(images, Image.Image | str | Path)
+        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[assignment,list-item]
+        weights = classifier(self.encode_text(prompts), torch.tensor(owner), len(classes))
+        return torch.softmax(self.encode_image(pictures) @ weights.T / self.temperature, dim=1)
+
+    def _encode(self, side: str, samples: Sequence[Image.Image] | Sequence[str]) -> Tensor:
+        return self.run.encode(side, self.side(side).features(samples), self.seed)
+
+    def side(self, side: str) -> SideEncoder:
+        """Return a side's encoders, loaded once and checked.
+
+        Raises:
+            KeyMismatchError: An encoder that loads is not the one that the features came from.
+            UserError: Its spec is not recorded, or it does not load.
+        """
         if side not in self._sides:
-            self._sides[side] = SideEncoder(self.run, side, self.device)
+            self._sides[side] = SideEncoder(self.run, side, self.device, self._loader)
         return self._sides[side]
 
 
-def _picture(image: Image.Image | str | Path, reduction: Reduction | None) -> Image.Image:
+def load_model(path: str | Path, *, seed: int | None = None, device: str = "cpu") -> DualEncoder:
+    """Open a run or an export and load its encoders, which must be the ones that it was trained on.
+
+    Raises:
+        KeyMismatchError: An encoder that loads is another one: names each field that differs.
+        UserError: The folder holds neither a run nor an export, or an encoder is not there.
+    """
+    model = DualEncoder.open(path, seed=seed, device=device)
+    for side in SIDES:
+        model.side(side)
+    return model
+
+
+def _picture(image: Picture, reduction: Reduction | None) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
-        return decode_image(Path(image), reduction)
+        return decode_image(Path(image), reduction, turn=True)
     except RejectedInputError as error:
         raise UserError(expected="a picture", found=str(error), where=str(image)) from error

@@ -73,15 +73,30 @@ class SideEncoder:
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
         return torch.cat([self._batch(batch) for batch in batches])
 
-    def _batch(self, samples: Sequence[Any]) -> Tensor:
+    def encoded(self, prepared: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Return the features [N, D] of N samples that every encoder has prepared: one list an encoder.
+
+        Raises:
+            UserError: A sample cannot be encoded.
+        """
         found: dict[tuple[int, str], Tensor] = {}
         for index, encoder in enumerate(self.encoders):
-            names = list(dict.fromkeys(name for store, name in self.layers if store == index))
+            names = self._names(index)
             if names:
-                prepared = [encoder.prepare(sample) for sample in samples]
-                for name, values in encoder.encode(prepared, names).items():
+                for name, values in encoder.encode(prepared[index], names).items():
                     found[index, name] = values.to(self._stored[index]).float()
         return torch.cat([found[layer] for layer in self.layers], dim=1)
+
+    def _batch(self, samples: Sequence[Any]) -> Tensor:
+        return self.encoded(
+            [
+                [encoder.prepare(sample) for sample in samples] if self._names(index) else []
+                for index, encoder in enumerate(self.encoders)
+            ]
+        )
+
+    def _names(self, index: int) -> list[str]:
+        return list(dict.fromkeys(name for store, name in self.layers if store == index))
 
     def _check(self) -> None:
         keys = []

@@ -1,0 +1,171 @@
+"""A run or an export as CLIP_benchmark takes a model: (model, transform, tokenizer), like its `load_clip`.
+
+from pipeline.apps.export.clip_benchmark import load_clip
+model, transform, tokenizer = load_clip("model")
+zeroshot_classification.evaluate(model, dataloader, tokenizer, classes, templates, device="cpu")
+
+Its command line, with all its options, runs with these models as the type `fewpairs`:
+
+python -m pipeline.apps.export.clip_benchmark eval --model_type fewpairs --model any --pretrained model --dataset ...
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.apps.dual_encoder import DualEncoder, load_model
+from pipeline.apps.encoders import SideEncoder
+from pipeline.errors import MissingExtraError, UserError, exit_with_sentence
+
+TYPE = "fewpairs"
+PADDING = -1
+"""Behind the shorter texts of a batch; no token has this number."""
+
+
+class ClipModel(nn.Module):
+    """A dual encoder behind `encode_image` and `encode_text`, which take what transform and tokenizer gave.
+
+    Encoders and projectors always compute as they did when the run was trained: a surrounding autocast is switched off,
+    so that the numbers are the run's own.
+    """
+
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.dual = model
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return unit vectors [N, d] of a batch of transformed pictures, on the batch's device."""
+        return self._encode("image", images)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Return unit vectors [N, d] of a batch of tokenised texts, on the batch's device."""
+        return self._encode("text", tokens)
+
+    def _encode(self, side: str, batch: Tensor) -> Tensor:
+        encoders = self.dual.side(side)
+        prepared = unpack(batch.cpu(), len(encoders.encoders), side)
+        with torch.autocast(batch.device.type, enabled=False), torch.autocast("cpu", enabled=False):
+            return self.dual.run.encode(side, encoders.encoded(prepared), self.dual.seed).to(batch.device)
+
+
+class Transform:
+    """PIL image → tensor: [3, H, W] for one image encoder, packed to [L] for several."""
+
+    def __init__(self, side: SideEncoder) -> None:
+        self.side = side
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return a picture as the encoders take it."""
+        picture = image.convert("RGB")
+        return pack([[encoder.prepare(picture) for encoder in self.side.encoders]], "image")[0]
+
+
+class Tokenizer:
+    """Texts → tensor: token ids [N, T] for one text encoder, packed to [N, L] for several."""
+
+    def __init__(self, side: SideEncoder) -> None:
+        self.side = side
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Return texts as the encoders take them."""
+        each = [texts] if isinstance(texts, str) else texts
+        return pack([[encoder.prepare(text) for encoder in self.side.encoders] for text in each], "text")
+
+
+def load_clip(path: str | Path, device: str = "cpu", seed: int | None = None) -> tuple[ClipModel, Transform, Tokenizer]:
+    """Load a run or an export for CLIP_benchmark.
+
+    Raises:
+        KeyMismatchError: An encoder that loads is not the one that the run was trained on.
+        UserError: The folder holds neither a run nor an export, or an encoder is not there.
+    """
+    model = load_model(path, device=str(device), seed=seed)
+    return ClipModel(model).eval(), Transform(model.side("image")), Tokenizer(model.side("text"))
+
+
+def register() -> None:
+    """Make CLIP_benchmark know the model type `fewpairs`, whose `pretrained` is a folder.
+
+    Raises:
+        MissingExtraError: CLIP_benchmark is not installed.
+    """
+    try:
+        from clip_benchmark import models
+    except ImportError:
+        raise MissingExtraError("clip_benchmark", "pip install clip-benchmark", "evaluation by it") from None
+
+    def load(
+        model_name: str = "", pretrained: str = "", cache_dir: str | None = None, device: str = "cpu"
+    ) -> tuple[ClipModel, Transform, Tokenizer]:
+        return load_clip(pretrained, device)
+
+    models.TYPE2FUNC[TYPE] = load
+    if TYPE not in models.MODEL_TYPES:
+        models.MODEL_TYPES.append(TYPE)
+
+
+def pack(rows: Sequence[Sequence[Tensor]], side: str) -> Tensor:
+    """Return N samples, each prepared by E encoders, as one tensor that can be collated and moved.
+
+    With one encoder: stacked, token ids padded. With several: each prepared tensor as (dimensions, shape, values) in
+    float64, which holds token ids exactly, one after the other, padded to the longest.
+    """
+    if all(len(row) == 1 for row in rows):
+        tensors = [row[0] for row in rows]
+        if side == "text" and all(each.ndim == 1 and not each.is_floating_point() for each in tensors):
+            return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PADDING)
+        return torch.stack(tensors)
+    flat = [torch.cat([_described(each) for each in row]) for row in rows]
+    return nn.utils.rnn.pad_sequence(flat, batch_first=True)
+
+
+def unpack(batch: Tensor, encoders: int, side: str) -> list[list[Tensor]]:
+    """Return for each of E encoders what it had prepared of the N samples: undoes `pack`.
+
+    Raises:
+        UserError: The batch did not come from this transform or tokenizer.
+    """
+    if encoders == 1:
+        ids = side == "text" and batch.ndim == 2 and not batch.is_floating_point()
+        return [[row[row != PADDING] if ids else row for row in batch]]
+    by_sample = [_restored(row, encoders, side) for row in batch]
+    return [[sample[place] for sample in by_sample] for place in range(encoders)]
+
+
+def _described(tensor: Tensor) -> Tensor:
+    whole = 0.0 if tensor.is_floating_point() else 1.0
+    head = torch.tensor([whole, float(tensor.ndim), *map(float, tensor.shape)], dtype=torch.float64)
+    return torch.cat([head, tensor.double().flatten()])
+
+
+def _restored(row: Tensor, encoders: int, side: str) -> list[Tensor]:
+    found = []
+    try:
+        for _ in range(encoders):
+            whole, dimensions = bool(row[0]), int(row[1])
+            shape = [int(size) for size in row[2 : 2 + dimensions]]
+            count = int(torch.tensor(shape).prod())
+            values = row[2 + dimensions : 2 + dimensions + count].reshape(shape)
+            found.append(values.long() if whole else values.float())
+            row = row[2 + dimensions + count :]
+    except (RuntimeError, IndexError) as error:
+        kind = "transform" if side == "image" else "tokenizer"
+        raise UserError(expected=f"a batch from this model's {kind}", found=f"shape {tuple(row.shape)}") from error
+    return found
+
+
+def main() -> None:
+    """Run CLIP_benchmark's own command line with the model type `fewpairs`."""
+    with exit_with_sentence():
+        register()
+        from clip_benchmark import cli
+
+        sys.exit(cli.main())
+
+
+if __name__ == "__main__":
+    main()
