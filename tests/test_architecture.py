@@ -25,6 +25,7 @@ FLOORS = {
     "align": 3,
     "evaluate": 3,
     "apps": 4,
+    "study": 4,
     "commands": 5,
     "cli": 6,
 }

@@ -35,7 +35,7 @@ class SeedResult:
 
 def layers_digest(image: Side, text: Side, config: AlignConfig) -> str:
     """Return the digest of what the scores of all layers depend on."""
-    sides = [_side(side, side.layers()) for side in (image, text)]
+    sides = [side_digest(side, side.layers()) for side in (image, text)]
     return _digest([REVISION, sides, config.layer_metric, *_drawn(config, config.seeds[0])])
 
 
@@ -43,7 +43,7 @@ def seed_digest(
     image: Side, text: Side, layers: tuple[Sequence[LayerRef], Sequence[LayerRef]], config: AlignConfig, seed: int
 ) -> str:
     """Return the digest of what a seed's projectors depend on."""
-    sides = [_side(side, chosen) for side, chosen in zip((image, text), layers, strict=True)]
+    sides = [side_digest(side, chosen) for side, chosen in zip((image, text), layers, strict=True)]
     recipe = dataclasses.asdict(config.recipe())
     return _digest([REVISION, sides, recipe, *_drawn(config, seed)])
 
@@ -53,7 +53,8 @@ def _drawn(config: AlignConfig, seed: int) -> list[Any]:
     return [config.pairs, seed, config.train_split, config.validation_split, *captions]
 
 
-def _side(side: Side, layers: Sequence[LayerRef]) -> list[Any]:
+def side_digest(side: Side, layers: Sequence[LayerRef]) -> list[Any]:
+    """Return, as plain data, the keys, rows and layers' digests of a side's stores: what its features are."""
     stores = [[store.key.digest(), store.manifest.ids, store.manifest.samples] for store in side.stores]
     return [stores, [[*layer, side.stores[layer.store].layer(layer.name).digest] for layer in layers]]
 

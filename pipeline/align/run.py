@@ -62,7 +62,7 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
         f"{config.pairs or len(splits.train)} training images, {len(splits.validation)} for validation."
     )
     results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, report).run()
-    AlignedRun.write(config.out, _record(config, image, text, chosen, splits, results))
+    AlignedRun.write(config.out, record_of(config, (image, text), chosen, splits, results))
     return config.out
 
 
@@ -169,10 +169,19 @@ def _names(side: Side, layers: Sequence[LayerRef]) -> str:
     return f"{kind}{'s' if len(layers) > 1 else ''} {' + '.join(side.label(layer) for layer in layers)}"
 
 
-def _record(
-    config: AlignConfig, image: Side, text: Side, chosen: ChosenLayers, splits: Splits, results: list[SeedResult]
+def record_of(
+    config: AlignConfig, sides_of: tuple[Side, Side], chosen: ChosenLayers, splits: Splits, results: list[SeedResult]
 ) -> dict[str, Any]:
-    sides = {"image": (image, chosen.image), "text": (text, chosen.text)}
+    """Return what run.json holds.
+
+    Args:
+        config: The settings.
+        sides_of: The image and the text side.
+        chosen: Their layers.
+        splits: The training and validation pairs.
+        results: The seeds.
+    """
+    sides = {"image": (sides_of[0], chosen.image), "text": (sides_of[1], chosen.text)}
     return {
         "method": config.method,
         "config": json.loads(json.dumps(config.to_json())),

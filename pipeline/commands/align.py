@@ -55,7 +55,7 @@ def align(
         "pairs": pairs,
         "seeds": seed or None,
         "device": device,
-        "settings": _settings(setting or []) or None,
+        "settings": settings_of(setting or []) or None,
     }
     done = []
     for config in _configs(image, text, out, method or [], params, flags):
@@ -103,7 +103,7 @@ def _configs(
     return [align_config({**settings, "align": values}, method, where=str(params)) for method in asked]
 
 
-def _settings(assignments: list[str]) -> dict[str, Any]:
+def settings_of(assignments: list[str]) -> dict[str, Any]:
     """Return `a.b=1` as {"a": {"b": 1}}; values are read as YAML."""
     import yaml
 

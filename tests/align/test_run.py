@@ -13,7 +13,6 @@ from pipeline.align import resume, run
 from pipeline.align.config import AlignConfig
 from pipeline.align.methods import METHODS
 from pipeline.align.run import align
-from pipeline.align.sweep import sweep
 from pipeline.errors import UserError
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.reader import FeatureStore
@@ -193,15 +192,6 @@ def test_several_stores_are_concatenated(stores: Stores, make_stores: Any, tmp_p
     assert opened.layers["image"] == ("0/block1", "1/block1")
     assert opened.record["layers_by_store"]["image"] == [["block1"], ["block1"]]
     assert opened.projector("image").d_in == 48
-
-
-def test_sweep_covers_methods_and_numbers_of_pairs(stores: Stores, tmp_path: Path) -> None:
-    config = config_for(stores, tmp_path, settings={"dim": 8})
-    paths = sweep(config, methods=("cca", "ridge"), pairs=(50, None))
-    assert [path.name for path in paths] == ["cca-n50", "cca-all", "ridge-n50", "ridge-all"]
-    assert AlignedRun.open(paths[0]).record["pairs"]["training_images"] == 50
-    with pytest.raises(UserError, match="a known method"):
-        sweep(config, methods=("cca", "magic"))
 
 
 def test_unknown_device_is_one_sentence(stores: Stores, tmp_path: Path) -> None:
