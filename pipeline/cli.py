@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import __version__
-from pipeline.commands import align, data, doctor, evaluate, extract, layers, search, store
+from pipeline.commands import align, data, doctor, evaluate, extract, layers, search, store, sweep
 from pipeline.errors import exit_with_sentence
 
 
@@ -47,6 +47,7 @@ app.command("extract")(extract.extract)
 app.add_typer(store.app, name="store")
 app.command("layers")(layers.layers)
 app.command("align")(align.align)
+app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("search")(search.search)
