@@ -19,6 +19,7 @@ from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
 from pipeline.evaluate.data import TestPairs, pairs_of_split
 from pipeline.evaluate.examples import Gallery, example_groups
 from pipeline.evaluate.measures import chance_level, measures_of
+from pipeline.evaluate.output import fresh_output
 from pipeline.evaluate.pictures import Pictures
 from pipeline.evaluate.queries import FILE, IMAGE_RETRIEVAL, TEXT_RETRIEVAL, write_queries, zero_shot_direction
 from pipeline.evaluate.report.build import build_page
@@ -98,11 +99,12 @@ def _write(
         pictures_note=_pictures_note(pictures),
         surroundings=surroundings(started),
     )
-    config.out.mkdir(parents=True, exist_ok=True)
+    html = render(page)
     tables = ((run.name, queries) for run in summary.runs for queries in run.queries.values())
-    write_queries(config.out / FILE, tables)
-    write_tables(config.out, summary, values)
-    (config.out / "report.html").write_text(render(page), encoding="utf-8")
+    with fresh_output(config.out) as new:
+        write_queries(new / FILE, tables)
+        write_tables(new, summary, values)
+        (new / "report.html").write_text(html, encoding="utf-8")
     say(f"wrote {config.out / 'report.html'}")
     return values
 

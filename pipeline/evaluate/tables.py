@@ -82,9 +82,6 @@ def _write_headlines(folder: Path, summary: Summary) -> None:
     """Write the means alone, one small file a run: `dvc metrics show` makes a row of each."""
     folder.mkdir(exist_ok=True)
     tables = {f"{run.name}.json": {each.name: run.mean(each.name) for each in summary.measures} for run in summary.runs}
-    for old in folder.glob("*.json"):
-        if old.name not in tables:
-            old.unlink()
     for name, table in tables.items():
         (folder / name).write_text(json.dumps(table, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
