@@ -91,7 +91,8 @@ class Searcher:
             raise UserError(expected=f"images in split {split}", found="none", where=image.where, remedy=remedy)
         self._image_rows = np.array(rows, dtype=np.int64)
         self._caption_rows = np.array([], dtype=np.int64)
-        self._captions: dict[str, list[str]] = {}
+        self.captions_of: dict[str, list[str]] = {}
+        """Image id → its captions."""
         check_side(model.run, image)
         if text is not None:
             check_side(model.run, text)
@@ -171,7 +172,7 @@ class Searcher:
                     image_id=samples.image_id[row],
                     score=score,
                     file=samples.content[row],
-                    captions=tuple(self._captions.get(samples.image_id[row], ())),
+                    captions=tuple(self.captions_of.get(samples.image_id[row], ())),
                 )
                 for score, row in hits
             )
@@ -215,7 +216,7 @@ class Searcher:
     def _add_captions(self, text: Side, images: set[str]) -> None:
         rows = [row for row, name in enumerate(text.samples.image_id) if name in images]
         for row in rows:
-            self._captions.setdefault(text.samples.image_id[row], []).append(text.samples.content[row])
+            self.captions_of.setdefault(text.samples.image_id[row], []).append(text.samples.content[row])
         self._caption_rows = np.array(rows, dtype=np.int64)
 
     def _encode(self, side: Side, rows: Rows) -> Tensor:

@@ -1,5 +1,6 @@
 """Search and dual encoder on pictures of plain colours: what must come first is known."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.apps import encoders
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.apps.encoders import SideEncoder
 from pipeline.apps.search import Searcher, search
@@ -181,3 +183,41 @@ def test_a_run_without_a_spec_can_be_opened_but_not_asked(run: Path) -> None:
     AlignedRun.write(run, record)
     with pytest.raises(UserError, match="expected the spec of the text encoder"):
         search(run, "red")
+
+
+def test_images_of_another_data_set_get_no_captions_of_the_run_s(run: Path, tmp_path: Path) -> None:
+    store = tmp_path / "other"
+    other = Samples(["red"], ["red"], [""], [""], ["red.png"])
+    key = dataclasses.replace(FeatureStore.open(tmp_path / "image").key, dataset_digest="another")
+    writer = StoreWriter(store, Header(key=key, items=1, layer_names=("output",)))
+    for shard in writer.pending(["output"]):
+        writer.commit(shard, ["red"], {"output": torch.ones(1, 3).half().numpy()}, [])
+    writer.finish(other, {"spec": "tests.apps.tiny:Colours", "dataset": str(tmp_path)})
+    assert Searcher.open(run, image=[store]).by_text("red").images[0].captions == ()
+    with_captions = Searcher.open(run, image=[store], text=[tmp_path / "text"]).by_text("red", captions=True)
+    assert with_captions.images[0].captions == ("something red",)
+    assert [hit.caption for hit in with_captions.captions] == ["something red"]
+
+
+def test_seeds_share_the_encoders(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = DualEncoder.open(run)
+    before = model.encode_text(["red"])
+    monkeypatch.setattr(encoders, "load_encoder", None)
+    assert torch.equal(model.at_seed(7).encode_text(["red"]), before)
+    with pytest.raises(UserError, match="expected one of the seeds 7, found 8"):
+        model.at_seed(8)
+
+
+def test_a_picture_in_memory_is_read_like_a_file_and_turned_upright(run: Path, tmp_path: Path) -> None:
+    model = DualEncoder.open(run)
+    data = (tmp_path / "red.png").read_bytes()
+    assert torch.equal(model.encode_image([model.decode(data)]), model.encode_image([tmp_path / "red.png"]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "turned.jpg", exif=exif)
+    assert model.decode((tmp_path / "turned.jpg").read_bytes()).size == (7, 9)
+    assert model.encode_image([tmp_path / "turned.jpg"]).shape == (1, 3)
+    with pytest.raises(UserError, match="image: expected a picture, found not an image of a known format"):
+        model.decode(b"text")
+    with pytest.raises(UserError, match=r"9 × 7 pixels \(limit 60\)"):
+        model.decode(data, max_pixels=60)

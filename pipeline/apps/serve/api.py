@@ -1,0 +1,229 @@
+"""The routes of the API. Each checks what was asked, asks the worker, and tells the answer."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+
+from pipeline import __version__
+from pipeline.apps.search import ImageHit
+from pipeline.apps.serve import limits
+from pipeline.apps.serve.pictures import MEDIA_TYPE, Thumbnails
+from pipeline.apps.serve.problems import ApiError, Problem
+from pipeline.apps.serve.schemas import (
+    ClassAnswer,
+    ClassProbability,
+    ClassQuery,
+    FoundCaption,
+    FoundImage,
+    Health,
+    Identity,
+    Image,
+    PictureForm,
+    PictureQuery,
+    RunAnswer,
+    RunsAnswer,
+    SampleAnswer,
+    SearchAnswer,
+    Spent,
+    TextQuery,
+    form_schema,
+)
+from pipeline.apps.serve.served import Found, Probabilities, ServedRun
+from pipeline.apps.serve.served import Query as Picture
+from pipeline.apps.serve.uploads import Form, read_form
+from pipeline.apps.serve.worker import QueueFullError, Work, Worker
+from pipeline.evaluate.calibrate import run_temperature
+
+PROBLEM = {"model": Problem}
+REFUSED: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 403, 404, 413, 422, 503), PROBLEM)
+FORM_REFUSED: dict[int | str, dict[str, Any]] = {**REFUSED, 408: PROBLEM, 415: PROBLEM}
+RunParameter = Annotated[Identity | None, Query(description="One of /api/runs; the first where not given.")]
+
+
+class Api:
+    """The routes over some runs.
+
+    Args:
+        runs: The runs, the default first.
+        worker: The thread that encodes.
+    """
+
+    def __init__(self, runs: Sequence[ServedRun], worker: Worker) -> None:
+        self.runs = {run.name: run for run in runs}
+        self.worker = worker
+        self.thumbnails = Thumbnails()
+        self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self.uploads = asyncio.Semaphore(limits.UPLOADS_AT_ONCE)
+        self.router = APIRouter(prefix="/api", responses=REFUSED)
+        get, post = self.router.get, self.router.post
+        get("/health")(self.health)
+        get("/runs")(self.describe)
+        get("/sample")(self.sample)
+        picture: dict[int | str, dict[str, Any]] = {
+            200: {"content": {MEDIA_TYPE: {}}, "description": "The picture as JPEG."}
+        }
+        get("/image/{image_id:path}", response_class=Response, responses=picture)(self.image)
+        post("/search")(self.search)
+        post("/search/image", openapi_extra=form_schema(PictureQuery), responses=FORM_REFUSED)(self.search_image)
+        post("/zero_shot", openapi_extra=form_schema(ClassQuery), responses=FORM_REFUSED)(self.zero_shot)
+
+    async def health(self) -> Health:
+        """Say whether the server works."""
+        return Health(status="ok", version=__version__, waiting=self.worker.waiting)
+
+    async def describe(self) -> RunsAnswer:
+        """List the runs and the limits of questions."""
+        told = [RunAnswer(**run.describe()) for run in self.runs.values()]
+        names = ("TOP", "TEXT_CHARACTERS", "CLASSES", "UPLOAD_BYTES", "UPLOAD_PIXELS")
+        return RunsAnswer(runs=told, limits={name.lower(): getattr(limits, name) for name in names})
+
+    async def sample(
+        self, run: RunParameter = None, count: Annotated[int, Query(ge=1, le=limits.SAMPLE)] = 12
+    ) -> SampleAnswer:
+        """Show images from all over the store, the same ones every time."""
+        served = self._run(run)
+        total = len(served.images.samples)
+        rows = [place * total // count for place in range(count)] if total > count else range(total)
+        return SampleAnswer(run=served.name, total=total, images=[_image(served, row) for row in rows])
+
+    async def image(
+        self, image_id: str, run: RunParameter = None, size: Literal["small", "large"] = "small"
+    ) -> Response:
+        """Give a stored image's picture."""
+        served = self._run(run)
+        row = self._row(served, image_id)
+        made = await self._decoded(self.thumbnails.get, served, row, size)
+        return Response(made, media_type=MEDIA_TYPE, headers={"Cache-Control": "private, max-age=300"})
+
+    async def search(self, query: TextQuery) -> SearchAnswer:
+        """Find the images that fit a text best."""
+        run, seed = self._choose(query.run, query.seed)
+        found = await self._ask(("text", run, seed), lambda items: run.by_texts(seed, items), (query.text, query.top))
+        return _answer(run, seed, found)
+
+    async def search_image(self, request: Request) -> SearchAnswer:
+        """Find the images and the captions that fit a picture best."""
+        async with self.uploads:
+            form = await read_form(request)
+            query = PictureQuery.model_validate(_single(form))
+            run, seed = self._choose(query.run, query.seed)
+            item = (await self._picture(run, form, query), query.top)
+            found = await self._ask(("image", run, seed), lambda items: run.by_pictures(seed, items), item)
+        return _answer(run, seed, found)
+
+    async def zero_shot(self, request: Request) -> ClassAnswer:
+        """Say how probable each class is for a picture."""
+        async with self.uploads:
+            form = await read_form(request)
+            fields = {**_single(form, "classes"), "classes": form.fields.get("classes", [])}
+            query = ClassQuery.model_validate(fields)
+            run, seed = self._choose(query.run, query.seed)
+            item = (await self._picture(run, form, query), tuple(query.classes), query.template)
+            found = await self._ask(("class", run, seed), lambda items: run.classify(seed, items), item)
+        return _classes(run, seed, query, found)
+
+    async def _ask(self, key: tuple[str, ServedRun, int], work: Work, item: tuple[Any, ...]) -> Any:
+        try:
+            return await self.worker.ask(key, work, item)
+        except QueueFullError as error:
+            raise ApiError(
+                503,
+                expected=f"fewer than {limits.QUEUE} waiting questions",
+                found="a full queue",
+                where="server",
+                remedy=f"ask again in {limits.RETRY_SECONDS} s",
+                retry_after=limits.RETRY_SECONDS,
+            ) from error
+
+    async def _decoded(self, work: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
+
+    async def _picture(self, run: ServedRun, form: Form, query: PictureForm) -> Picture:
+        if (form.picture is None) == (query.image_id is None):
+            found = "neither" if form.picture is None else "both"
+            raise ApiError(422, expected="a file image or an image_id", found=found, where="form")
+        if query.image_id is not None:
+            return self._row(run, query.image_id)
+        run.require("image")
+        decode: Picture = await self._decoded(_decode, run, form.picture)
+        return decode
+
+    def _run(self, name: str | None) -> ServedRun:
+        if name is None:
+            return next(iter(self.runs.values()))
+        if name not in self.runs:
+            known = ", ".join(self.runs)
+            raise ApiError(404, expected=f"one of the runs {known}", found=ascii(name)[:100], where="run")
+        return self.runs[name]
+
+    def _choose(self, name: str | None, seed: int | None) -> tuple[ServedRun, int]:
+        run = self._run(name)
+        seeds = run.model.run.seeds
+        if seed is not None and seed not in seeds:
+            known = ", ".join(map(str, seeds))
+            raise ApiError(404, expected=f"one of the seeds {known}", found=str(seed)[:100], where="seed")
+        return run, seeds[0] if seed is None else seed
+
+    def _row(self, run: ServedRun, image_id: str) -> int:
+        if image_id not in run.rows:
+            found, remedy = ascii(image_id)[:100], "take an id from a search or from /api/sample"
+            raise ApiError(404, expected="the id of a stored image", found=found, where="image_id", remedy=remedy)
+        return run.rows[image_id]
+
+
+def _decode(run: ServedRun, data: bytes) -> Any:
+    return run.model.decode(data, max_pixels=limits.UPLOAD_PIXELS)
+
+
+def _single(form: Form, *lists: str) -> dict[str, str]:
+    for name, values in form.fields.items():
+        if len(values) > 1 and name not in lists:
+            raise ApiError(422, expected="this field once", found=f"{len(values)} times", where=ascii(name)[1:-1][:100])
+    return {name: values[0] for name, values in form.fields.items() if name not in lists}
+
+
+def _image(run: ServedRun, row: int) -> Image:
+    samples = run.images.samples
+    name = samples.image_id[row]
+    path = f"/api/image/{quote(name, safe='')}?run={quote(run.name, safe='')}"
+    told = list(run.captions_of.get(name, ()))
+    return Image(image_id=name, captions=told, label=samples.label[row], thumbnail=path)
+
+
+def _found(run: ServedRun, hit: ImageHit) -> FoundImage:
+    return FoundImage(**_image(run, run.rows[hit.image_id]).model_dump(), score=hit.score)
+
+
+def _answer(run: ServedRun, seed: int, found: Found) -> SearchAnswer:
+    captions = [
+        FoundCaption(caption_id=hit.caption_id, caption=hit.caption, image_id=hit.image_id, score=hit.score)
+        for hit in found.captions
+    ]
+    return SearchAnswer(
+        run=run.name,
+        seed=seed,
+        images=[_found(run, hit) for hit in found.images],
+        captions=captions,
+        milliseconds=Spent(encode=found.encode, search=found.search),
+    )
+
+
+def _classes(run: ServedRun, seed: int, query: ClassQuery, found: Probabilities) -> ClassAnswer:
+    temperature, source = run_temperature(run.model.run.record, seed)
+    told = [
+        ClassProbability(name=name, probability=probability, score=score)
+        for name, probability, score in zip(query.classes, found.probability, found.score, strict=True)
+    ]
+    return ClassAnswer(
+        run=run.name,
+        seed=seed,
+        template=query.template,
+        temperature=temperature,
+        temperature_source=source,
+        classes=sorted(told, key=lambda each: -each.probability),
+        milliseconds=Spent(encode=found.encode, search=0.0),
+    )

@@ -1,0 +1,104 @@
+"""Run the application: take the port, open the runs, serve until Ctrl-C. Used by `pipeline serve`."""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+
+from pipeline.apps.serve.app import create_app
+from pipeline.apps.serve.opening import open_runs
+from pipeline.errors import UserError
+from pipeline.messages import on_stderr
+
+BACKLOG = 512
+SHUTDOWN_SECONDS = 5
+
+
+def serve(
+    runs: Sequence[Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    names: Collection[str] = (),
+    image: Sequence[Path] = (),
+    text: Sequence[Path] = (),
+    data: Path | None = None,
+    device: str = "cpu",
+) -> None:
+    """Serve runs until the process is interrupted.
+
+    Args:
+        runs: Folders of runs, the default first.
+        host: Address or name to listen on.
+        port: Port; 0 takes any that is free.
+        names: Host names that requests may be addressed to, beside `localhost`, IP addresses and `host`.
+        image: Image stores of all runs; their own where not given.
+        text: Text stores of all runs; their own where not given.
+        data: Folder of the pictures; what the stores say where not given.
+        device: A torch device for the encoders.
+
+    Raises:
+        PipelineError: The address cannot be taken, or a run does not open.
+    """
+    with listen(host, port) as server:
+        opened = open_runs(runs, image=image, text=text, data=data, device=device)
+        if not is_loopback(server):
+            on_stderr("Warning: everybody who reaches this address can see these images; there is no password")
+        on_stderr(f"Serving {', '.join(run.name for run in opened)} at {address(server)}   (Ctrl-C stops)")
+        config = uvicorn.Config(
+            create_app(opened, (host, *names)),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[server])
+        on_stderr("Stopped")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; who connects before all is loaded waits.
+
+    Raises:
+        UserError: The address is unknown, not this machine's, taken, or may not be taken.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        server = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UserError(expected="an address of this machine", found=repr(host), where="--host") from error
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(place)
+        server.listen(BACKLOG)
+    except OSError as error:
+        server.close()
+        raise _refused(host, port, error) from error
+    return server
+
+
+def address(server: socket.socket) -> str:
+    """Return the URL that a socket listens on."""
+    host, port = server.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(server: socket.socket) -> bool:
+    """Return whether only this machine reaches a socket."""
+    return ipaddress.ip_address(server.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _refused(host: str, port: int, error: OSError) -> UserError:
+    if error.errno == errno.EADDRINUSE:
+        remedy = "choose another with --port, or any free one with --port 0"
+        return UserError(expected="a free port", found=f"that {port} is in use", where="--port", remedy=remedy)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return UserError(
+            expected="a port that may be taken", found=str(port), where="--port", remedy="take one above 1023"
+        )
+    return UserError(expected="an address of this machine", found=f"{host!r} ({error.strerror})", where="--host")
