@@ -11,6 +11,7 @@ python -m pipeline.apps.export.clip_benchmark eval --model_type fewpairs --model
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.apps.dual_encoder import DualEncoder, load_model
 from pipeline.apps.encoders import SideEncoder
+from pipeline.encoders.libraries import import_library
 from pipeline.errors import MissingExtraError, UserError, exit_with_sentence
 
 TYPE = "fewpairs"
@@ -93,10 +95,9 @@ def register() -> None:
     Raises:
         MissingExtraError: CLIP_benchmark is not installed.
     """
-    try:
-        from clip_benchmark import models
-    except ImportError:
-        raise MissingExtraError("clip_benchmark", "pip install clip-benchmark", "evaluation by it") from None
+    if find_spec("clip_benchmark") is None:
+        raise MissingExtraError("clip_benchmark", "pip install clip-benchmark", "evaluation by it")
+    models = import_library("clip_benchmark.models")
 
     def load(
         model_name: str = "", pretrained: str = "", cache_dir: str | None = None, device: str = "cpu"
@@ -162,9 +163,7 @@ def main() -> None:
     """Run CLIP_benchmark's own command line with the model type `fewpairs`."""
     with exit_with_sentence():
         register()
-        from clip_benchmark import cli
-
-        sys.exit(cli.main())
+        sys.exit(import_library("clip_benchmark.cli").main())
 
 
 if __name__ == "__main__":

@@ -61,7 +61,11 @@ class ExportedRun(AlignedRun):
         about = self.model.get("projectors", {}).get(side)
         if not isinstance(about, Mapping):
             raise UserError(expected=f"a projector of the {side} side", found="none", where=str(self.path / MODEL))
-        return unpack_projector(about, str(self.path / MODEL), self.path / f"{side}.safetensors")
+        projector = unpack_projector(about, str(self.path / MODEL), self.path / f"{side}.safetensors")
+        if projector.d != self.dim:
+            expected, found = f"a projector to {self.dim} dimensions", str(projector.d)
+            raise UserError(expected=expected, found=found, where=str(self.path / MODEL), remedy=_REMEDY)
+        return projector
 
 
 def read_model(path: Path) -> dict[str, Any]:
