@@ -163,7 +163,12 @@ def main() -> None:
     """Run CLIP_benchmark's own command line with the model type `fewpairs`."""
     with exit_with_sentence():
         register()
-        sys.exit(import_library("clip_benchmark.cli").main())
+        try:
+            program = import_library("clip_benchmark.cli")
+        except ModuleNotFoundError as error:
+            needed, purpose = str(error.name), "CLIP_benchmark's command line"
+            raise MissingExtraError(needed, "pip install clip-benchmark", purpose) from error
+        sys.exit(program.main())
 
 
 if __name__ == "__main__":
