@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dcl": {"loss": "dcl"},
     "soft_targets": {"soft_targets": {"weight": 0.2}},
     "smoothing": {"smoothing": _SMOOTHING},
-    # the three papers, and all three at once
+    # the three papers, all three at once, and each two of them
     "modest_align": {"smoothing": _SMOOTHING, "perturbation": {"sigma": 0.1}},
     "variance_aware": {"direction": _VARIANCE},
     "entropy_schedule": {"direction": {"schedule": "entropy"}},
@@ -48,6 +48,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "direction": _VARIANCE,
         "structure": _STRUCTURE,
     },
+    "modest_variance": {"smoothing": _SMOOTHING, "perturbation": {"sigma": 0.1}, "direction": _VARIANCE},
+    "modest_structure": {"smoothing": _SMOOTHING, "perturbation": {"sigma": 0.1}, "structure": _STRUCTURE},
+    "variance_structure": {"direction": _VARIANCE, "structure": _STRUCTURE},
     # with the papers' own numbers
     "fusemix_published": _FUSEMIX_PUBLISHED,
     "modest_align_published": {

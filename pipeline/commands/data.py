@@ -106,11 +106,12 @@ def _tell(summary: "Summary", json: bool) -> None:
     )
 
 
-def make_missing(params: Mapping[str, Any], *, quiet: bool = False) -> None:
+def make_missing(params: Mapping[str, Any], *, data: Path = Path("data"), quiet: bool = False) -> None:
     """Make the data sets that params.yaml names and says how to make, and that are not there; one line each on stderr.
 
     Args:
         params: The whole of params.yaml: `datasets` are the names, `data` has what follows `pipeline data`.
+        data: The folder of the data.
         quiet: No progress.
 
     Raises:
@@ -118,7 +119,7 @@ def make_missing(params: Mapping[str, Any], *, quiet: bool = False) -> None:
     """
     recipes = params.get("data")
     for name in params.get("datasets") or []:
-        out = Path("data") / "0_raw" / str(name)
+        out = data / "0_raw" / str(name)
         if isinstance(recipes, Mapping) and isinstance(recipes.get(name), str) and not out.exists():
             words = [*shlex.split(recipes[name]), "--out", str(out), *(["--quiet"] if quiet else [])]
             with redirect_stdout(sys.stderr):

@@ -124,6 +124,24 @@ class Workbench:
         self._features.move_to_end(layers)
         return self._features[layers]
 
+    def agreement(self) -> list[float]:
+        """Return how far each measured caption [P] says what the other captions of its image say.
+
+        It is the mean cosine of the frozen text embeddings (last layers, centred) to those others, 0 where there is
+        none; no method decides it. A caption that agrees little is matched weakly with its image.
+        """
+        data = self.test
+        if data is None:
+            return []
+        last = [LayerRef(index, store.layers[-1].name) for index, store in enumerate(data.text.stores)]
+        features = data.text.read(last, data.pairs.caption_rows, constant_allowed=True).double()
+        unit = torch.nn.functional.normalize(features - features.mean(dim=0), dim=1)
+        owner = torch.from_numpy(data.pairs.caption_image)
+        total = torch.zeros(len(data.pairs.image_rows), unit.shape[1], dtype=torch.float64).index_add_(0, owner, unit)
+        others = torch.bincount(owner)[owner] - 1
+        cosine = ((total[owner] - unit) * unit).sum(dim=1) / others.clamp(min=1)
+        return [float(value) for value in cosine]
+
     def labels(self, layers: Layers) -> dict[str, list[str]]:
         """Return the layers' names, each side."""
         return {

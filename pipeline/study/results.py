@@ -89,6 +89,7 @@ def save_queries(out: Path, bench: Workbench) -> None:
         "images": bench.test.image_ids,
         "captions": bench.test.caption_ids,
         "caption_image": bench.test.pairs.caption_image.tolist(),
+        "agreement": [round(value, 5) for value in bench.agreement()],
         "classes": {each.name: {"images": each.image_ids, "labels": each.labels} for each in bench.class_sets},
     }
     write_atomically(out / QUERIES, (json.dumps(data, ensure_ascii=False) + "\n").encode())
@@ -109,12 +110,20 @@ def flat_row(result: Result) -> dict[str, Any]:
     return cell | rest
 
 
-def write_tables(out: Path, results: Sequence[Result]) -> None:
-    """Write results.csv, results.json and results.parquet: a row a cell, fractions and seconds."""
+def write_tables(out: Path, results: Sequence[Result], extra: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write results.csv, results.json and results.parquet: a row a cell, fractions and seconds.
+
+    Args:
+        out: Their folder.
+        results: Finished cells.
+        extra: Further columns, a mapping for each cell; they come first.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [flat_row(result) for result in results]
+    if extra:
+        rows = [{**more, **row} for more, row in zip(extra, rows, strict=True)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

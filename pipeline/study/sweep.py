@@ -6,9 +6,7 @@ Killed anywhere, the next call goes on: a cell is finished when its file says so
 features and code.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.align.parallel import run_side_by_side
 from pipeline.align.report import Report, silent
@@ -81,7 +79,9 @@ def _planned(config: SweepConfig, bench: Workbench) -> Plan:
     )
 
 
-def sweep(config: SweepConfig, *, jobs: int = 1, report: Report = silent, quiet: bool = False) -> list[Result]:
+def sweep(
+    config: SweepConfig, *, jobs: int = 1, report: Report = silent, quiet: bool = False, tables: bool = True
+) -> list[Result]:
     """Do every cell that is not finished and write the tables; return the results in the order of the cells.
 
     Args:
@@ -89,6 +89,7 @@ def sweep(config: SweepConfig, *, jobs: int = 1, report: Report = silent, quiet:
         jobs: Worker processes with one thread each; the number changes no digit.
         report: Gets a sentence for each thing decided.
         quiet: No bar.
+        tables: Whether results.csv, .json and .parquet are written.
 
     Raises:
         UserError: As `plan`.
@@ -106,7 +107,8 @@ def sweep(config: SweepConfig, *, jobs: int = 1, report: Report = silent, quiet:
         new, problems = _work(config, planned, jobs, quiet)
         results |= new
     done = [results[cell] for cell in planned.cells if cell in results]
-    write_tables(config.out, done)
+    if tables:
+        write_tables(config.out, done)
     if problems:
         raise PipelineError(
             expected="cells that can be made",
@@ -145,9 +147,3 @@ def _work(config: SweepConfig, planned: Plan, jobs: int, quiet: bool) -> tuple[d
 
         run_side_by_side(do_cell, tasks, jobs=jobs, on_done=count)
     return found, problems
-
-
-def read_results(out: Path, cells: Sequence[Cell], digests: dict[Cell, str]) -> list[Result]:
-    """Return the finished ones of some cells."""
-    found = (finished_cell(out, cell, digests[cell]) for cell in cells)
-    return [result for result in found if result is not None]
