@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import __version__
-from pipeline.commands import align, data, doctor, evaluate, export, extract, layers, search, serve, store, sweep
+from pipeline.commands import align, data, doctor, evaluate, export, extract, layers, search, serve, store, study, sweep
 from pipeline.errors import exit_with_sentence
 
 
@@ -48,6 +48,7 @@ app.add_typer(store.app, name="store")
 app.command("layers")(layers.layers)
 app.command("align")(align.align)
 app.command("sweep")(sweep.sweep)
+app.command("study")(study.study)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("search")(search.search)
