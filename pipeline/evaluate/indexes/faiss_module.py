@@ -7,6 +7,7 @@ ImportError. Whatever it raises, exact search goes on with torch alone.
 import importlib
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 from pipeline.errors import MissingExtraError
 
@@ -30,3 +31,17 @@ def need_faiss(purpose: str) -> ModuleType:
     if module is None:
         raise MissingExtraError("faiss", "pip install faiss-cpu", purpose)
     return module
+
+
+def gpus(faiss: Any) -> int:
+    """Return how many GPUs faiss-gpu sees; 0 with faiss-cpu."""
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def gpu_clustering(faiss: Any, index: Any, width: int) -> Any:
+    """Let inverted lists be clustered, the longest part of their building, on all GPUs where there are any."""
+    if gpus(faiss):
+        on_gpus = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(width))
+        index.clustering_index = on_gpus
+        faiss.add_to_referenced_objects(index, on_gpus)  # faiss itself keeps no reference
+    return index

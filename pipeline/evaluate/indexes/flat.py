@@ -4,26 +4,23 @@ from typing import Any
 
 import torch
 
-from pipeline.evaluate.indexes.base import Index, order_ties
-from pipeline.evaluate.indexes.faiss_module import need_faiss
-
-
-class FaissIndex(Index):
-    """What the faiss kinds share: how to ask, and how to order the answer."""
-
-    _index: Any
-
-    def _search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scores, positions = self._index.search(queries.numpy(), k)
-        return order_ties(torch.from_numpy(scores), torch.from_numpy(positions))
+from pipeline.evaluate.indexes.faiss_index import FaissIndex
+from pipeline.evaluate.indexes.faiss_module import gpus, need_faiss
 
 
 class FlatIndex(FaissIndex):
-    """Exact search in faiss: no training, no parameters."""
+    """Exact search in faiss: no training, no parameters; on all GPUs where faiss has some."""
 
     name = "flat"
     exact = True
 
+    @classmethod
+    def empty(cls, width: int, rows: int, seed: int, training_rows: int) -> Any:
+        """Return an empty `IndexFlatIP`."""
+        return need_faiss("index flat").IndexFlatIP(width)
+
     def _build(self, gallery: torch.Tensor) -> None:
-        self._index = need_faiss("index flat").IndexFlatIP(self.width)
-        self._index.add(gallery.numpy())
+        super()._build(gallery)
+        faiss = need_faiss("index flat")
+        if gpus(faiss):
+            self._index = faiss.index_cpu_to_all_gpus(self._index)

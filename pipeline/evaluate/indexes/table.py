@@ -1,8 +1,6 @@
-"""Which index: the table of kinds, the rule behind `auto`, and the recall of an approximate one against exact search.
+"""Which index: the table of kinds, `auto` by the rule in `kinds`, and the recall of an approximate one.
 
-The rule: below one million rows search is exact, because a blocked flat search answers before anything else is built.
-From one million on it is IVF, with its recall against exact search measured and reported. faiss does the work where it
-loads, torch where it does not.
+faiss does the work where it loads, torch where it does not.
 """
 
 import torch
@@ -13,14 +11,21 @@ from pipeline.evaluate.indexes.exact import TorchIndex
 from pipeline.evaluate.indexes.faiss_module import find_faiss
 from pipeline.evaluate.indexes.flat import FlatIndex
 from pipeline.evaluate.indexes.hnsw import HNSWIndex
-from pipeline.evaluate.indexes.ivf import IVFIndex
-from pipeline.evaluate.indexes.kinds import EXACT_BELOW, KINDS
+from pipeline.evaluate.indexes.ivf import IVFIndex, IVFPQIndex, SQ8Index
+from pipeline.evaluate.indexes.kinds import KINDS, MEMORY, kind_for
 
-INDEXES: dict[str, type[Index]] = {"torch": TorchIndex, "flat": FlatIndex, "ivf": IVFIndex, "hnsw": HNSWIndex}
+INDEXES: dict[str, type[Index]] = {
+    "torch": TorchIndex,
+    "flat": FlatIndex,
+    "ivf": IVFIndex,
+    "hnsw": HNSWIndex,
+    "sq8": SQ8Index,
+    "ivfpq": IVFPQIndex,
+}
 
 
-def choose_kind(kind: str, rows: int) -> str:
-    """Return the kind to build for a gallery of so many rows (see the rule above).
+def choose_kind(kind: str, rows: int, width: int = 1, memory: int = MEMORY) -> str:
+    """Return the kind to build for a gallery of so many rows (see the rule in `kinds`).
 
     `flat` means exact: it is answered by torch where faiss does not load.
 
@@ -31,7 +36,7 @@ def choose_kind(kind: str, rows: int) -> str:
         raise UnknownNameError("index", kind, KINDS, "--index")
     has_faiss = find_faiss() is not None
     if kind == "auto":
-        kind = "flat" if rows < EXACT_BELOW or not has_faiss else "ivf"
+        kind = kind_for(rows, width, memory) if has_faiss else "flat"
     return "torch" if kind == "flat" and not has_faiss else kind
 
 
@@ -43,7 +48,8 @@ def build_index(gallery: torch.Tensor, kind: str = "auto", seed: int = 0) -> Ind
         MissingExtraError: An approximate kind was asked for and faiss does not load.
         UserError: The gallery is empty.
     """
-    return INDEXES[choose_kind(kind, len(gallery))](gallery, seed)
+    width = gallery.shape[1] if gallery.ndim == 2 else 1
+    return INDEXES[choose_kind(kind, len(gallery), width)](gallery, seed)
 
 
 def search(index: Index, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -54,7 +54,7 @@ def test_torch_and_faiss_order_ties_alike() -> None:
     assert groups[0] == groups[1]
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "sq8"])
 def test_approximate_kinds_find_nearly_all(kind: str) -> None:
     gallery, queries = unit(2000, 8, 0), unit(50, 8, 1)
     index = build_index(gallery, kind)
@@ -75,9 +75,28 @@ def test_a_single_query_and_no_query() -> None:
     assert index.search(torch.empty(0, 4), 2)[1].shape == (0, 2)
 
 
-def test_rule_is_exact_below_a_million_rows() -> None:
-    assert choose_kind("auto", 999_999) == "flat"
-    assert choose_kind("auto", 1_000_000) == "ivf"
+def test_rule_goes_by_rows_and_then_by_memory() -> None:
+    assert choose_kind("auto", 999_999, 256) == "flat"
+    assert choose_kind("auto", 1_000_000, 256) == "ivf"
+    assert choose_kind("auto", 1_000_000, 256, memory=2**30 - 1) == "ivf"
+    assert choose_kind("auto", 1_000_000, 256, memory=1_023_999_999) == "sq8"
+    assert choose_kind("auto", 1_000_000, 256, memory=255_999_999) == "ivfpq"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40, 200, 255, 256])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "sq8", "ivfpq"])
+def test_hardly_any_rows(kind: str, rows: int) -> None:
+    gallery = unit(rows, 6, 0)
+    index = build_index(gallery, kind)
+    scores, positions = index.search(gallery, rows + 5)
+    assert scores.shape == positions.shape == (rows, rows)
+    assert sorted(positions[0].tolist()) == list(range(rows))
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 10])
+def test_product_codes_of_any_width(width: int) -> None:
+    gallery = unit(700, width, 0)
+    assert build_index(gallery, "ivfpq").search(gallery[:3], 2)[1].shape == (3, 2)
 
 
 @pytest.mark.usefixtures("no_faiss")
