@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.apps.class_prompts import TEMPLATES, class_prompts
 from pipeline.apps.encoders import Loader, SideEncoder
-from pipeline.apps.export.exported import MODEL, ExportedRun
+from pipeline.apps.export.exported import open_run
 from pipeline.errors import UserError
 from pipeline.evaluate.calibrate import run_temperature
 from pipeline.extract.decode import MAX_PIXELS, Reduction, decode_bytes, decode_image
@@ -57,8 +57,7 @@ class DualEncoder:
         Raises:
             UserError: It holds neither, or no such seed.
         """
-        folder = Path(path)
-        return cls((ExportedRun if (folder / MODEL).is_file() else AlignedRun).open(folder), seed, device)
+        return cls(open_run(Path(path)), seed, device)
 
     @property
     def temperature(self) -> float:

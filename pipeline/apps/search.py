@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.apps.dual_encoder import DualEncoder
+from pipeline.apps.indexing import open_index
 from pipeline.apps.places import dataset_folder, open_images, open_texts
 from pipeline.errors import UserError
 from pipeline.evaluate.data import check_side, run_features
@@ -67,7 +68,8 @@ class Searcher:
         image: The image stores.
         text: The text stores; None leaves captions out.
         split: Only images of this split (and their captions); None takes all.
-        index: Search index: auto, torch, flat, ivf or hnsw.
+        index: Search index: auto, torch, flat, ivf, hnsw, sq8 or ivfpq.
+        stored: Folder of `pipeline index` with the images' index; what is over other images is refused.
 
     Raises:
         KeyMismatchError: A store holds features of another key than the run was trained on.
@@ -82,9 +84,10 @@ class Searcher:
         *,
         split: str | None = None,
         index: str = "auto",
+        stored: Path | None = None,
     ) -> None:
         self.model, self.image, self.text = model, image, text
-        self._kind = index
+        self._kind, self._stored, self._split = index, stored, split
         rows = [row for row, name in enumerate(image.samples.split) if split in (None, name)]
         if not rows:
             remedy = f"its splits are {', '.join(sorted({name or '(none)' for name in image.samples.split}))}"
@@ -108,6 +111,7 @@ class Searcher:
         seed: int | None = None,
         split: str | None = None,
         index: str = "auto",
+        stored: Path | None = None,
         device: str = "cpu",
     ) -> "Searcher":
         """Open a run with its stores: those given, else those that it was trained on.
@@ -117,7 +121,7 @@ class Searcher:
         """
         model = DualEncoder.open(run, seed=seed, device=device)
         images = open_images(model.run, image)
-        return cls(model, images, open_texts(model.run, images, text), split=split, index=index)
+        return cls(model, images, open_texts(model.run, images, text), split=split, index=index, stored=stored)
 
     def by_text(self, text: str, top: int = 10, *, captions: bool = False) -> SearchResult:
         """Return the images (and, where asked, the captions) that fit a text best.
@@ -203,7 +207,9 @@ class Searcher:
 
     @cached_property
     def images(self) -> Index:
-        """The images' index, built when it is first asked for."""
+        """The images' index, loaded or built when it is first asked for."""
+        if self._stored is not None:
+            return open_index(self._stored, self.model.run, self.image, self.model.seed, self._split)
         return build_index(self._encode(self.image, self._image_rows), self._kind)
 
     @cached_property

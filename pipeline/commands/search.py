@@ -28,6 +28,9 @@ def search(
         list[Path] | None, typer.Option(help="Store of the captions; the one of the training if unsaid.")
     ] = None,
     captions: Annotated[bool, typer.Option("--captions", help="List captions in place of images.")] = False,
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Folder of `pipeline index`; images are indexed anew if unsaid.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     show: Annotated[Path | None, typer.Option("--show", help="Write the found images as one PNG to this file.")] = None,
     json: Annotated[
@@ -51,7 +54,9 @@ def search(
         writable_file(show, "--show")
     from pipeline.apps.search import Searcher
 
-    searcher = Searcher.open(run, image=store or (), text=text_store or (), seed=seed, split=split, device=device)
+    searcher = Searcher.open(
+        run, image=store or (), text=text_store or (), seed=seed, split=split, stored=index, device=device
+    )
     if captions:
         searcher.require_captions()
     found = searcher.by_image(image, top) if image else searcher.by_text(query or "", top, captions=captions)

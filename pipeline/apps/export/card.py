@@ -1,9 +1,9 @@
 """The model card of an export: `README.md` with what it is, how it is used, what it came from and what it reached."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from pipeline.apps.places import locate
 from pipeline.encoders.packages import PACKAGES
 from pipeline.encoders.spec import parse_spec
 from pipeline.errors import PipelineError
@@ -31,10 +31,12 @@ def dataset_of(run: AlignedRun, side: str) -> dict[str, Any]:
     """Return what `dataset.json` says of a side's data set, where it is still there; {} where not."""
     for store in run.stores[side]:
         try:
-            provenance = read_json(Path(store.path) / "manifest.json", "a store").get("provenance")
-            folder = provenance.get("dataset") if isinstance(provenance, dict) else None
-            if store.path and isinstance(folder, str) and folder:
-                return read_json(Path(folder) / "dataset.json", "a data set")
+            place = locate(store.path, run.path)
+            provenance = read_json(place / "manifest.json", "a store").get("provenance") if place else None
+            named = provenance.get("dataset") if isinstance(provenance, dict) else None
+            folder = locate(str(named or ""), place) if place else None
+            if folder:
+                return read_json(folder / "dataset.json", "a data set")
         except (PipelineError, OSError):
             continue
     return {}

@@ -68,6 +68,15 @@ class ExportedRun(AlignedRun):
         return projector
 
 
+def open_run(path: Path) -> AlignedRun:
+    """Open the folder of a run, or of what `pipeline export` made of one.
+
+    Raises:
+        UserError: It holds neither, or is damaged.
+    """
+    return (ExportedRun if (path / MODEL).is_file() else AlignedRun).open(path)
+
+
 def read_model(path: Path) -> dict[str, Any]:
     """Read a `model.json`.
 

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.apps.export.card import model_card
-from pipeline.apps.export.exported import MODEL, record_of
+from pipeline.apps.export.exported import MODEL, read_model, record_of, to_bytes
 from pipeline.apps.export.formats import FORMATS
-from pipeline.apps.export.writing import check_target, new_folder, write_model
+from pipeline.apps.own_folder import OwnFolder, files_of
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.files import read_json
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.digests import file_sha256
 
 CARD = "README.md"
+EXPORT = OwnFolder(record=MODEL, read=read_model, what="an export", made_by="pipeline export", option="--to")
 Write = Callable[[AlignedRun, int, dict[str, Any], dict[str, bytes], Path], str]
 """(run, seed, model.json, projector files, folder) → writes one form into the folder and returns how it is used."""
 
@@ -52,7 +54,7 @@ def export(
     """
     if form not in FORMATS:
         raise UnknownNameError("export format", form, FORMATS, "--format")
-    check_target(to)
+    EXPORT.check(to)
     opened = AlignedRun.open(run)
     chosen = opened.seeds[0] if seed is None else seed
     model, files = record_of(opened, chosen)
@@ -60,10 +62,11 @@ def export(
     model |= {"export": form, "evaluation": numbers}
     module, _, function = FORMATS[form].partition(":")
     write = cast(Write, getattr(import_module(module), function))
-    with new_folder(to) as folder:
+    with EXPORT.new(to) as folder:
         usage = write(opened, chosen, model, files, folder)
         (folder / CARD).write_text(model_card(opened, model, usage, numbers), encoding="utf-8")
-        write_model(folder, model)
+        digests = {name: file_sha256(folder / name) for name in files_of(folder)}
+        (folder / MODEL).write_bytes(to_bytes({**model, "files": digests}))
     sizes = {path.relative_to(to).as_posix(): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()}
     return Exported(folder=to, format=form, seed=chosen, dim=opened.dim, files=sizes)
 

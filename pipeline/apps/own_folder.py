@@ -1,0 +1,104 @@
+"""Folders that this package makes as a whole: put in place by rename, and never over anything that is not their own.
+
+A folder's record (`model.json`, `index.json`) lists its other files. An older folder of the same kind is replaced as
+long as nobody has put a file of their own into it.
+"""
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.store.atomic import sync_file, sync_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnFolder:
+    """A kind of folder.
+
+    Args:
+        record: Name of the file that lists the others under `files`.
+        read: Reads that file; a `UserError` means that it is another one's.
+        what: What the folder is, with its article, such as "an export".
+        made_by: The command that makes it.
+        option: The command's option that names it.
+    """
+
+    record: str
+    read: Callable[[Path], Mapping[str, Any]]
+    what: str
+    made_by: str
+    option: str
+
+    def check(self, to: Path) -> None:
+        """Refuse a target that holds something else than a folder of this kind.
+
+        Raises:
+            UserError: It is a file or a link, or a folder with other files in it.
+        """
+        if to.is_symlink() or (to.exists() and not to.is_dir()):
+            raise self._occupied(to, "a file or a link")
+        if not to.exists() or not any(to.iterdir()):
+            return
+        if not (to / self.record).is_file():
+            first = min(each.name for each in to.iterdir())
+            raise self._occupied(to, f"a folder without {self.record} that holds {first}")
+        try:
+            listed = self.read(to / self.record).get("files")
+        except UserError as error:
+            raise self._occupied(to, f"another {self.record}") from error
+        known = {self.record, *(listed if isinstance(listed, Mapping) else ())}
+        other = [name for name in files_of(to) if name not in known]
+        if other:
+            raise self._occupied(to, f"{self.what} with {other[0]} added to it")
+
+    @contextmanager
+    def new(self, to: Path) -> Iterator[Path]:
+        """Give a hidden folder beside the target to write into; without an exception it becomes the target.
+
+        Raises:
+            UserError: The target holds something else.
+        """
+        self.check(to)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        temporary = to.with_name(f".{to.name}.{secrets.token_hex(6)}.tmp")
+        temporary.mkdir()
+        try:
+            yield temporary
+            for name in files_of(temporary):
+                sync_file(temporary / name)
+            _take_place(temporary, to)
+            sync_folder(to.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _occupied(self, to: Path, found: str) -> UserError:
+        return UserError(
+            expected=f"a new folder, or one that `{self.made_by}` made",
+            found=found,
+            where=f"{self.option} {to}",
+            remedy="choose another folder",
+        )
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the files below a folder, relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def _take_place(new: Path, to: Path) -> None:
+    if not to.exists():
+        new.rename(to)
+        return
+    old = to.with_name(f".{to.name}.{secrets.token_hex(6)}.old")
+    to.rename(old)
+    try:
+        new.rename(to)
+    except OSError:
+        old.rename(to)
+        raise
+    shutil.rmtree(old)
