@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import __version__
-from pipeline.commands import align, data, doctor, evaluate, export, extract, layers, search, serve, store, study, sweep
+from pipeline.commands import align, data, doctor, evaluate, export, extract, index, layers, search, serve, store, study, sweep
 from pipeline.errors import exit_with_sentence
 
 
@@ -53,6 +53,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("search")(search.search)
 app.command("serve")(serve.serve)
+app.command("index")(index.index)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 
