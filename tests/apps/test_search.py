@@ -15,76 +15,18 @@ from pipeline.apps.encoders import SideEncoder
 from pipeline.apps.search import Searcher, search
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.extract.decode import JPEG_RULES
-from pipeline.projectors.files import save_projector
-from pipeline.projectors.linear import IdentityProjector
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import Samples
 from pipeline.store.writer import StoreWriter
 from tests.apps import tiny
-
-COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "violet": (250, 10, 250)}
-
-
-def write(root: Path, modality: str, samples: Samples, rows: torch.Tensor, data: Path) -> dict[str, Any]:
-    preprocessing = {"decode": {"version": 1}} if modality == "image" else {}
-    name = "colours" if modality == "image" else "words"
-    key = FeatureKey(
-        modality=modality,
-        dataset_digest="d",
-        encoder={"name": name, "version": 1},
-        preprocessing=preprocessing,
-        pooling="auto",
-        compute_dtype="float32",
-        storage_dtype="float16",
-    )
-    writer = StoreWriter(root, Header(key=key, items=len(samples), layer_names=("output",)))
-    for shard in writer.pending(["output"]):
-        writer.commit(shard, samples.sample_id, {"output": rows.half().numpy()}, [])
-    spec = f"tests.apps.tiny:{name.title()}"
-    writer.finish(samples, {"spec": spec, "dataset": str(data)})
-    store = FeatureStore.open(root)
-    return {
-        "key_digest": store.key.digest(),
-        "content_digest": store.content_digest,
-        "key": store.key.to_json(),
-        "spec": spec,
-        "path": str(root),
-    }
+from tests.apps.colours import COLOURS, make_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    names = list(COLOURS)
-    for name, colour in COLOURS.items():
-        Image.new("RGB", (9, 7), colour).save(tmp_path / f"{name}.png")
-    splits = ["train", "train", "test", "test"]
-    rows = torch.tensor(list(COLOURS.values())).float() / 255
-    images = Samples(names, names, splits, [""] * 4, [f"{name}.png" for name in names])
-    texts = [f"something {name}" if name != "violet" else "red and blue" for name in names]
-    captions = Samples([f"{name}#0" for name in names], names, [""] * 4, [""] * 4, texts)
-    counts = torch.tensor([[text.split().count(word) for word in tiny.WORDS] for text in texts]).float()
-    stores = {
-        "image": [write(tmp_path / "image", "image", images, rows, tmp_path)],
-        "text": [write(tmp_path / "text", "text", captions, counts, tmp_path)],
-    }
-    path = tmp_path / "run"
-    for side in ("image", "text"):
-        save_projector(path / "seed-7", side, IdentityProjector(3, 3))
-    AlignedRun.write(
-        path,
-        {
-            "method": "identity",
-            "config": {},
-            "layers": {"image": ["output"], "text": ["output"]},
-            "stores": stores,
-            "dim": 3,
-            "seeds": [{"seed": 7, "folder": "seed-7"}],
-        },
-    )
-    return path
+    return make_run(tmp_path)
 
 
 def test_text_finds_the_picture(run: Path) -> None:

@@ -104,4 +104,6 @@ def _from_validation(errors: Iterable[Mapping[str, Any]]) -> Problem:
     if first.get("type") == "extra_forbidden":
         expected, found = "only fields that the API knows", where
     others = f"{len(told) - 1} more of the kind" if len(told) > 1 else ""
-    return Problem(expected=expected[:1].lower() + expected[1:], found=found, where=where, remedy=others)
+    if expected[1:2].islower():
+        expected = expected[0].lower() + expected[1:]
+    return Problem(expected=expected, found=found, where=where, remedy=others)

@@ -8,7 +8,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipeline.apps.serve.limits import BODY_BYTES, CLASSES, UPLOAD_BYTES, UPLOAD_SECONDS
@@ -21,6 +21,11 @@ class MemoryParser(MultiPartParser):
     """A parser that keeps files in memory."""
 
     spool_max_size = 2 * (UPLOAD_BYTES + BODY_BYTES)
+
+    def close(self) -> None:
+        """Free what was read, also of a form that breaks off."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,16 @@ async def read_form(request: Request) -> Form:
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
             parsed = await parser.parse()
+        return await _taken_apart(parsed)
     except MultiPartException as error:
         raise ApiError(400, expected="a form that can be read", found=error.message, where="body") from error
     except TimeoutError as error:
         raise ApiError(408, expected=f"the form within {UPLOAD_SECONDS} s", found="a part", where="body") from error
+    finally:
+        parser.close()
+
+
+async def _taken_apart(parsed: FormData) -> Form:
     picture: bytes | None = None
     fields: dict[str, list[str]] = {}
     for name, value in parsed.multi_items():
@@ -65,7 +76,6 @@ async def _read(name: str, file: UploadFile) -> bytes:
     if name != "image":
         raise ApiError(422, expected="a file named image", found=ascii(name)[:100], where="form")
     data = await file.read()
-    await file.close()
     if len(data) > UPLOAD_BYTES:
         raise ApiError(413, expected=f"a picture of at most {UPLOAD_BYTES:,} bytes", found=f"{len(data):,}", where=name)
     if not data:
