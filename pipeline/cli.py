@@ -16,7 +16,21 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import __version__
-from pipeline.commands import align, data, doctor, evaluate, export, extract, index, layers, search, serve, store, study, sweep
+from pipeline.commands import (
+    align,
+    data,
+    doctor,
+    evaluate,
+    export,
+    extract,
+    index,
+    layers,
+    search,
+    serve,
+    store,
+    study,
+    sweep,
+)
 from pipeline.errors import exit_with_sentence
 
 
