@@ -23,7 +23,7 @@ class Tested:
         return "not measured" if self.effect is None else VERDICTS[self.effect.clear]
 
 
-def tested_claims(config: StudyConfig, groups: list[Group]) -> list[Tested]:
+def judge_claims(config: StudyConfig, groups: list[Group]) -> list[Tested]:
     """Test every claim on the cells that are finished."""
     return [Tested(claim, _effect(config, groups, claim)) for claim in config.claims]
 

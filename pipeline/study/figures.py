@@ -128,4 +128,4 @@ def standalone(svg: str) -> str:
     svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
     opening = svg.index(">", svg.index("<svg")) + 1
     paper = f'<rect width="100%" height="100%" rx="6" fill="{LIGHT[PAPER]}"/>'
-    return f"{svg[:opening]}{FONT}{paper}{svg[opening:]}\n"
+    return f"{svg[:opening]}{FONT}{paper}{svg[opening:].rstrip()}\n"

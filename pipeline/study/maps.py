@@ -104,6 +104,7 @@ def _known(path: Path, key: str) -> Cloud | None:
 
 def _save(path: Path, key: str, cloud: Cloud) -> Cloud:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"key": key, "image": np.round(cloud.image, 2).tolist(), "text": np.round(cloud.text, 2).tolist()}
+    cloud = Cloud(np.round(cloud.image, 2), np.round(cloud.text, 2))  # what a later page will read
+    data = {"key": key, "image": cloud.image.tolist(), "text": cloud.text.tolist()}
     write_atomically(path, (json.dumps(data) + "\n").encode())
     return cloud

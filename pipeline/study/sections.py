@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.study.claims import tested_claims
+from pipeline.study.claims import judge_claims
 from pipeline.study.figures import Line, colours_of, curves
 from pipeline.study.markdown import count, table
 from pipeline.study.material import Material, Section, accuracies, captions_words, is_broken, largest, split_by
@@ -25,7 +25,7 @@ R1 = {"R@1 i→t": "text_retrieval_recall@1", "R@1 t→i": "image_retrieval_reca
 
 def claims(material: Material) -> Iterator[str]:
     """Yield what is claimed and what the cells say."""
-    tested = tested_claims(material.config, material.groups)
+    tested = judge_claims(material.config, material.groups)
     if not tested:
         return
     yield "## Which claims hold here"

@@ -1,6 +1,6 @@
 """Further sections of the study's page: what is broken, how sure a method is, schedules, maps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.study.figures import Line, clouds, colours_of, curves
 from pipeline.study.markdown import count, table
 from pipeline.study.material import Material, accuracies, captions_words, is_broken, largest, split_by
+from pipeline.study.plan import change_name
 from pipeline.study.statistics import WEAK, Group, counted_in
 from pipeline.study.tables import grid_table, metric_table, shown
 
@@ -71,15 +72,36 @@ def _at_test_time(material: Material, groups: Sequence[Group], name: str) -> Ite
         return
     if grid.image_noise:
         yield "Mean recall, %, by the noise on the images' features:"
-        levels = {"σ = 0": "mean_recall"} | {f"σ = {x:g}": f"noise {x:g}: mean_recall" for x in grid.image_noise}
-        yield metric_table(groups, levels)
+        levels = {0.0: "mean_recall"} | {level: f"noise {level:g}: mean_recall" for level in grid.image_noise}
+        yield metric_table(groups, {f"σ = {level:g}": metric for level, metric in levels.items()})
+        svg = curves({"noisy images": _levels(material, groups, levels)}, "σ", "mean recall, %")
+        yield material.figure(f"{name}-noise", svg)
+    panels: dict[str, list[Line]] = {}
     for kind in dict.fromkeys(kind for kind, _ in grid.changes):
         shares = [share for other, share in grid.changes if other == kind]
-        yield f"Mean recall text → image, %, by the share of words that {'go' if kind == 'drop' else 'move'}:"
-        first = f"{kind} {100 * shares[0]:g}%"
-        columns = {"0 %": f"{first}, clean: mean_recall"}
-        columns |= {f"{100 * share:g} %": f"{kind} {100 * share:g}%: mean_recall" for share in shares}
-        yield metric_table(groups, columns)
+        verb = "go" if kind == "drop" else "move"
+        yield f"Mean recall text → image, %, by the share of words that {verb}:"
+        levels = {0.0: f"{change_name(kind, shares[0])}, clean: mean_recall"}
+        levels |= {100 * share: f"{change_name(kind, share)}: mean_recall" for share in shares}
+        yield metric_table(groups, {f"{level:g} %": metric for level, metric in levels.items()})
+        panels[f"words that {verb}"] = _levels(material, groups, levels)
+    if panels:
+        yield material.figure(f"{name}-words", curves(panels, "% of words", "mean recall text → image, %"))
+
+
+def _levels(material: Material, groups: Sequence[Group], levels: Mapping[float, str]) -> list[Line]:
+    """Return a line a row: the metric of each level."""
+    colours = colours_of(list(dict.fromkeys(group.kind.row for group in groups)), material.front)
+    return [
+        Line(
+            name=group.kind.row,
+            x=list(levels),
+            y=[100 * float(group.values(metric).mean()) for metric in levels.values()],
+            spread=[100 * float(group.values(metric).std()) for metric in levels.values()],
+            colour=colours.get(group.kind.row, ""),
+        )
+        for group in groups
+    ]
 
 
 def confidence(material: Material) -> Iterator[str]:
@@ -140,7 +162,7 @@ def schedules(material: Material) -> Iterator[str]:
     singles = list(dict.fromkeys(group.kind.row for group in moved))
     colours = colours_of(singles, singles[:6])
     for (grid, encoders, captions, n), part in split_by(moved, "grid", "encoders", "captions", "pairs"):
-        if grid != material.config.main and len(part) < 3:
+        if encoders != moved[0].kind.encoders or (grid != material.config.main and len(part) < 3):
             continue
         if n not in largest([group for group in moved if group.kind.grid == grid]):
             continue
@@ -151,7 +173,7 @@ def schedules(material: Material) -> Iterator[str]:
             if each["lambda_i2t"]
         ]
         name = f"lambda-{grid}-n{count(n).replace(',', '')}-c{count(captions)}"
-        title = f"{encoders}, n = {count(n)}, {captions_words(captions).lower()}"
+        title = f"n = {count(n)}, {captions_words(captions).lower()}"
         yield material.figure(name, curves({title: lines}, "step", "weight of image → text"))
 
 
