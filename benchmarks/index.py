@@ -1,0 +1,227 @@
+"""Indexes of a million vectors: ours against the same calls to faiss, build and search, in one run.
+
+Run: `python -m benchmarks.index [--rows 1000000] [--width 256] [--queries 1000] [--kinds ivf,sq8,ivfpq,hnsw]`. Each
+contender works in a process of its own on the same vectors. "faiss" trains, adds and searches what `index_factory`
+makes with the same lists, codes, training rows and effort; "ours" goes through `build_in_blocks` (a memory limit, global
+ids), tunes the effort to the wanted recall, writes the folder and reads it back. Tuning and storing are shown by
+themselves and are not in the ratios. Exact search by torch and by faiss is the truth, and the first line.
+
+Vectors are unit vectors around 10,000 centres in 32 of the dimensions; queries are other ones of the same kind.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.evaluate.indexes.building import Gallery, build_in_blocks
+from pipeline.evaluate.indexes.exact import TorchIndex
+from pipeline.evaluate.indexes.faiss_index import training_sample
+from pipeline.evaluate.indexes.hnsw import LINKS
+from pipeline.evaluate.indexes.ivf import NUMBERS_PER_CODE, ListsIndex
+from pipeline.evaluate.indexes.stored import read_index, write_index
+from pipeline.evaluate.indexes.table import INDEXES
+from pipeline.evaluate.indexes.tuning import Truth, exact_neighbours, recalls, tune
+
+CENTRES, DIMENSIONS = 10_000, 32
+
+
+def make(rows: int, width: int, queries: int) -> tuple[Tensor, Tensor]:
+    """Return the gallery [N, D] and the queries, half of them for tuning [2Q, D]."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(DIMENSIONS, width, generator=generator)
+    centres = torch.randn(CENTRES, DIMENSIONS, generator=generator)
+
+    def draw(count: int) -> Tensor:
+        owner = torch.randint(CENTRES, (count,), generator=generator)
+        inner = centres[owner] + 0.7 * torch.randn(count, DIMENSIONS, generator=generator)
+        outer = 0.5 * torch.randn(count, width, generator=generator)
+        return torch.nn.functional.normalize(inner @ basis + outer, dim=1)
+
+    vectors = torch.empty(rows, width)
+    for start in range(0, rows, 2**17):
+        vectors[start : start + 2**17] = draw(min(2**17, rows - start))
+    return vectors, draw(2 * queries)
+
+
+def truth_of(vectors: Tensor, queries: Tensor, cache: Path) -> Truth:
+    """Return what exact search finds, computed once for all contenders."""
+    file = cache / "truth.npz"
+    if not file.is_file():
+        blocks = ((start, vectors[start : start + 2**17]) for start in range(0, len(vectors), 2**17))
+        found = exact_neighbours(queries, blocks, 10)
+        np.savez(file, positions=found.positions.numpy(), scores=found.scores.numpy())
+    saved = np.load(file)
+    return Truth(
+        queries=queries, positions=torch.from_numpy(saved["positions"]), scores=torch.from_numpy(saved["scores"])
+    )
+
+
+def clocked(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Return what some work gives, its seconds on the clock and its CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def ours(kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, cache: Path) -> dict[str, Any]:
+    """Build, tune, store, read back and search."""
+    cls: Any = INDEXES[kind]
+    half = len(truth.queries) // 2
+    with tempfile.TemporaryDirectory(dir=cache) as name:
+        folder = Path(name)
+        built, wall, cpu = clocked(lambda: build_in_blocks(cls, Gallery.of(vectors), folder, memory=memory))
+        tuned, _, tuning = clocked(lambda: tune(built.index, truth[:half], recall))
+        _, _, writing = clocked(lambda: write_index(folder, built.index, {"benchmark": kind}, {}))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        index, _, reading = clocked(lambda: read_index(folder, {"benchmark": kind}))
+        index.search(truth.queries[:8], 10)
+        _, search_wall, search_cpu = clocked(lambda: index.search(truth.queries[half:], 10))
+        return {
+            "build": (wall, cpu),
+            "search": (search_wall, search_cpu),
+            "recall": float(recalls(index, truth[half:]).mean()),
+            "reached": tuned.reached,
+            "effort": tuned.effort,
+            "tuning_cpu": tuning,
+            "writing_cpu": writing,
+            "reading_cpu": reading,
+            "bytes": size,
+            "parts": built.parts,
+        }
+
+
+def raw(kind: str, vectors: Tensor, truth: Truth, effort: int) -> dict[str, Any]:
+    """Do the same with faiss alone."""
+    import faiss
+
+    cls: Any = INDEXES[kind]
+    half = len(truth.queries) // 2
+    array = vectors.numpy()
+    rows = cls.training_rows(len(array))
+    lists = ListsIndex.lists(len(array))
+    codes = array.shape[1] // NUMBERS_PER_CODE
+    recipe = {
+        "flat": "Flat",
+        "ivf": f"IVF{lists},Flat",
+        "sq8": f"IVF{lists},SQ8",
+        "ivfpq": f"IVF{lists},PQ{codes}",
+        "hnsw": f"HNSW{LINKS}",
+    }[kind]
+
+    def build() -> Any:
+        index = faiss.index_factory(array.shape[1], recipe, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(array[training_sample(len(array), rows, 0)])
+        index.add(array)
+        return index
+
+    index, wall, cpu = clocked(build)
+    if kind == "hnsw":
+        index.hnsw.efSearch = max(effort, 10)
+    elif effort:
+        index.nprobe = effort
+    queries = truth.queries[half:].numpy()
+    index.search(queries[:8], 10)
+    _, search_wall, search_cpu = clocked(lambda: index.search(queries, 10))
+    return {"build": (wall, cpu), "search": (search_wall, search_cpu), "recall": None}
+
+
+def exact(vectors: Tensor, truth: Truth) -> dict[str, Any]:
+    """Search exactly with torch."""
+    half = len(truth.queries) // 2
+    index, wall, cpu = clocked(lambda: TorchIndex(vectors))
+    _, search_wall, search_cpu = clocked(lambda: index.search(truth.queries[half:], 10))
+    return {"build": (wall, cpu), "search": (search_wall, search_cpu), "recall": 1.0}
+
+
+def contend(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do one contender's work in this process."""
+    torch.set_num_threads(arguments.threads)
+    import faiss
+
+    faiss.omp_set_num_threads(arguments.threads)
+    vectors, queries = make(arguments.rows, arguments.width, arguments.queries)
+    truth = truth_of(vectors, queries, arguments.cache)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kind, memory = arguments.kind, int(arguments.memory * 2**30)
+    if arguments.contender == "ours":
+        found = ours(kind, vectors, truth, arguments.recall, memory, arguments.cache)
+    elif kind == "torch":
+        found = exact(vectors, truth)
+    else:
+        found = raw(kind, vectors, truth, arguments.effort)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {**found, "peak_mb": round(peak)}
+
+
+def main() -> None:
+    """Run every contender in its own process and print seconds, recall and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--kinds", default="flat,ivf,sq8,ivfpq")
+    parser.add_argument("--recall", type=float, default=0.95)
+    parser.add_argument("--memory", type=float, default=8.0, help="gigabytes for `build_in_blocks`")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--contender", choices=("ours", "faiss"))
+    parser.add_argument("--kind", default="torch")
+    parser.add_argument("--effort", type=int, default=0)
+    parser.add_argument("--cache", type=Path)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(contend(arguments)))
+        return
+    print(f"{arguments.rows:,} × {arguments.width}, {arguments.queries} queries, {arguments.threads} threads")
+    print(f"{'':12} {'build s':>8} {'CPU s':>8} {'ms/query':>9} {'CPU ms':>8} {'recall@10':>9} {'effort':>6} {'MB':>6}")
+    with tempfile.TemporaryDirectory() as cache:
+        _line("torch", _run(arguments, "faiss", "torch", 0, cache), arguments.queries)
+        for kind in arguments.kinds.split(","):
+            mine = _run(arguments, "ours", kind, 0, cache)
+            theirs = _run(arguments, "faiss", kind, mine["effort"], cache)
+            _line(f"{kind} ours", mine, arguments.queries)
+            _line(f"{kind} faiss", theirs, arguments.queries)
+            pairs = [mine[part][place] / theirs[part][place] for part in ("build", "search") for place in (0, 1)]
+            print(
+                f"  ours / faiss: build {pairs[0]:.2f} (CPU {pairs[1]:.2f}), search {pairs[2]:.2f} (CPU {pairs[3]:.2f})"
+            )
+            apart = {name: round(mine[f"{name}_cpu"], 1) for name in ("tuning", "writing", "reading")}
+            peaks = f"peak above the vectors {mine['peak_mb']} MB, faiss {theirs['peak_mb']} MB"
+            print(f"  apart, CPU s: {apart}; parts {mine['parts']}; wanted recall reached: {mine['reached']}; {peaks}")
+
+
+def _line(name: str, found: dict[str, Any], queries: int) -> None:
+    build, search = found["build"], found["search"]
+    recall = f"{found['recall']:.4f}" if found["recall"] is not None else ""
+    size = f"{found['bytes'] / 1e6:.0f}" if "bytes" in found else ""
+    wall, cpu = (1000 * each / queries for each in search)
+    print(
+        f"{name:12} {build[0]:8.1f} {build[1]:8.1f} {wall:9.2f} {cpu:8.2f} "
+        f"{recall:>9} {found.get('effort', '')!s:>6} {size:>6}",
+        flush=True,
+    )
+
+
+def _run(arguments: argparse.Namespace, contender: str, kind: str, effort: int, cache: str) -> dict[str, Any]:
+    flags = ["--contender", contender, "--kind", kind, "--effort", str(effort), "--cache", cache]
+    for name in ("rows", "width", "queries", "recall", "memory", "threads"):
+        flags += [f"--{name}", str(getattr(arguments, name))]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.index", *flags], capture_output=True, text=True, check=True
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    main()
