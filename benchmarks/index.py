@@ -2,9 +2,9 @@
 
 Run: `python -m benchmarks.index [--rows 1000000] [--width 256] [--queries 1000] [--kinds ivf,sq8,ivfpq,hnsw]`. Each
 contender works in a process of its own on the same vectors. "faiss" trains, adds and searches what `index_factory`
-makes with the same lists, codes, training rows and effort; "ours" goes through `build_in_blocks` (a memory limit, global
-ids), tunes the effort to the wanted recall, writes the folder and reads it back. Tuning and storing are shown by
-themselves and are not in the ratios. Exact search by torch and by faiss is the truth, and the first line.
+makes with the same lists, codes, training rows and effort. "ours" goes through `build_in_blocks` (a memory limit,
+global ids), tunes the effort to the wanted recall, writes the folder and reads it back; tuning and storing are shown by
+themselves and are not in the ratios. Exact search by torch is the truth, and the first line.
 
 Vectors are unit vectors around 10,000 centres in 32 of the dimensions; queries are other ones of the same kind.
 """
