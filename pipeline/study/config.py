@@ -162,6 +162,21 @@ def _fields(row: str, value: Any) -> dict[str, Any]:
     return {"method": row, **value} if isinstance(value, Mapping) else {"method": value}
 
 
+def with_all(values: Any) -> Any:
+    """Return settings in which `all` under `pairs` and `captions`, at any depth, is None as the configurations want."""
+    if isinstance(values, Mapping):
+        return {
+            key: _counts(value) if key in ("pairs", "captions") else with_all(value) for key, value in values.items()
+        }
+    return [with_all(value) for value in values] if isinstance(values, list) else values
+
+
+def _counts(value: Any) -> Any:
+    if isinstance(value, list):
+        return [None if each == "all" else each for each in value]
+    return None if value == "all" else value
+
+
 def sweep_config(params: Mapping[str, Any], root: Path = Path(), **flags: Any) -> SweepConfig:
     """Return the settings that params.yaml means by its section `sweep` (and `align.dataset`, the two encoders).
 
@@ -190,7 +205,7 @@ def sweep_config(params: Mapping[str, Any], root: Path = Path(), **flags: Any) -
                 {"name": each, "image": [features / each / image], "classes": [features / each / text / "classes"]}
                 for each in sets
             ],
-            **values,
+            **with_all(values),
             "methods": methods_of(values.get("methods") or names(params, "methods"), where),
         },
         where=where,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import build, load_params
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.study.config import ClassSet, Corruption, Method, SweepConfig, methods_of
+from pipeline.study.config import ClassSet, Corruption, Method, SweepConfig, methods_of, with_all
 
 SEPARATOR = "+"
 """Between the names of encoders that are stacked."""
@@ -170,7 +170,7 @@ def load_study(path: Path) -> StudyConfig:
     Raises:
         UserError: It is missing or no YAML, or lists every setting that is wrong.
     """
-    values: dict[str, Any] = load_params(path)
+    values: dict[str, Any] = with_all(load_params(path))
     methods = values.get("methods")
     if not isinstance(methods, Mapping) and not (
         isinstance(methods, list) and all(isinstance(value, str) for value in methods)

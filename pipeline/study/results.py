@@ -92,7 +92,9 @@ def save_queries(out: Path, bench: Workbench) -> None:
         "agreement": [round(value, 5) for value in bench.agreement()],
         "classes": {each.name: {"images": each.image_ids, "labels": each.labels} for each in bench.class_sets},
     }
-    write_atomically(out / QUERIES, (json.dumps(data, ensure_ascii=False) + "\n").encode())
+    text = (json.dumps(data, ensure_ascii=False) + "\n").encode()
+    if not (out / QUERIES).is_file() or (out / QUERIES).read_bytes() != text:
+        write_atomically(out / QUERIES, text)
 
 
 def flat_row(result: Result) -> dict[str, Any]:

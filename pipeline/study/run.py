@@ -3,6 +3,7 @@
 run_study(load_study(path), data=Path("data"), out=Path("data/4_study"), jobs=2, report=print)
 """
 
+import dataclasses
 import json
 import platform
 import time
@@ -16,6 +17,8 @@ from typing import Any
 from pipeline.align.report import Report, silent
 from pipeline.errors import PipelineError
 from pipeline.projectors.files import read_json, write_atomically
+from pipeline.study.cells import cells_of
+from pipeline.study.config import Corruption
 from pipeline.study.plan import Part, StudyConfig, sweeps_of
 from pipeline.study.prepare import missing_stores, prepare
 from pipeline.study.progress import duration
@@ -46,9 +49,13 @@ def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> lis
     total, seen = 0.0, set()
     for part in sweeps_of(config, data, out):
         if unknown & _stores(part):
-            said.append(f"{part.grid}, {part.encoders}: known once its features are there.")
+            cells = len(cells_of(part.sweep))
+            said.append(
+                f"{part.grid}, {part.encoders}: {cells} cells; their cost is known once the features are there."
+            )
             continue
-        planned = plan(part.sweep)
+        lacking = bool(unknown & _changed(part))
+        planned = plan(dataclasses.replace(part.sweep, corruption=Corruption()) if lacking else part.sweep)
         new = [cell for cell in planned.left if (part.sweep.out, cell) not in seen]
         seen |= {(part.sweep.out, cell) for cell in new}
         seconds = sum(planned.costs[cell] for cell in new)
@@ -62,12 +69,16 @@ def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> lis
 
 
 def _stores(part: Part) -> set[Path]:
-    """Return the folders that a sweep reads; a store of class prompts lies in the text encoder's own."""
-    sweep_ = part.sweep
-    stores = {*sweep_.image, *sweep_.text, *(path for paths in sweep_.corruption.texts.values() for path in paths)}
-    for each in sweep_.classes:
+    """Return the folders that a sweep reads, changed captions apart; class prompts lie in the text encoder's folder."""
+    stores = {*part.sweep.image, *part.sweep.text}
+    for each in part.sweep.classes:
         stores |= {*each.image, *(path.parent for path in each.classes)}
     return stores
+
+
+def _changed(part: Part) -> set[Path]:
+    """Return the folders of the changed captions that a sweep reads."""
+    return {path for paths in part.sweep.corruption.texts.values() for path in paths}
 
 
 def run_study(
@@ -109,8 +120,12 @@ def run_study(
 
 def finished_parts(config: StudyConfig, data: Path, out: Path) -> list[PartResults]:
     """Return what is finished of a study, as the page needs it; nothing is computed."""
+    unknown = {each.out for each in missing_stores(config, data, out)}
     found = []
     for part in sweeps_of(config, data, out):
+        if unknown & (_stores(part) | _changed(part)):
+            found.append(PartResults(part, []))
+            continue
         planned = plan(part.sweep)
         found.append(PartResults(part, [planned.finished[cell] for cell in planned.cells if cell in planned.finished]))
     return found

@@ -19,6 +19,9 @@ from pipeline.study.progress import Progress, duration
 from pipeline.study.results import Result, finished_cell, save_queries, write_tables
 from pipeline.study.work import Done, Task, do_cell
 
+SCORED = ("pair", "stack")
+"""Layers that are chosen by scores of all pairs of layers."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -67,7 +70,9 @@ def plan(config: SweepConfig) -> Plan:
 def _planned(config: SweepConfig, bench: Workbench) -> Plan:
     cells = cells_of(config)
     for cell in {(each.pairs, each.captions): each for each in cells}.values():
-        bench.drawn(cell)
+        bench.drawn(cell)  # refuses more images than there are
+    for cell in {each.layers: each for each in cells if each.layers not in ("auto", *SCORED)}.values():
+        bench.layers(cell)  # refuses names that no store holds
     digests, sizes = Digests(config, bench.sides), sizes_of(bench)
     all_digests = {cell: digests.of(cell) for cell in cells}
     found = {cell: finished_cell(config.out, cell, all_digests[cell]) for cell in cells}
@@ -121,7 +126,7 @@ def sweep(
 
 def _choose_layers(config: SweepConfig, planned: Plan, jobs: int) -> None:
     """Score layers once for all methods, before cells that share them start side by side."""
-    scored = [cell for cell in planned.left if cell.config(config).layers in ("auto", "stack")]
+    scored = [cell for cell in planned.left if cell.config(config).layer_expression in SCORED]
     kinds = {(cell.pairs, cell.captions, cell.swapped): cell for cell in scored}
     tasks = [Task(config, cell, "", layers_only=True) for cell in kinds.values()]
     failed = [done.problem for done in run_side_by_side(do_cell, tasks, jobs=jobs) if done.problem]
