@@ -88,6 +88,7 @@ def _lines(ax: Axes, lines: Sequence[Line], logarithmic: bool) -> None:
             ax.fill_between(line.x, middle - reach, middle + reach, color=colour, alpha=0.13, linewidth=0)
     if logarithmic and len(ticks) > 1 and min(ticks) > 0:
         ax.set_xscale("log")
+    if logarithmic or len(ticks) < 9:
         ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

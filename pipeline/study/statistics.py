@@ -161,8 +161,9 @@ def select(groups: Iterable[Group], **wanted: Any) -> list[Group]:
 
 
 def closed_rows(config: StudyConfig) -> list[str]:
-    """Return the rows that need no training."""
-    return [row for row, each in config.methods.items() if not make_recipe(each.method, each.settings).trained]
+    """Return the rows that need no training; the proposed one is no rival of itself, whatever it is."""
+    closed = [row for row, each in config.methods.items() if not make_recipe(each.method, each.settings).trained]
+    return [row for row in closed if row != config.proposed]
 
 
 def best_closed(groups: Iterable[Group], kind: Kind, closed: Sequence[str]) -> Group | None:

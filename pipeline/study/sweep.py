@@ -19,7 +19,7 @@ from pipeline.study.progress import Progress, duration
 from pipeline.study.results import Result, finished_cell, save_queries, write_tables
 from pipeline.study.work import Done, Task, do_cell
 
-SCORED = ("pair", "stack")
+SCORED = ("auto", "pair", "stack")
 """Layers that are chosen by scores of all pairs of layers."""
 
 
@@ -126,7 +126,7 @@ def sweep(
 
 def _choose_layers(config: SweepConfig, planned: Plan, jobs: int) -> None:
     """Score layers once for all methods, before cells that share them start side by side."""
-    scored = [cell for cell in planned.left if cell.config(config).layer_expression in SCORED]
+    scored = [cell for cell in planned.left if getattr(cell.config(config), "layer_expression", cell.layers) in SCORED]
     kinds = {(cell.pairs, cell.captions, cell.swapped): cell for cell in scored}
     tasks = [Task(config, cell, "", layers_only=True) for cell in kinds.values()]
     failed = [done.problem for done in run_side_by_side(do_cell, tasks, jobs=jobs) if done.problem]

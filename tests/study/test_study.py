@@ -18,7 +18,7 @@ from pipeline.study.config import ClassSet
 from pipeline.study.page import write_page
 from pipeline.study.plan import StudyConfig, load_study, only_grids, sweeps_of
 from pipeline.study.run import PartResults, cost_sentences, finished_parts, run_study
-from pipeline.study.statistics import Group, difference, groups_of, select
+from pipeline.study.statistics import Group, closed_rows, difference, groups_of, select
 from tests.align.conftest import Stores
 from tests.study.conftest import QUICK
 
@@ -30,14 +30,21 @@ STUDY: dict[str, Any] = {
     "dataset": "pairs",
     "zero_shot": ["zoo"],
     "seeds": [1, 42, 55],
-    "proposed": "cca",
+    "proposed": "few",
     "methods": {
         "cca": {"settings": QUICK},
+        "few": {"method": "cca", "settings": QUICK | {"dim": 6}},
         "info_nce": {"settings": QUICK},
         "variance": {"method": "variance_aware", "settings": QUICK},
     },
     "grids": {
-        "main": {"about": "Which?", "encoders": [["eye", "ear"]], "pairs": [40, 80], "captions": [1, 2]},
+        "main": {
+            "about": "Which?",
+            "encoders": [["eye", "ear"]],
+            "pairs": [40, 80],
+            "captions": [1, 2],
+            "methods": ["cca", "info_nce", "variance"],
+        },
         "layers": {
             "about": "Which layers?",
             "encoders": [["eye", "ear"]],
@@ -257,6 +264,11 @@ def test_verdicts_follow_the_intervals(done: tuple[StudyConfig, Path, list[PartR
     }
     assert calibration is not None
     assert calibration.value == pytest.approx(values["info_nce"] - values["cca"], abs=1e-12)
+
+
+def test_the_proposed_row_is_no_rival_of_itself(done: tuple[StudyConfig, Path, list[PartResults]]) -> None:
+    config, _, _ = done
+    assert closed_rows(config) == ["cca"]
 
 
 def test_weak_captions_are_those_that_agree_least(done: tuple[StudyConfig, Path, list[PartResults]]) -> None:
