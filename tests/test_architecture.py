@@ -93,7 +93,7 @@ def test_there_are_no_import_cycles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("command", [[], ["extract"], ["align"], ["evaluate"], ["store", "ls"], ["search"]])
+@pytest.mark.parametrize("command", [[], ["extract"], ["align"], ["evaluate"], ["store", "ls"], ["search"], ["serve"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys\n"
@@ -171,6 +171,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"pipeline"}
     assert "pipeline/py.typed" in names
     assert any(name.startswith("pipeline/evaluate/templates/") for name in names)
+    assert {f"pipeline/apps/serve/page/{name}" for name in ("index.html", "style.css", "main.js")} <= set(names)
     (entry,) = (name for name in names if name.endswith("entry_points.txt"))
     with zipfile.ZipFile(wheel) as archive:
         assert "pipeline = pipeline.cli:main" in archive.read(entry).decode()
