@@ -40,6 +40,8 @@ class OwnFolder:
         Raises:
             UserError: It is a file or a link, or a folder with other files in it.
         """
+        if to.resolve() == Path.cwd():
+            raise self._occupied(to, "the working folder")
         if to.is_symlink() or (to.exists() and not to.is_dir()):
             raise self._occupied(to, "a file or a link")
         if not to.exists() or not any(to.iterdir()):
@@ -64,6 +66,7 @@ class OwnFolder:
             UserError: The target holds something else.
         """
         self.check(to)
+        to = to.resolve()
         to.parent.mkdir(parents=True, exist_ok=True)
         temporary = to.with_name(f".{to.name}.{secrets.token_hex(6)}.tmp")
         temporary.mkdir()

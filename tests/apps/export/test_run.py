@@ -223,6 +223,16 @@ def test_only_an_export_is_replaced(run: Path, tmp_path: Path) -> None:
     assert names == {"made-up", "model", "photos", "config", "file", "link"}  # nothing half done beside them
 
 
+def test_the_working_folder_is_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for to in (Path(), Path(), Path("../here")):
+        with pytest.raises(UserError, match="found the working folder; choose another folder"):
+            export(run, to)
+    export(run, Path("new"))
+    load_model("new")
+
+
 def test_a_failure_leaves_the_old_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     export(run, folder)
