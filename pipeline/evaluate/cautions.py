@@ -3,32 +3,28 @@
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs, run_features
-from pipeline.evaluate.duplicates import near_duplicates
+from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.duplicates import NEAR, SAME, Duplicates, without
 from pipeline.evaluate.report.page import Caution
-from pipeline.evaluate.report.words import count, listing, percent
+from pipeline.evaluate.report.words import count, listing, measure_name, percent
 from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.summary import Summary
+from pipeline.evaluate.summary import Summary, headline_names
 from pipeline.evaluate.zero_shot import ZeroShotSet
-from pipeline.projectors.run_record import AlignedRun
 
 IMBALANCE = 3.0
-SHOWN = 50
 # Their model cards list captions of COCO and Flickr30k among the training text.
 CAPTION_TRAINED = ("all-minilm", "all-mpnet", "paraphrase-", "all-distilroberta")
 CAPTION_SETS = ("coco", "flickr")
 
 
 def find_cautions(
-    summary: Summary, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig
+    summary: Summary, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig, duplicates: Duplicates
 ) -> tuple[Caution, ...]:
     """Return all cautions, the gravest first."""
     found = [
         *split_cautions(summary.runs, pairs.split),
-        *duplicate_caution(summary, pairs, config),
+        *duplicate_caution(summary, duplicates, config.duplicate_cosine),
         *cut_off_caution(config.ks, len(pairs.pairs.image_rows)),
         *small_set_caution(summary, len(pairs.pairs.image_rows)),
         *seed_caution(summary),
@@ -61,28 +57,43 @@ def _layer_split(run: RunResult) -> str:
     return "train" if stated == config.get("train_split", "train") else str(stated)
 
 
-def duplicate_caution(summary: Summary, pairs: TestPairs, config: EvaluateConfig) -> list[Caution]:
-    """Count test images that are nearly training images, in the frozen features of the best run."""
-    run = AlignedRun.open(summary.lead.path)
-    splits = np.asarray(pairs.image.samples.split)
-    train = np.flatnonzero(splits == run.config.get("train_split", "train"))
-    test = pairs.pairs.image_rows
-    train = train[~np.isin(train, test)]
-    if not len(train):
-        return []
-    features = [run_features(run, pairs.image, rows, constant_allowed=True) for rows in (train, test)]
-    found = near_duplicates(features[0], features[1], config.duplicate_cosine)
-    if not found:
-        return []
-    names = pairs.image.samples.sample_id
-    items = [f"{names[test[a]]} ≈ {names[train[b]]} (cosine {score:.3f})" for a, b, score in found[:SHOWN]]
-    more = [f"… and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-    text = (
-        f"{count(len(found), 'test image')} of {len(test):,} {'has' if len(found) == 1 else 'have'} a training image "
-        f"with a cosine above {config.duplicate_cosine:g} in the centred frozen features. They may be remembered, "
-        "not understood."
-    )
-    return [Caution(title="Near-duplicates between train and test", text=text, items=(*items, *more))]
+def duplicate_caution(summary: Summary, found: Duplicates, threshold: float) -> list[Caution]:
+    """Say so where test images are nearly training images, or test captions stand in the training split."""
+    near, same = found.count(NEAR), found.count(SAME)
+    run = summary.lead
+    cautions = []
+    for kind, number, what in (
+        (
+            NEAR,
+            near,
+            f"{count(near, 'test image')} {'has' if near == 1 else 'have'} a training image with a cosine above "
+            f"{threshold:g} in the centred frozen features",
+        ),
+        (
+            SAME,
+            same,
+            f"{count(same, 'test caption')} {'stands' if same == 1 else 'stand'} in the training split word for word",
+        ),
+    ):
+        if number:
+            text = f"{what}. They may be remembered, not understood.{_without(run, summary, found, kind)}"
+            title = "Near-duplicates between train and test" if kind == NEAR else "Captions of the test set in training"
+            cautions.append(Caution(title=title, text=text))
+    for name in dict.fromkeys(twin.set for twin in found.twins if twin.set):
+        text = f"{count(found.count(NEAR, name), 'image')} of {name} are nearly training images of the runs."
+        cautions.append(Caution(title=f"{name} has pictures of the training split", text=text))
+    return cautions
+
+
+def _without(run: RunResult, summary: Summary, found: Duplicates, kind: str) -> str:
+    """Say what leaving the touched queries out does to the best run."""
+    parts = []
+    for measure in summary.measures:
+        if measure.name in headline_names(summary.k) and (touched := found.touched[kind].get(measure.direction)):
+            value = without(measure, run.queries[measure.direction], touched)
+            left = "nothing is left" if value is None else f"{percent(run.mean(measure.name))} becomes {percent(value)}"
+            parts.append(f"{measure_name(measure)} {left}")
+    return f" Without them, {run.name}: {', '.join(parts)}." if parts else ""
 
 
 def cut_off_caution(ks: Sequence[int], images: int) -> list[Caution]:

@@ -1,18 +1,101 @@
-"""Near-duplicate images between two splits, by cosine of centred frozen features.
+"""What the test split has in common with the training split: near-duplicate images, captions word for word.
 
-Features are centred on the training mean first: raw features of many encoders all point the same way, and every pair
-would look alike.
+`find_duplicates` looks for them, `without` counts a measure anew without the queries that they touch; the galleries
+stay whole, so both numbers are about the same task.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluate.data import TestPairs
 from pipeline.evaluate.indexes.table import build_index
+from pipeline.evaluate.measures import Measure, value_by_seed
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
+from pipeline.evaluate.zero_shot import ZeroShotSet
 from pipeline.projectors.input import unit_rows
+from pipeline.store.join import join
+from pipeline.store.side import LayerRef, Rows, Side
+
+NEAR, SAME = "near_duplicates", "duplicate_captions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A test sample and the training sample that it is nearly, or word for word, the same as."""
+
+    kind: str
+    """`near_duplicates` (images) or `duplicate_captions`."""
+    set: str
+    """Data set to classify that the test image belongs to; empty for the main data set."""
+    test: str
+    """Id of the test sample."""
+    train: str
+    """Id of the training sample."""
+    cosine: float
+    """Cosine of centred frozen features; 1 for captions."""
+    test_content: str
+    """File or caption of the test sample."""
+    train_content: str
+    """File or caption of the training sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """All that was found."""
+
+    twins: tuple[Twin, ...] = ()
+    """Images first, the closest first."""
+    touched: Mapping[str, Mapping[str, frozenset[str]]]
+    """Kind → direction → ids of the queries that are touched."""
+
+    def count(self, kind: str, name: str = "") -> int:
+        """Return how many test samples of a kind have a twin, in one data set."""
+        return sum(twin.kind == kind and twin.set == name for twin in self.twins)
+
+
+def find_duplicates(
+    train_splits: Sequence[str], pairs: TestPairs, sets: Sequence[ZeroShotSet], threshold: float
+) -> Duplicates:
+    """Look for test images and captions that are in the training splits too.
+
+    Args:
+        train_splits: Splits that runs were trained on; the evaluated samples themselves do not count.
+        pairs: The test pairs.
+        sets: The zero-shot sets; their images are compared with the training images of the main data set.
+        threshold: Cosine above which two images count as the same picture: last layer of every image encoder, centred
+            on the training mean.
+    """
+    splits = np.asarray(pairs.image.samples.split)
+    train = np.flatnonzero(np.isin(splits, list(train_splits)) & (splits != pairs.split))
+    if not len(train):
+        return Duplicates(touched={NEAR: {}, SAME: {}})
+    known = last_layers(pairs.image, train)
+    twins = _image_twins("", pairs.image, np.flatnonzero(splits == pairs.split), pairs.image, train, known, threshold)
+    by_id = {twin.test for twin in twins}
+    samples = pairs.image.samples
+    images = frozenset(samples.image_id[row] for row, name in enumerate(samples.sample_id) if name in by_id)
+    captions = _caption_twins(pairs, train_splits)
+    owners = {name: samples.image_id[row] for row, name in _queries(pairs)}
+    near = {TEXT_RETRIEVAL: images, IMAGE_RETRIEVAL: frozenset(name for name, own in owners.items() if own in images)}
+    said = frozenset(twin.test for twin in captions)
+    same = {IMAGE_RETRIEVAL: said, TEXT_RETRIEVAL: frozenset(owners[name] for name in said)}
+    for data in sets:
+        own = data.image is pairs.image
+        found = twins if own else _image_twins(data.name, data.image, data.rows, pairs.image, train, known, threshold)
+        near[zero_shot_direction(data.name)] = frozenset(twin.test for twin in found)
+        twins = twins if own else [*twins, *found]
+    return Duplicates(twins=(*twins, *captions), touched={NEAR: near, SAME: same})
 
 
 def near_duplicates(train_ND: Tensor, test_MD: Tensor, threshold: float) -> list[tuple[int, int, float]]:
     """Return (test row, training row, cosine) of each test row whose nearest training row is closer than a threshold.
+
+    Features are centred on the training mean first: raw features of many encoders all point the same way, and every
+    pair would look alike.
 
     Args:
         train_ND: N training rows of frozen features.
@@ -24,7 +107,79 @@ def near_duplicates(train_ND: Tensor, test_MD: Tensor, threshold: float) -> list
     """
     centre = train_ND.mean(0)
     train, test = unit_rows(train_ND - centre), unit_rows(test_MD - centre)
-    scores, nearest = build_index(torch.nan_to_num(train)).search(torch.nan_to_num(test), 1)
+    scores, nearest = build_index(torch.nan_to_num(train), "flat").search(torch.nan_to_num(test), 1)
     close = (scores[:, 0] > threshold).nonzero().flatten().tolist()
     found = [(row, int(nearest[row, 0]), float(scores[row, 0])) for row in close]
     return sorted(found, key=lambda each: (-each[2], each[0]))
+
+
+def without(measure: Measure, queries: QueryRanks, touched: frozenset[str]) -> float | None:
+    """Return a measure, mean over seeds, without the queries of some ids; None where no query is left."""
+    kept = [row for row, name in enumerate(queries.ids) if name not in touched]
+    if not kept:
+        return None
+    labels = [queries.labels[row] for row in kept]
+    return float(value_by_seed(measure, replace(queries, labels=labels, ranks=queries.ranks[:, kept])).mean())
+
+
+def last_layers(side: Side, rows: Rows) -> Tensor:
+    """Return the last layer of every store of a side, side by side [len(rows), D]."""
+    layers = [LayerRef(index, store.layers[-1].name) for index, store in enumerate(side.stores)]
+    return side.read(layers, rows, constant_allowed=True)
+
+
+def plain_words(caption: str) -> str:
+    """Return a caption as it is compared: without case, runs of blanks, and marks at its end."""
+    return " ".join(caption.casefold().split()).rstrip(" .!?")
+
+
+def _queries(pairs: TestPairs) -> list[tuple[int, str]]:
+    """Return (row of its image, id) of each test caption."""
+    rows = pairs.pairs.image_rows[pairs.pairs.caption_image]
+    return list(zip(rows.tolist(), pairs.caption_ids, strict=True))
+
+
+def _image_twins(
+    name: str, image: Side, test: Rows, train_image: Side, train: Rows, known: Tensor, threshold: float
+) -> list[Twin]:
+    if not len(test):
+        return []
+    ours, theirs = image.samples, train_image.samples
+    return [
+        Twin(
+            kind=NEAR,
+            set=name,
+            test=ours.sample_id[test[a]],
+            train=theirs.sample_id[train[b]],
+            cosine=cosine,
+            test_content=ours.content[test[a]],
+            train_content=theirs.content[train[b]],
+        )
+        for a, b, cosine in near_duplicates(known, last_layers(image, test), threshold)
+    ]
+
+
+def _caption_twins(pairs: TestPairs, train_splits: Sequence[str]) -> list[Twin]:
+    texts = pairs.text.samples
+    known: dict[str, int] = {}
+    for split in train_splits:
+        if split != pairs.split:
+            for row in join(pairs.image.samples, texts, split).caption_rows.tolist():
+                known.setdefault(plain_words(texts.content[row]), row)
+    found = []
+    for row in pairs.pairs.caption_rows.tolist():
+        twin = known.get(plain_words(texts.content[row]))
+        if twin is not None:
+            ids, contents = texts.sample_id, texts.content
+            found.append(
+                Twin(
+                    kind=SAME,
+                    set="",
+                    test=ids[row],
+                    train=ids[twin],
+                    cosine=1.0,
+                    test_content=contents[row],
+                    train_content=contents[twin],
+                )
+            )
+    return found

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.cautions import find_cautions
 from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
 from pipeline.evaluate.data import TestPairs, pairs_of_split
+from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates
 from pipeline.evaluate.examples import Gallery, example_groups
 from pipeline.evaluate.measures import chance_level, measures_of
 from pipeline.evaluate.output import fresh_output
@@ -24,6 +25,7 @@ from pipeline.evaluate.pictures import Pictures
 from pipeline.evaluate.queries import FILE, IMAGE_RETRIEVAL, TEXT_RETRIEVAL, write_queries, zero_shot_direction
 from pipeline.evaluate.report.build import build_page
 from pipeline.evaluate.report.render import render
+from pipeline.evaluate.report.seen_before import seen_section
 from pipeline.evaluate.single import evaluate_run
 from pipeline.evaluate.summary import Summary, summarise_runs
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
@@ -88,13 +90,18 @@ def _write(
     pictures = Pictures(data_folder(config, pairs))
     gallery = Gallery.build(summary.lead, pairs, config, pictures)
     examples = example_groups(summary.lead, gallery, config)
-    values = metrics(summary, counts(pairs, sets) | gallery.index_recall())
+    splits = tuple(dict.fromkeys(str(run.record["config"].get("train_split", "train")) for run in summary.runs))
+    duplicates = find_duplicates(splits, pairs, sets, config.duplicate_cosine)
+    found = {"near_duplicate_images": duplicates.count(NEAR), "duplicate_captions": duplicates.count(SAME)}
+    stands_on = counts(pairs, sets) | found | {"near_duplicate_cosine": config.duplicate_cosine}
+    values = metrics(summary, stands_on | gallery.index_recall(), duplicates)
     page = build_page(
         summary,
         pairs,
         sets,
         config,
-        cautions=find_cautions(summary, pairs, sets, config),
+        cautions=find_cautions(summary, pairs, sets, config, duplicates),
+        seen=seen_section(summary, pairs, duplicates, config.duplicate_cosine, pictures),
         examples=examples,
         pictures_note=_pictures_note(pictures),
         surroundings=surroundings(started),
@@ -103,7 +110,7 @@ def _write(
     tables = ((run.name, queries) for run in summary.runs for queries in run.queries.values())
     with fresh_output(config.out) as new:
         write_queries(new / FILE, tables)
-        write_tables(new, summary, values)
+        write_tables(new, summary, values, duplicates)
         (new / "report.html").write_text(html, encoding="utf-8")
     say(f"wrote {config.out / 'report.html'}")
     return values

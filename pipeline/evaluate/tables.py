@@ -6,11 +6,13 @@ JSON and CSV hold fractions; percent is for metrics.md, which people read.
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.evaluate.duplicates import Duplicates, Twin, without
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Summary
@@ -19,19 +21,31 @@ TIE_RULE = "ties count against the query"
 CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100)
 
 
-def metrics(summary: Summary, counts: Mapping[str, Any]) -> dict[str, Any]:
+def metrics(summary: Summary, counts: Mapping[str, Any], duplicates: Duplicates) -> dict[str, Any]:
     """Return what metrics.json holds: one flat mapping for one run, run → mapping for several.
 
     Args:
         summary: The runs.
         counts: What every number stands on: test images, captions, galleries.
+        duplicates: What the test split shares with the training split.
     """
     tables = {
         run.name: _flat(run, summary)
+        | _without_seen(run, summary, duplicates)
         | {"seeds": len(run.seeds), "training_images": training_images(run.record), **counts}
         for run in summary.runs
     }
     return next(iter(tables.values())) if len(tables) == 1 else tables
+
+
+def _without_seen(run: RunResult, summary: Summary, found: Duplicates) -> dict[str, float | None]:
+    """Return every measure once more without the queries that training has seen; equal where it has seen none."""
+    return {
+        f"{each.name}_without_{kind}": without(each, run.queries[each.direction], touched[each.direction])
+        for kind, touched in found.touched.items()
+        for each in summary.measures
+        if each.direction in touched
+    }
 
 
 def training_images(record: Mapping[str, Any]) -> int | None:
@@ -61,7 +75,7 @@ def _prefix(direction: str) -> str:
     return f"{direction.removeprefix(ZERO_SHOT + ':')}/" if direction.startswith(ZERO_SHOT) else f"{direction}_"
 
 
-def write_tables(out: Path, summary: Summary, values: Mapping[str, Any]) -> None:
+def write_tables(out: Path, summary: Summary, values: Mapping[str, Any], duplicates: Duplicates) -> None:
     """Write all files but the report and the table of queries."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (out / "metrics.json").write_text(text, encoding="utf-8")
@@ -69,6 +83,7 @@ def write_tables(out: Path, summary: Summary, values: Mapping[str, Any]) -> None
     (out / "metrics.md").write_text(_markdown(summary), encoding="utf-8")
     rows = [vars(each) for each in summary.differences()]
     write_csv(out / "differences.csv", rows, ("run", "against", "measure", "value", "low", "high", "p_value"))
+    write_csv(out / "duplicates.csv", map(vars, duplicates.twins), [each.name for each in fields(Twin)])
     _write_headlines(out / "metrics", summary)
     plots = out / "plots"
     plots.mkdir(exist_ok=True)

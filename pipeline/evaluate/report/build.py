@@ -27,6 +27,7 @@ def build_page(
     config: EvaluateConfig,
     *,
     cautions: Sequence[Caution],
+    seen: Section | None,
     examples: Sequence[ExampleGroup],
     pictures_note: str,
     surroundings: Mapping[str, str],
@@ -39,6 +40,7 @@ def build_page(
         sets: The zero-shot sets.
         config: The settings of this evaluation.
         cautions: What must be known before believing a number.
+        seen: What the test split shares with the training split.
         examples: Example queries.
         pictures_note: Why pictures are missing; empty where none is.
         surroundings: Versions, hardware and times of this evaluation.
@@ -48,6 +50,7 @@ def build_page(
     sections = [
         results_section(summary),
         differences_section(summary),
+        seen,
         curves_section(summary, _chance_curves(pairs), {IMAGE_RETRIEVAL: images, TEXT_RETRIEVAL: captions}),
         zero_shot_section(summary, sets),
         calibration_section(summary),
