@@ -43,7 +43,8 @@ def signed(effect: Effect, scale: float = 100.0, decimals: int = 1) -> str:
 
 
 def _number(value: float, decimals: int) -> str:
-    return f"{value:+.{decimals}f}".replace("-", "−")
+    text = f"{value:+.{decimals}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def count(value: int | None) -> str:

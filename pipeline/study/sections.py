@@ -13,7 +13,7 @@ from pipeline.study.tables import (
     best_closed_sentence,
     claims_table,
     cost_table,
-    differences_table,
+    differences_tables,
     grid_table,
     layers_chosen_table,
     metric_table,
@@ -54,7 +54,7 @@ def main(material: Material) -> Iterator[str]:
         yield "Differences in points with their 95 % intervals; bold where the interval leaves out zero. " + (
             best_closed_sentence(config, part)
         )
-        yield differences_table(config, part, "mean_recall")
+        yield from differences_tables(config, part, "mean_recall")
         for n in largest(part):
             yield f"R@1, median rank and zero-shot accuracy at n = {count(n)}:"
             ranks = {"median rank i→t": "text_retrieval_median_rank", "median rank t→i": "image_retrieval_median_rank"}
@@ -104,7 +104,7 @@ def other_grids(material: Material) -> Iterator[str]:
                 yield grid_table(part, "layers", shown("mean_recall"))
             else:
                 yield metric_table(part, {"mean recall": "mean_recall"} | R1 | accuracies(part) | _ece(part))
-                yield differences_table(config, part, "mean_recall")
+                yield from differences_tables(config, part, "mean_recall")
         if any(len(held.kind.layers) for held in groups if held.kind.layers in ("auto", "stack")):
             yield "Layers that the training pairs of the first seed chose:"
             yield layers_chosen_table([group for group in groups if group.kind.layers in ("auto", "stack")])

@@ -1,12 +1,13 @@
 """The tables of the study's page, each a piece of Markdown made of groups of cells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from pipeline.errors import UserError
 from pipeline.study.claims import Tested
 from pipeline.study.markdown import count, percent, plain, signed, table
 from pipeline.study.plan import StudyConfig
-from pipeline.study.statistics import Effect, Group, best_closed, closed_rows, difference, select
+from pipeline.study.statistics import Effect, Group, Kind, best_closed, closed_rows, difference
 
 Cell = Callable[[Group], str]
 SCALARS = ("trustworthiness", "continuity", "gap", "rank")
@@ -46,35 +47,26 @@ def metric_table(groups: Sequence[Group], metrics: dict[str, str]) -> str:
     return table(["method", *metrics], rows)
 
 
-def differences_table(config: StudyConfig, groups: Sequence[Group], measure: str) -> str:
-    """Return, for each row and number of pairs, its difference to the baseline and to the best closed form there."""
-    pairs = list(dict.fromkeys(group.kind.pairs for group in groups))
+def differences_tables(config: StudyConfig, groups: Sequence[Group], measure: str) -> Iterator[str]:
+    """Yield two tables: each row's difference to the baseline, and to the best closed form, by number of pairs."""
     closed = closed_rows(config)
-    rows = []
-    for row in dict.fromkeys(group.kind.row for group in groups):
-        own = {group.kind.pairs: group for group in select(groups, row=row)}
-        cells = [row]
-        cells += [_against(own.get(n), _row_of(groups, own.get(n), config.baseline), measure) for n in pairs]
-        for n in pairs:
-            rival = best_closed(groups, own[n].kind, closed) if n in own else None
-            cells.append(_against(own.get(n), rival, measure))
-        rows.append(cells)
-    header = [
-        "method",
-        *(f"− {config.baseline}, n = {count(n)}" for n in pairs),
-        *(f"− best closed form, n = {count(n)}" for n in pairs),
-    ]
-    return table(header, rows)
+    rivals: dict[str, Callable[[Group], Group | None]] = {
+        f"− {config.baseline}": lambda group: _row_of(groups, group, config.baseline),
+        "− best closed form": lambda group: best_closed(groups, group.kind, closed),
+    }
+    for name, rival_of in rivals.items():
+        found = {group.kind: rival for group in groups if (rival := rival_of(group)) is not None}
+        if found:
+            yield grid_table(groups, "pairs", partial(_against, found, measure), name=name)
 
 
-def _row_of(groups: Sequence[Group], like: Group | None, row: str) -> Group | None:
-    if like is None:
-        return None
+def _row_of(groups: Sequence[Group], like: Group, row: str) -> Group | None:
     return next((group for group in groups if group.kind == like.kind._replace(row=row)), None)
 
 
-def _against(group: Group | None, rival: Group | None, measure: str) -> str:
-    if group is None or rival is None or group.kind == rival.kind:
+def _against(rivals: Mapping[Kind, Group], measure: str, group: Group) -> str:
+    rival = rivals.get(group.kind)
+    if rival is None or group.kind == rival.kind:
         return "–"
     return signed(difference([(group, rival)], measure))
 
