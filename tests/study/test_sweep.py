@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,8 @@ def test_a_cell_is_what_align_and_evaluate_give(
     for entry in record["seeds"]:
         assert results[entry["seed"]]["validation"] == entry["validation"]
         assert results[entry["seed"]]["temperature"] == entry["temperature"]
-    names = [name for name in found if "_recall@" in name and not name.endswith("_std")]
+    names = [name for name in found if re.fullmatch(r"(text|image)_retrieval_recall@(1|5|10)", name)]
+    assert len(names) == 6
     names += ["zoo/acc1", "zoo/acc5", "zoo/mean_per_class_recall"]
     mean = {name: np.mean([result["test"][name] for result in results.values()]) for name in results[1]["test"]}
     assert {name: mean[name] for name in names} == {name: found[name] for name in names}
@@ -198,10 +200,10 @@ def test_layers_are_chosen_once_for_all_methods_by_the_first_seed(
     scored: list[int] = []
     choose = vars(bench)["choose_layers"]
 
-    def counted(image: Any, text: Any, pairs: Any, config: Any, report: Any, known: Any) -> Any:
+    def counted(image: Any, text: Any, pairs: Any, config: Any, report: Any, known: Any, *more: Any) -> Any:
         if known is None and config.layers != "last":
             scored.append(len(pairs))
-        return choose(image, text, pairs, config, report, known)
+        return choose(image, text, pairs, config, report, known, *more)
 
     monkeypatch.setattr(bench, "choose_layers", counted)
     monkeypatch.setattr(work, "_bench", None)
