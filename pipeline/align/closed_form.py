@@ -7,6 +7,7 @@ temperature that turns cosines into probabilities (nothing else depends on it).
 import time
 from typing import Any
 
+from pipeline.align.hubness import without_hubs
 from pipeline.align.recipe import Recipe
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained
@@ -34,18 +35,19 @@ def fit(train: PairTensors, validation: PairTensors, recipe: Recipe, blocks: tup
     rows: list[dict[str, Any]] = [
         {"step": 0, "ridge": ridge, "val_score": score} for ridge, score in found.scores.items()
     ]
-    metrics = validate(found.image, found.text, validation)
+    image, text = without_hubs(found.image, found.text, train, recipe.hubness)
+    metrics = validate(image, text, validation)
     small = validation.head(recipe.training.validation_images)
     chosen = {} if found.ridge is None else {"ridge": found.ridge}
     rows.append({"step": 0, **chosen, **{f"val_{name}": value for name, value in metrics.items()}})
     return Trained(
-        image=found.image,
-        text=found.text,
+        image=image,
+        text=text,
         validation=metrics,
         steps=0,
         seconds=time.perf_counter() - start,
         history=rows,
-        temperature=validation_temperature(found.image, found.text, small),
+        temperature=validation_temperature(image, text, small),
         temperature_source="validation",
     )
 

@@ -32,9 +32,11 @@ class AlignConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """Changes to the method's recipe, nested: {"training": {"epochs": 40}}."""
     layers: str = "auto"
-    """`auto` (the best pair), `last`, `stack` (the best few a side), or `I,J`: image layers, text layers."""
+    """`auto` (what the method recommends, mostly `pair`), `pair` (the best pair), `stack` (the best few of each side),
+    or `I,J`: image layers and text layers, each a layer expression, `last`, `grow` (added while validation recall
+    rises) or `spread` (the first, a middle and the last one); `last`, `grow` and `spread` alone mean both sides."""
     layer_metric: str = "mutual_knn"
-    """What `auto` and `stack` compare layers by: mutual_knn, or cka (unbiased linear CKA)."""
+    """What `pair` and `stack` compare layers by: mutual_knn, or cka (unbiased linear CKA)."""
     stack: int = 3
     """How many layers of each side `stack` concatenates."""
     pairs: int | None = None
@@ -72,6 +74,12 @@ class AlignConfig:
             UnknownNameError: No such method.
         """
         return make_recipe(self.method, self.settings, where="align settings")
+
+    @property
+    def layer_expression(self) -> str:
+        """What `layers` means: the method's own recommendation where it is `auto`."""
+        stated = self.layers.strip()
+        return self.recipe().layers.strip() if stated == "auto" else stated
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain data, the whole recipe included."""

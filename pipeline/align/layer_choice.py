@@ -1,6 +1,7 @@
 """Which layers to align: every image layer against every text layer, on training pairs alone.
 
-Run by `pipeline layers IMAGE_STORE TEXT_STORE` (`layers`) and by `pipeline.align.run` for `--layers auto` and `stack`.
+Run by `pipeline layers IMAGE_STORE TEXT_STORE` (`layers`) and by `pipeline.align.run` for `--layers`
+(`layer_stack` has what needs no scores of pairs).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
+from pipeline.align.layer_stack import grow_layers, one_row_an_image, spread_layers
 from pipeline.align.pairs import PairSet, split_pairs
 from pipeline.align.report import Report, silent
 from pipeline.errors import UnknownNameError, UserError
@@ -160,7 +162,7 @@ def _tables(side: Side, pairs: PairSet, metric: Metric) -> tuple[list[str], list
     tables: list[Any] = []
     left_out: list[str] = []
     for layer in side.layers():
-        features = _features(side, layer, pairs)
+        features = one_row_an_image(side, layer, pairs)
         if is_constant(torch.nn.functional.normalize(features, dim=1)):
             left_out.append(side.label(layer))
         else:
@@ -169,16 +171,6 @@ def _tables(side: Side, pairs: PairSet, metric: Metric) -> tuple[list[str], list
     if not tables:
         raise UserError(expected="a layer that tells samples apart", found="the same row everywhere", where=side.where)
     return names, tables, left_out
-
-
-def _features(side: Side, layer: LayerRef, pairs: PairSet) -> Tensor:
-    """Return one row an image: its own features, or the mean of its captions' features."""
-    if side.modality == "image":
-        return side.read([layer], pairs.image_rows, constant_allowed=True)
-    captions = side.read([layer], pairs.caption_rows, constant_allowed=True)
-    owner = torch.from_numpy(pairs.caption_image)
-    total = torch.zeros(len(pairs), captions.shape[1]).index_add_(0, owner, captions)
-    return total / torch.bincount(owner, minlength=len(pairs))[:, None]
 
 
 def _record(
@@ -227,9 +219,15 @@ class ChosenLayers:
 
 
 def choose_layers(
-    image: Side, text: Side, pairs: PairSet, config: AlignConfig, report: Report, known: LayerScores | None = None
+    image: Side,
+    text: Side,
+    pairs: PairSet,
+    config: AlignConfig,
+    report: Report,
+    known: LayerScores | None = None,
+    validation: PairSet | None = None,
 ) -> ChosenLayers:
-    """Return the layers that `config.layers` means.
+    """Return the layers that `config.layer_expression` means.
 
     Args:
         image: The image side.
@@ -238,36 +236,45 @@ def choose_layers(
         config: `layers`, `layer_metric` and `stack`.
         report: Gets the advice.
         known: Scores of the same stores and pairs from an earlier run.
+        validation: Validation pairs; `grow` alone needs them.
 
     Raises:
         UserError: The expression means nothing, or the scores cannot be computed.
         UnknownNameError: No such layer.
     """
-    expression = config.layers.strip()
-    if expression == "last":
-        return ChosenLayers(_named(image, "last"), _named(text, "last"), None)
-    if expression in ("auto", "stack"):
+    expression = config.layer_expression
+    if expression in ("pair", "stack"):
         scores = known or score_layers(image, text, pairs, seed=config.seeds[0], metric=config.layer_metric)
         report(scores.advice)
         table = np.array(scores.calibrated) + 1e-6 * np.array(scores.score)
-        count = 1 if expression == "auto" else config.stack
+        count = 1 if expression == "pair" else config.stack
         return ChosenLayers(
             _best(image, scores.image_layers, table.max(axis=1), count),
             _best(text, scores.text_layers, table.max(axis=0), count),
             scores,
         )
-    parts = expression.split(",")
+    parts = [expression] * 2 if expression in ("last", "grow", "spread") else expression.split(",")
     if len(parts) != 2:
         raise UserError(
-            expected="auto, last, stack, or an image layer and a text layer such as 11,last",
+            expected="auto, pair, stack, last, grow, spread, or an image layer and a text layer such as 11,last",
             found=repr(expression),
             where="--layers",
         )
-    return ChosenLayers(_named(image, parts[0]), _named(text, parts[1]), None)
+    images, texts = _named(image, parts[0], pairs), _named(text, parts[1], pairs)
+    growing = (parts[0].strip() == "grow", parts[1].strip() == "grow")
+    if any(growing) and validation is not None:
+        grown = grow_layers((image, text), (images, texts), growing, pairs, validation)
+        report(grown.sentence)
+        images, texts = grown.image, grown.text
+    return ChosenLayers(images, texts, None)
 
 
-def _named(side: Side, expression: str) -> tuple[LayerRef, ...]:
-    """Return the layers of each store that an expression means there."""
+def _named(side: Side, expression: str, pairs: PairSet) -> tuple[LayerRef, ...]:
+    """Return the layers of each store that an expression means there; `grow` starts from the last ones."""
+    if expression.strip() == "spread":
+        return spread_layers(side, pairs)
+    if expression.strip() == "grow":
+        expression = "last"
     return tuple(
         LayerRef(index, name)
         for index, store in enumerate(side.stores)

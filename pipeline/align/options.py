@@ -152,6 +152,23 @@ class StructureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubnessOptions:
+    """CSLS: items that are near to everything are moved away, see `pipeline.projectors.csls`."""
+
+    neighbours: int = 0
+    """k nearest training embeddings of the other side that say how near an item is to everything; 0: no correction."""
+    weight: float = 0.5
+    """How much of it is taken off a score, for the image and for the text; ½ is CSLS as published."""
+    bank: int = 2000
+    """Training images, and means of their captions, that are kept to look for neighbours in."""
+
+    def __post_init__(self) -> None:
+        require(self.neighbours >= 0, "hubness.neighbours", "at least 0", self.neighbours)
+        require(0 < self.weight < math.inf, "hubness.weight", "above 0", self.weight)
+        require(self.bank >= 1, "hubness.bank", "at least 1", self.bank)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions:
     """What is put into each slot of a step."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.align.methods import METHODS
-from pipeline.align.options import ObjectiveOptions, require
+from pipeline.align.options import HubnessOptions, ObjectiveOptions, require
 from pipeline.config import build
 from pipeline.errors import UnknownNameError
 
@@ -86,6 +86,10 @@ class Recipe(ObjectiveOptions):
     """`one`: an epoch draws one caption an image; `all`: each caption is a pair, captions of one image no strangers."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """Optimiser and length."""
+    hubness: HubnessOptions = field(default_factory=HubnessOptions)
+    """A correction of the finished projectors."""
+    layers: str = "pair"
+    """What `--layers auto` means for this method: an expression as in `AlignConfig.layers`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +98,7 @@ class Recipe(ObjectiveOptions):
         linear = self.start == "random" or kinds == ("linear", "linear")
         require(linear, "projector", "linear where training starts from CCA", " and ".join(kinds))
         trains = not self.trained or kinds != ("identity", "identity")
+        require(self.layers.strip() != "auto", "layers", "of a method other than auto", self.layers)
         require(trains, "projector", "with something to train on one side at least", "identity on both")
 
     @property

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.align import closed_form
 from pipeline.align.config import AlignConfig
+from pipeline.align.hubness import corrected
 from pipeline.align.layer_choice import ChosenLayers, choose_layers
 from pipeline.align.pairs import Splits, draw, split_pairs
 from pipeline.align.recipe import Recipe
@@ -136,7 +137,7 @@ def make_seed(
     if not recipe.trained:
         return closed_form.fit(data, validation, recipe, blocks)
     projectors = starting_projectors(data, validation, recipe, blocks, seed)
-    return train(data, validation, recipe, projectors, seed=seed)
+    return corrected(train(data, validation, recipe, projectors, seed=seed), data, validation, recipe)
 
 
 def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, report: Report) -> ChosenLayers:
@@ -144,7 +145,7 @@ def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, report
     pairs = splits.train.pick(draw(image, text, splits.train, config, config.seeds[0]))
     digest = layers_digest(image, text, config)
     known = known_scores(config.out, digest)
-    chosen = choose_layers(image, text, pairs, config, report, known)
+    chosen = choose_layers(image, text, pairs, config, report, known, splits.validation)
     if chosen.scores is not None and known is None:
         save_scores(config.out, digest, chosen.scores)
     elif chosen.scores is None:

@@ -17,8 +17,8 @@ from pipeline.projectors.input import InputNormalisation, unit_rows
 class Projector(nn.Module, ABC):
     """A map from one side's features to the shared space.
 
-    `forward` = `unit_rows(project(x))`, `project` = `transform(prepare(x))`. A subclass writes `transform`, and
-    `settings` where it has arguments of its own.
+    `forward` = `embed(prepare(x))` = `unit_rows(project(x))`, `project` = `transform(prepare(x))`.
+    A subclass writes `transform`, and `settings` where it has arguments of its own.
 
     Args:
         d_in: Width D of the features.
@@ -67,7 +67,11 @@ class Projector(nn.Module, ABC):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map raw features [N, D] to unit-length embeddings [N, d] in float32 (float64 where the weights are)."""
-        return unit_rows(self.project(features))
+        return self.embed(self.prepare(features))
+
+    def embed(self, prepared: Tensor) -> Tensor:
+        """Map prepared features [N, D] to unit-length embeddings [N, d]."""
+        return unit_rows(self.transform(prepared))
 
     def start_from(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
         """Become (or begin near) the closed form (x − mean) W · weights; x is what `prepare` gives.

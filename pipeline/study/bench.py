@@ -100,16 +100,16 @@ class Workbench:
         return swap_captions(found, cell.swapped, seed) if cell.swapped else found
 
     def layers(self, cell: Cell) -> Layers:
-        """Return the layers of a cell; chosen once for all methods, by the first seed's training data."""
+        """Return the layers of a cell; chosen by the first seed's data, once for all methods that want the same."""
         config = cell.config(self.config)
         digest = layers_digest(*self.sides, config)
         key = f"{digest[:16]}{f'-swap{100 * cell.swapped:g}' if cell.swapped else ''}"
-        name = f"{key}/{config.layers}/{config.stack}"
+        name = f"{key}/{config.layer_expression}/{config.stack}"
         if name not in self._chosen:
             folder = self.config.out / "layers" / key
             known = known_scores(folder, digest)
             pairs = self.splits.train.pick(self.drawn(cell, config.seeds[0]))
-            chosen = choose_layers(*self.sides, pairs, config, silent, known)
+            chosen = choose_layers(*self.sides, pairs, config, silent, known, self.splits.validation)
             if chosen.scores is not None and known is None:
                 save_scores(folder, digest, chosen.scores)
             self._chosen[name] = chosen

@@ -13,7 +13,8 @@ from pipeline.errors import UnknownNameError, UserError
 
 WANTED = (
     "info_nce info_nce_mlp fusemix siglip dcl soft_targets modest_align variance_aware entropy_schedule cosine_spread "
-    "structure combined cca procrustes ridge pls asif modest_align_published structure_published fewpairs"
+    "structure combined cca procrustes ridge pls asif modest_align_published structure_published cca_then_train "
+    "fewpairs"
 )
 
 

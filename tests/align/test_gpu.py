@@ -13,7 +13,9 @@ from tests.align.conftest import Stores
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("method", ["combined", "cca", "asif", "fusemix", "siglip", "fewpairs", "soft_targets"])
+@pytest.mark.parametrize(
+    "method", ["combined", "cca", "asif", "fusemix", "siglip", "fewpairs", "cca_then_train", "soft_targets"]
+)
 def test_learns_on_a_gpu(stores: Stores, tmp_path: Path, method: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

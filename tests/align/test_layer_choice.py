@@ -117,8 +117,8 @@ def test_scores_are_kept_for_the_next_run(stores: Stores, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("11", "auto, last, stack, or an image layer and a text layer"),
-        ("1,2,0", "auto, last, stack, or an image layer and a text layer"),
+        ("11", "auto, pair, stack, last, grow, spread, or an image layer and a text layer"),
+        ("1,2,0", "auto, pair, stack, last, grow, spread, or an image layer and a text layer"),
         ("block9,last", "a known layer .*block0"),
         ("7,0", "a layer index between -3 and 2"),
     ],

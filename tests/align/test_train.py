@@ -137,7 +137,7 @@ def test_temperature_stays_between_its_bounds() -> None:
 
 
 def test_start_from_cca_begins_good_and_goes_on() -> None:
-    recipe = short("fewpairs", max_steps=4, learning_rate=1e-4)
+    recipe = short("cca_then_train", max_steps=4, learning_rate=1e-4)
     data, validation = pairs(120, 0), pairs(50, 1)
     projectors = starting_projectors(data, validation, recipe, ([12], [10]), seed=1)
     start = selection_score(validate(*projectors, validation))

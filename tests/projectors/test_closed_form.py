@@ -91,6 +91,39 @@ def test_cca_directions_are_white_under_the_ridged_covariance() -> None:
     assert bool((ours.strengths.diff() <= 1e-12).all())
 
 
+def test_few_directions_of_many_are_the_first_of_all() -> None:
+    generator = torch.Generator().manual_seed(1)
+    for widths in ((30, 12), (12, 30)):
+        image = torch.randn(200, widths[0], generator=generator, dtype=torch.float64)
+        text = torch.randn(200, widths[1], generator=generator, dtype=torch.float64)
+        statistics = PairStatistics.of(image, text + 3 * image[:, :1] - image[:, 1:2])
+        everything, some = cca(statistics, ridge=0.1), cca(statistics, 4, ridge=0.1)
+        torch.testing.assert_close(some.strengths, everything.strengths[:4])
+        for found, whole in zip(
+            (some.image_matrix, some.text_matrix), (everything.image_matrix, everything.text_matrix), strict=True
+        ):
+            torch.testing.assert_close(found @ found.T, whole[:, :4] @ whole[:, :4].T)
+
+
+def test_directions_without_correlation_are_asked_for_by_too_few_pairs() -> None:
+    image, text, owner = make_pairs()
+    shared = torch.cat([image[owner], image[owner] @ torch.ones(10, 10, dtype=torch.float64)], dim=1)
+    found = cca(PairStatistics.of(shared, shared[:, :1].repeat(1, 8) + 0 * text[:, :1]), 4, ridge=1e-3)
+    assert bool(torch.isfinite(found.image_matrix).all())
+    assert float(found.strengths[0]) > 0.9
+
+
+def test_cca_with_another_ridge_for_texts() -> None:
+    image, text, owner = make_pairs()
+    ours = cca(PairStatistics.of(image, text, owner), ridge=0.8, text_ratio=0.25)
+    x, y = centred(image[owner]), centred(text)
+    cxx, cyy = x.T @ x / len(x), y.T @ y / len(y)
+    cxx = cxx + 0.8 * cxx.diagonal().mean() * torch.eye(10, dtype=torch.float64)
+    cyy = cyy + 0.2 * cyy.diagonal().mean() * torch.eye(7, dtype=torch.float64)
+    torch.testing.assert_close(ours.image_matrix.T @ cxx @ ours.image_matrix, torch.eye(7, dtype=torch.float64))
+    torch.testing.assert_close(ours.text_matrix.T @ cyy @ ours.text_matrix, torch.eye(7, dtype=torch.float64))
+
+
 def test_procrustes_agrees_with_scipy() -> None:
     image, text, owner = make_pairs()
     statistics = PairStatistics.of(image, text, owner)

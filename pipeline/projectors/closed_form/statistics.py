@@ -57,14 +57,11 @@ class PairStatistics:
         counts = torch.bincount(owner, minlength=len(image)).double()
         image_side = _spectrum(image, counts / counts.sum(), "image")
         text_side = _spectrum(text, text.new_full((len(text),), 1.0 / len(text), dtype=torch.float64), "text")
-        summed = torch.zeros(len(image), len(text_side.values), dtype=torch.float64, device=image.device)
+        summed = torch.zeros(len(image), text.shape[1], dtype=torch.float64, device=image.device)
         for start in range(0, len(text), _BLOCK):
             block = text[start : start + _BLOCK].double() - text_side.mean
-            summed.index_add_(0, owner[start : start + _BLOCK], block @ text_side.vectors)
-        cross = torch.zeros(len(image_side.values), summed.shape[1], dtype=torch.float64, device=image.device)
-        for start in range(0, len(image), _BLOCK):
-            block = (image[start : start + _BLOCK].double() - image_side.mean) @ image_side.vectors
-            cross += block.T @ summed[start : start + _BLOCK]
+            summed.index_add_(0, owner[start : start + _BLOCK], block)
+        cross = _cross(image, image_side, summed, text_side)
         return cls(image=image_side, text=text_side, cross=cross / len(text), pairs=len(text))
 
     @staticmethod
@@ -82,6 +79,23 @@ class PairStatistics:
                 found=f"{len(owner)} rows from {int(owner.min())} to {int(owner.max())}",
             )
         return owner
+
+
+def _cross(image: Tensor, image_side: Spectrum, summed: Tensor, text_side: Spectrum) -> Tensor:
+    """Return V_imageᵀ Σ_i x_i s_iᵀ V_text for image rows x [N, D] and the sums s [N, E] of their captions.
+
+    The captions are many, so they are summed an image before anything is multiplied.
+    """
+    few = len(image) <= image.shape[1]
+    total = torch.zeros(0, dtype=torch.float64, device=image.device)
+    for start in range(0, len(image), _BLOCK):
+        block = image[start : start + _BLOCK].double() - image_side.mean
+        texts = summed[start : start + _BLOCK]
+        if few:
+            block, texts = block @ image_side.vectors, texts @ text_side.vectors
+        part = block.T @ texts
+        total = part if start == 0 else total.add_(part)
+    return total if few else image_side.vectors.T @ total @ text_side.vectors
 
 
 def _check_features(image: Tensor, text: Tensor) -> None:
