@@ -6,6 +6,7 @@ bench = Workbench(config); made = bench.make(cell); metrics, ranks = measure(ben
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.align.layer_choice import ChosenLayers, choose_layers
+from pipeline.align.config import AlignConfig
+from pipeline.align.layer_choice import choose_layers
 from pipeline.align.pairs import Drawn, Splits, draw, split_pairs
 from pipeline.align.report import silent
 from pipeline.align.resume import known_scores, layers_digest, save_scores
@@ -24,10 +26,10 @@ from pipeline.evaluate.data import TestPairs, pairs_of_split
 from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
 from pipeline.store.side import LayerRef, Side
 from pipeline.study.cells import Cell
+from pipeline.study.choice import Layers, choice_path, known_choice, save_choice, takes_work
 from pipeline.study.config import SweepConfig
 from pipeline.study.corrupt import swap_captions
 
-Layers = tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]]
 KEPT = 2  # sets of layers whose features stay in memory
 
 
@@ -58,7 +60,7 @@ class Workbench:
         self.splits: Splits = split_pairs(*self.sides, any_cell, silent)
         self.device = torch.device(_device(config.device))
         self._features: OrderedDict[Layers, _Features] = OrderedDict()
-        self._chosen: dict[str, ChosenLayers] = {}
+        self._chosen: dict[Path, Layers] = {}
 
     @cached_property
     def test(self) -> TestPairs | None:
@@ -103,17 +105,22 @@ class Workbench:
         """Return the layers of a cell; chosen by the first seed's data, once for all methods that want the same."""
         config = cell.config(self.config)
         digest = layers_digest(*self.sides, config)
-        key = f"{digest[:16]}{f'-swap{100 * cell.swapped:g}' if cell.swapped else ''}"
-        name = f"{key}/{config.layer_expression}/{config.stack}"
-        if name not in self._chosen:
-            folder = self.config.out / "layers" / key
-            known = known_scores(folder, digest)
-            pairs = self.splits.train.pick(self.drawn(cell, config.seeds[0]))
-            chosen = choose_layers(*self.sides, pairs, config, silent, known, self.splits.validation)
-            if chosen.scores is not None and known is None:
-                save_scores(folder, digest, chosen.scores)
-            self._chosen[name] = chosen
-        return self._chosen[name].image, self._chosen[name].text
+        name = f"{digest[:16]}{f'-swap{100 * cell.swapped:g}' if cell.swapped else ''}"
+        path = choice_path(self.config.out / "layers" / name, config)
+        if path not in self._chosen:
+            known = known_choice(path, digest)
+            self._chosen[path] = self._choose(cell, config, path, digest) if known is None else known
+        return self._chosen[path]
+
+    def _choose(self, cell: Cell, config: AlignConfig, path: Path, digest: str) -> Layers:
+        known = known_scores(path.parent, digest)
+        pairs = self.splits.train.pick(self.drawn(cell, config.seeds[0]))
+        chosen = choose_layers(*self.sides, pairs, config, silent, known, self.splits.validation)
+        if chosen.scores is not None and known is None:
+            save_scores(path.parent, digest, chosen.scores)
+        if takes_work(config.layer_expression):
+            save_choice(path, digest, (chosen.image, chosen.text))
+        return chosen.image, chosen.text
 
     def features(self, layers: Layers) -> "_Features":
         """Return the features of layers, read once; the least recently used are forgotten."""

@@ -13,14 +13,12 @@ from pipeline.align.report import Report, silent
 from pipeline.errors import PipelineError
 from pipeline.study.bench import Workbench
 from pipeline.study.cells import Cell, Digests, cells_of
+from pipeline.study.choice import SCORED, takes_work
 from pipeline.study.config import SweepConfig
 from pipeline.study.cost import seconds_of, sizes_of
 from pipeline.study.progress import Progress, duration
 from pipeline.study.results import Result, finished_cell, save_queries, write_tables
 from pipeline.study.work import Done, Task, do_cell
-
-SCORED = ("auto", "pair", "stack")
-"""Layers that are chosen by scores of all pairs of layers."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ def _planned(config: SweepConfig, bench: Workbench) -> Plan:
     cells = cells_of(config)
     for cell in {(each.pairs, each.captions): each for each in cells}.values():
         bench.drawn(cell)  # refuses more images than there are
-    for cell in {each.layers: each for each in cells if each.layers not in ("auto", *SCORED)}.values():
+    named = {each.layers: each for each in cells if not takes_work(each.config(config).layer_expression)}
+    for cell in named.values():
         bench.layers(cell)  # refuses names that no store holds
     digests, sizes = Digests(config, bench.sides), sizes_of(bench)
     all_digests = {cell: digests.of(cell) for cell in cells}
@@ -126,8 +125,12 @@ def sweep(
 
 def _choose_layers(config: SweepConfig, planned: Plan, jobs: int) -> None:
     """Score layers once for all methods, before cells that share them start side by side."""
-    scored = [cell for cell in planned.left if getattr(cell.config(config), "layer_expression", cell.layers) in SCORED]
-    kinds = {(cell.pairs, cell.captions, cell.swapped): cell for cell in scored}
+    wanted = {cell: cell.config(config).layer_expression for cell in planned.left}
+    kinds = {
+        (cell.pairs, cell.captions, cell.swapped, "" if expression in SCORED else expression): cell
+        for cell, expression in wanted.items()
+        if takes_work(expression)
+    }
     tasks = [Task(config, cell, "", layers_only=True) for cell in kinds.values()]
     failed = [done.problem for done in run_side_by_side(do_cell, tasks, jobs=jobs) if done.problem]
     if failed:
