@@ -57,7 +57,7 @@ class EvaluateConfig:
     seed: int = 0
     """Seed of the bootstrap and of the examples that are shown."""
     index: str = "auto"
-    """Search index behind the examples: auto, torch, flat, ivf, hnsw, sq8 or ivfpq. Metrics are always counted exactly."""
+    """Index behind the examples: auto, torch, flat, ivf, hnsw, sq8 or ivfpq. Metrics are always counted exactly."""
     examples: int = 8
     """Random example queries in the report, and as many of the worst failures."""
     data: Path | None = None

@@ -26,9 +26,12 @@ class Calibration:
     temperature: float
     """Temperature that the scores were divided by (mean over seeds)."""
     temperature_source: str
-    """learned, fixed, validation (fitted there), own (an older run does not say how), or default (it has none)."""
+    """learned, fixed, validation (fitted there when the run was made), own (an older run does not say how), default (it
+    has none), or scaled (fitted on validation rows by this evaluation)."""
     bins: tuple[tuple[float, float, int], ...]
     """(mean confidence, accuracy, answers) of each bin that holds answers, all seeds together."""
+    scaled: "Calibration | None" = None
+    """The same after temperature scaling on validation rows; None where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)

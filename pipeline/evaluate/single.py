@@ -9,17 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluate.calibrate import Answers, run_temperature, summarise
+from pipeline.evaluate.calibrate import (
+    calibration,
+    retrieval_temperatures,
+    run_temperature,
+    validation_pairs,
+    zero_shot_temperatures,
+)
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, check_side, run_features
 from pipeline.evaluate.measures import Measure, measures_of, sums_by_cluster, value_by_seed
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
 from pipeline.evaluate.resampling import Bootstrap
 from pipeline.evaluate.result import Calibration, RunResult
-from pipeline.evaluate.zero_shot import ZeroShotSet, classify
-from pipeline.metrics.retrieval import cross_ranks
+from pipeline.evaluate.zero_shot import Answers, ZeroShotSet, classify
+from pipeline.metrics.retrieval import Watch, cross_ranks
 from pipeline.metrics.top_probability import TopProbabilities
 from pipeline.projectors.run_record import AlignedRun
 
@@ -71,40 +78,63 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     image_features = run_features(run, data.image, data.pairs.image_rows)
     text_features = run_features(run, data.text, data.pairs.caption_rows)
     owner = torch.from_numpy(data.pairs.caption_image)
-    by_image: list[NDArray[np.int64]] = []
-    by_text: list[NDArray[np.int64]] = []
-    sure: dict[str, list[Answers]] = {IMAGE_RETRIEVAL: [], TEXT_RETRIEVAL: []}
+    ranks: dict[str, list[NDArray[np.int64]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
+    sure: dict[str, list[tuple[Answers, ...]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
     temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
-    for seed, (temperature, _) in zip(run.seeds, temperatures, strict=True):
+    fitted = retrieval_temperatures(run, validation_pairs(run, data))
+    for seed, (own, _), scaled in zip(run.seeds, temperatures, fitted, strict=True):
         image, text = run.encode("image", image_features, seed), run.encode("text", text_features, seed)
-        top = TopProbabilities(len(image), len(text), temperature)
-        image_ranks, text_ranks = cross_ranks(image, text, owner, watch=top.watch)
-        by_image.append(image_ranks)
-        by_text.append(text_ranks)
-        sure[IMAGE_RETRIEVAL].append((top.by_column, text_ranks == 1))
-        sure[TEXT_RETRIEVAL].append((top.by_row, image_ranks == 1))
+        divisors = [(own, own), *([(scaled[TEXT_RETRIEVAL], scaled[IMAGE_RETRIEVAL])] if scaled else [])]
+        tops = [TopProbabilities(len(image), len(text), each) for each in divisors]
+        image_ranks, text_ranks = cross_ranks(image, text, owner, watch=_all(tops))
+        ranks[TEXT_RETRIEVAL].append(image_ranks)
+        ranks[IMAGE_RETRIEVAL].append(text_ranks)
+        sure[TEXT_RETRIEVAL].append(tuple((top.by_row, image_ranks == 1) for top in tops))
+        sure[IMAGE_RETRIEVAL].append(tuple((top.by_column, text_ranks == 1) for top in tops))
     image_ids = data.image_ids
-    caption_owners = [image_ids[position] for position in data.pairs.caption_image]
+    ids = {
+        TEXT_RETRIEVAL: (image_ids, image_ids),
+        IMAGE_RETRIEVAL: (data.caption_ids, [image_ids[position] for position in data.pairs.caption_image]),
+    }
     return [
         Answered(
-            queries=_ranks(run, TEXT_RETRIEVAL, image_ids, image_ids, by_image),
-            calibration=summarise(sure[TEXT_RETRIEVAL], temperatures),
-        ),
-        Answered(
-            queries=_ranks(run, IMAGE_RETRIEVAL, data.caption_ids, caption_owners, by_text),
-            calibration=summarise(sure[IMAGE_RETRIEVAL], temperatures),
-        ),
+            queries=_ranks(run, name, *ids[name], ranks[name]),
+            calibration=_calibration(sure[name], temperatures, [each[name] for each in fitted if each]),
+        )
+        for name in ranks
     ]
+
+
+def _all(tops: Sequence[TopProbabilities]) -> Watch:
+    """Show a tile to all of them."""
+
+    def watch(scores: Tensor, rows: slice, columns: slice) -> None:
+        for top in tops:
+            top.watch(scores, rows, columns)
+
+    return watch
+
+
+def _calibration(
+    sure: Sequence[Sequence[Answers]], temperatures: Sequence[tuple[float, str]], fitted: Sequence[float]
+) -> Calibration:
+    """Return the calibration of each seed's answers; the second answers are those after scaling."""
+    scaled = [each[1] for each in sure] if fitted else []
+    return calibration([each[0] for each in sure], temperatures, scaled, fitted)
 
 
 def classify_seeds(run: AlignedRun, data: ZeroShotSet) -> Answered:
     """Return zero-shot classification of a set, all seeds."""
     temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
-    parts = [classify(run, data, seed, value) for seed, (value, _) in zip(run.seeds, temperatures, strict=True)]
+    fitted = [each for each in zero_shot_temperatures(run, data) if each is not None]
+    parts = [
+        classify(run, data, seed, [own, *fitted[index : index + 1]])
+        for index, (seed, (own, _)) in enumerate(zip(run.seeds, temperatures, strict=True))
+    ]
     direction = zero_shot_direction(data.name)
     return Answered(
         queries=_ranks(run, direction, data.image_ids, data.image_ids, [part[0] for part in parts], data.labels),
-        calibration=summarise([part[1] for part in parts], temperatures),
+        calibration=_calibration([part[1] for part in parts], temperatures, fitted),
         confusion=np.sum([part[2] for part in parts], axis=0),
     )
 

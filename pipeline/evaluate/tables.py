@@ -64,8 +64,11 @@ def _flat(run: RunResult, summary: Summary) -> dict[str, Any]:
         table[f"{direction}_median_rank"] = float(np.median(run.queries[direction].ranks, axis=1).mean())
     for direction, calibration in run.calibration.items():
         prefix = _prefix(direction)
-        table[f"{prefix}ece"] = calibration.ece
-        table[f"{prefix}mean_max_probability"] = calibration.mean_max_probability
+        for suffix, each in (("", calibration), ("_scaled", calibration.scaled)):
+            if each is not None:
+                table[f"{prefix}ece{suffix}"] = each.ece
+                table[f"{prefix}mean_max_probability{suffix}"] = each.mean_max_probability
+                table[f"{prefix}temperature{suffix}"] = each.temperature
     return table
 
 
@@ -89,8 +92,10 @@ def write_tables(out: Path, summary: Summary, values: Mapping[str, Any], duplica
     plots.mkdir(exist_ok=True)
     write_csv(plots / "recall_at_k.csv", _curve_rows(summary.runs), ("run", "direction", "k", "recall"))
     write_csv(plots / "history.csv", _history_rows(summary.runs), ("run", "seed", "step"))
-    names = ("run", "image_layer", "text_layer", "score")
-    write_csv(plots / "layer_pairs.csv", _layer_rows(summary.runs), names)
+    bins = ("run", "direction", "temperature", "confidence", "accuracy", "answers")
+    write_csv(plots / "reliability.csv", _reliability_rows(summary.runs), bins)
+    scores = ("run", "image_layer", "text_layer", "score")
+    write_csv(plots / "layer_pairs.csv", _layer_rows(summary.runs), scores)
 
 
 def _write_headlines(folder: Path, summary: Summary) -> None:
@@ -152,6 +157,24 @@ def _history_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
         for run in runs
         for seed, steps in run.history.items()
         for step in steps
+    ]
+
+
+def _reliability_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": run.name,
+            "direction": direction,
+            "temperature": kind,
+            "confidence": confidence,
+            "accuracy": accuracy,
+            "answers": answers,
+        }
+        for run in runs
+        for direction, own in run.calibration.items()
+        for kind, each in (("own", own), ("scaled", own.scaled))
+        if each is not None
+        for confidence, accuracy, answers in each.bins
     ]
 
 

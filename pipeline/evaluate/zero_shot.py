@@ -4,18 +4,23 @@ A class embedding is the normalised mean of its normalised prompt embeddings. Th
 classes gives acc1, acc5 and mean_per_class_recall; ties count against it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.evaluate.calibrate import Answers
 from pipeline.evaluate.data import run_features
 from pipeline.metrics.calibration import confidences
 from pipeline.metrics.zero_shot import classifier, zero_shot_metrics
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side
+
+Answers: TypeAlias = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Confidence of each query's first answer [Q], and whether it was right [Q]; a tie is not right."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class ZeroShotSet:
         rows: Positions [M] of the labelled images of the split.
         target: Class [M] of each of them.
         unlabelled: Images of the split without a label, which are left out.
+        split: The split.
     """
 
     name: str
@@ -39,6 +45,17 @@ class ZeroShotSet:
     rows: NDArray[np.int64]
     target: NDArray[np.int64]
     unlabelled: int
+    split: str
+
+    def of_split(self, split: str) -> "ZeroShotSet | None":
+        """Return the labelled images of another split, of the same classes; None where there are none."""
+        labels = self.image.samples.label
+        known = {label: index for index, label in enumerate(self.classes)}
+        rows = [row for row, value in enumerate(self.image.samples.split) if value == split and labels[row] in known]
+        if split == self.split or not rows:
+            return None
+        target = np.array([known[labels[row]] for row in rows], dtype=np.int64)
+        return replace(self, rows=np.array(rows, dtype=np.int64), target=target, unlabelled=0, split=split)
 
     @property
     def image_ids(self) -> list[str]:
@@ -76,24 +93,30 @@ def zero_shot_set(name: str, image: Side, prompts: Side, split: str) -> ZeroShot
         found = f"none for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
         raise UserError(expected="prompts for every label of the images", found=found, where=prompt_store)
     target = np.array([known[image.samples.label[row]] for row in rows], dtype=np.int64)
-    return ZeroShotSet(name, image, prompts, classes, np.array(rows, dtype=np.int64), target, len(inside) - len(rows))
+    left_out = len(inside) - len(rows)
+    return ZeroShotSet(name, image, prompts, classes, np.array(rows, dtype=np.int64), target, left_out, split)
 
 
 def classify(
-    run: AlignedRun, data: ZeroShotSet, seed: int, temperature: float
-) -> tuple[NDArray[np.int64], Answers, NDArray[np.int64]]:
+    run: AlignedRun, data: ZeroShotSet, seed: int, temperatures: Sequence[float]
+) -> tuple[NDArray[np.int64], list[Answers], NDArray[np.int64]]:
     """Classify every image with one seed of a run.
 
     Returns:
-        Rank [M] of the true class, (confidence [M], right [M]) of the first answer, and counts [C, C] of true class
-        against predicted class.
+        Rank [M] of the true class, (confidence [M], right [M]) of the first answer for each temperature, and counts
+        [C, C] of true class against predicted class.
     """
+    classes = class_vectors(run, data, seed)
+    images = run.encode("image", run_features(run, data.image, data.rows), seed)
+    found = zero_shot_metrics(images, classes, data.target, (1,))
+    sure = [confidences(images, classes, data.target, temperature) for temperature in temperatures]
+    return found.ranks, [(each.top, each.correct) for each in sure], found.confusion
+
+
+def class_vectors(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:
+    """Return one unit vector a class [C, d]."""
     labels = data.prompts.samples.label
     rows = np.array([row for row, label in enumerate(labels) if label], dtype=np.int64)
     known = {label: index for index, label in enumerate(data.classes)}
     owner = np.array([known[labels[row]] for row in rows])
-    classes = classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(known))
-    images = run.encode("image", run_features(run, data.image, data.rows), seed)
-    found = zero_shot_metrics(images, classes, data.target, (1,))
-    sure = confidences(images, classes, data.target, temperature)
-    return found.ranks, (sure.top, sure.correct), found.confusion
+    return classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(known))

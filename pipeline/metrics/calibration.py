@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.metrics.arrays import Array, check_count, indices, matrix
+from pipeline.metrics.arrays import Array, check_count, matrix
 from pipeline.metrics.retrieval import positive_pairs
 from pipeline.metrics.top_probability import check_temperature
 
@@ -135,16 +135,20 @@ def expected_calibration_error(
     return reliability(confidence_Q, correct_Q, bins=bins, scheme=scheme).error
 
 
-def fit_temperature(score_QG: Array, positive_Q: Array, *, low: float = 1e-4, high: float = 1e3) -> float:
+def fit_temperature(
+    score_QG: Array, positives: Array, offsets: Array | None = None, *, low: float = 1e-4, high: float = 1e3
+) -> float:
     """Return the temperature in low..high that minimises the NLL of softmax(scores / T) on *validation* queries.
 
-    The NLL is convex in 1/T; the root of its derivative, Σ_q (E_p[s] − s_positive), is found in log T by Newton's
-    steps, by halves where they would leave the bracket. Scores stay float32, in blocks; sums are float64.
-    Source: arXiv 1706.04599.
+    With one positive a query the NLL is convex in 1/T; the root of its derivative, Σ_q (E_p[s] − s_positive), is found
+    in log T by Newton's steps, by halves where they would leave the bracket. With several, the likelihood is that of
+    any of them, s_positive becomes E_p[s | positive], and the root is a minimum, though there might be another. Scores
+    stay float32, in blocks; sums are float64. Source: arXiv 1706.04599.
 
     Args:
         score_QG: Scores of Q validation queries against G items.
-        positive_Q: The right item of each query.
+        positives: The right item of each query [Q], or with `offsets` the right items, as in `retrieval.ranks`.
+        offsets: [Q + 1], where each query's positives begin and end.
         low: Smallest temperature; the answer where every query is right (there is no minimum then).
         high: Largest temperature; the answer where the scores say nothing.
 
@@ -152,17 +156,20 @@ def fit_temperature(score_QG: Array, positive_Q: Array, *, low: float = 1e-4, hi
         UserError: Non-finite or mismatched input, or bounds that are not 0 < low < high.
     """
     scores = matrix(score_QG, "scores")
-    positive = indices(positive_Q, "positives", length=len(scores), below=scores.shape[1]).to(scores.device)
+    rows, columns = (
+        part.to(scores.device) for part in positive_pairs(len(scores), scores.shape[1], positives, offsets)
+    )
+    own = scores[rows, columns].double()
     check_temperature(low)
     if not low < high < float("inf"):
         raise UserError(expected="bounds with low < high", found=f"{low} and {high}")
-    matched = float(scores.gather(1, positive[:, None]).double().mean())
     bottom, top = float(np.log(low)), float(np.log(high))
     at = (bottom + top) / 2
     for _ in range(60):
         mean, variance = _expected_score(scores, float(np.exp(at)))
+        matched, spread = _expected_positive(own, rows, len(scores), float(np.exp(at)))
         bottom, top = (at, top) if mean > matched else (bottom, at)
-        step = (mean - matched) / max(variance * float(np.exp(-at)), 1e-300)
+        step = (mean - matched) / max((variance - spread) * float(np.exp(-at)), 1e-300)
         at, before = (at + step if bottom < at + step < top else (bottom + top) / 2), at
         if abs(at - before) < 1e-7:
             break
@@ -181,6 +188,20 @@ def _expected_score(scores: Tensor, temperature: float) -> tuple[float, float]:
         mean += float((first + part.amax(dim=1)).double().sum())
         variance += float(spread.double().sum())
     return mean / len(scores), variance / len(scores)
+
+
+def _expected_positive(own: Tensor, rows: Tensor, queries: int, temperature: float) -> tuple[float, float]:
+    """Return the mean over queries of E[s] and Var[s] under softmax(s / T) among each query's positives [P]."""
+    if len(own) == queries:
+        return float(own.mean()), 0.0
+    zeros = own.new_zeros(queries)
+    best = torch.full_like(zeros, -torch.inf).scatter_reduce_(0, rows, own, "amax")
+    gap = own - best[rows]
+    weight = (gap / temperature).exp()
+    total = zeros.index_add(0, rows, weight)
+    first = zeros.index_add(0, rows, weight * gap) / total
+    spread = zeros.index_add(0, rows, weight * gap.square()) / total - first.square()
+    return float((first + best).mean()), float(spread.mean())
 
 
 def _boil_down(scores: Tensor, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:

@@ -22,15 +22,16 @@ class TopProbabilities:
     Args:
         rows: Number R of rows.
         columns: Number C of columns.
-        temperature: What scores are divided by.
+        temperature: What scores are divided by; one for the rows' softmax, one for the columns', or one for both.
 
     Raises:
         UserError: The temperature is not positive.
     """
 
-    def __init__(self, rows: int, columns: int, temperature: float) -> None:
-        check_temperature(temperature)
-        self._temperature = temperature
+    def __init__(self, rows: int, columns: int, temperature: float | tuple[float, float]) -> None:
+        self._temperature = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+        for each in self._temperature:
+            check_temperature(each)
         self._most = [torch.full((count,), -torch.inf) for count in (rows, columns)]
         self._sum = [torch.zeros(count, dtype=torch.float64) for count in (rows, columns)]
 
@@ -56,8 +57,8 @@ class TopProbabilities:
         before = self._most[axis][place]
         most = torch.maximum(before, piece.amax(dim=1 - axis).cpu())
         shift = most.to(piece.device).unsqueeze(1 - axis)
-        sums = (piece - shift).div_(self._temperature).exp_().sum(dim=1 - axis)
-        fade = ((before.double() - most.double()) / self._temperature).exp()
+        sums = (piece - shift).div_(self._temperature[axis]).exp_().sum(dim=1 - axis)
+        fade = ((before.double() - most.double()) / self._temperature[axis]).exp()
         self._sum[axis][place] = self._sum[axis][place] * fade + sums.cpu().double()
         self._most[axis][place] = most
 

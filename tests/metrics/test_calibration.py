@@ -126,6 +126,18 @@ def test_temperature_is_where_the_likelihood_peaks() -> None:
     assert expected_calibration_error(at_best.top, at_best.correct) < 0.05
 
 
+def test_temperature_of_several_positives_is_where_their_likelihood_peaks() -> None:
+    queries, gallery, labels = classified(rows=600, classes=30)
+    also = (labels + 1) % 30
+    positives, offsets = torch.stack([labels, also], dim=1).flatten(), torch.arange(601) * 2
+    best = fit_temperature(queries @ gallery.T, positives, offsets)
+    grid = np.geomspace(0.02, 2, 300)
+    nll = [confidences(queries, gallery, positives, float(t), offsets).nll for t in grid]
+    assert best == pytest.approx(float(grid[int(np.argmin(nll))]), rel=0.03)
+    one_each = fit_temperature(queries @ gallery.T, labels, torch.arange(601))
+    assert one_each == pytest.approx(fit_temperature(queries @ gallery.T, labels))
+
+
 def test_temperature_without_a_minimum_ends_at_the_bounds() -> None:
     assert fit_temperature(torch.eye(5), torch.arange(5), low=0.01) == pytest.approx(0.01, rel=1e-6)
     assert fit_temperature(-torch.eye(5), torch.arange(5), high=50.0) == pytest.approx(50.0, rel=1e-6)

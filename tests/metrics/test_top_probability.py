@@ -50,6 +50,16 @@ def test_tiles_may_come_in_any_order_and_shape() -> None:
     np.testing.assert_allclose(top.by_row, expected, atol=1e-6)
 
 
+def test_each_axis_may_have_its_own_temperature() -> None:
+    images, captions, _ = world()
+    both = TopProbabilities(len(images), len(captions), (0.05, 0.2))
+    cold, warm = (TopProbabilities(len(images), len(captions), value) for value in (0.05, 0.2))
+    for top in (both, cold, warm):
+        top.watch(images @ captions.T, slice(0, len(images)), slice(0, len(captions)))
+    np.testing.assert_array_equal(both.by_row, cold.by_row)
+    np.testing.assert_array_equal(both.by_column, warm.by_column)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_temperature_is_positive(temperature: float) -> None:
     with pytest.raises(UserError, match="a positive temperature"):

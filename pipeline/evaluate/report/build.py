@@ -8,7 +8,8 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs
 from pipeline.evaluate.measures import Measure, chance_level
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.evaluate.report.diagnosis import calibration_section, layers_section, zero_shot_section
+from pipeline.evaluate.report.calibration import calibration_section
+from pipeline.evaluate.report.diagnosis import layers_section, zero_shot_section
 from pipeline.evaluate.report.page import Caution, Cell, ExampleGroup, Page, Section, Table
 from pipeline.evaluate.report.results import curves_section, differences_section, forest_picture, results_section
 from pipeline.evaluate.report.training import training_section
