@@ -1,109 +1,130 @@
 """What the slots cost: a training step against a bare loop of the same maths, and STRUCTURE against a plain step.
 
-Run: `python -m benchmarks.step [--rows 1024] [--structure-rows 4096] [--repeats 10]`. Both run forward, backward and
-AdamW on linear projectors; the bare loop is ten lines of torch with `torch.optim.AdamW`. CPU seconds are counted, so
-set OMP_NUM_THREADS=1 on a busy machine.
+    OMP_NUM_THREADS=1 python -m benchmarks.step [--rows 1024] [--dim 256] [--structure-rows 4096] [--repeats 20]
+
+Steps are forward, backward, clipping and AdamW on linear projectors (1280 and 384 wide to d). `ours` is the step that
+`pipeline.align.train` takes, its log included; `bare` is `benchmarks.bare_steps`. All of them are timed in turn, CPU
+seconds, so that a busy machine slows all alike; a ratio is the median of the rounds' ratios. `matrix work` is the
+products that an InfoNCE step cannot do without, and nothing else.
 """
 
 import argparse
 import resource
-import time
-from collections.abc import Callable
-from typing import Any
+import statistics
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
+from benchmarks.alternate import timed
+from benchmarks.bare_steps import IMAGE_WIDTH, TEXT_WIDTH, Step, bare_step, features
+from pipeline.align.history import History
 from pipeline.align.objective import Batch, Moment, Objective
 from pipeline.align.optimiser import make_optimiser, set_rate
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.projectors.table import build_projector
 
-IMAGE_WIDTH, TEXT_WIDTH, DIM = 1280, 384, 256
 METHODS = ("info_nce", "modest_align", "variance_aware", "structure", "combined")
 
 
-def features(rows: int) -> tuple[Tensor, Tensor]:
-    """Return random image and text features."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, IMAGE_WIDTH, generator=generator), torch.randn(rows, TEXT_WIDTH, generator=generator)
-
-
-def our_step(method: str, rows: int) -> Callable[[], None]:
+def our_step(method: str, rows: int, d: int) -> Step:
     """Return one step of a method, as `pipeline.align.train` takes it."""
-    recipe: Recipe = make_recipe(method, {"dim": DIM, "normalise_input": "none"})
-    image = build_projector("linear", {"d_in": IMAGE_WIDTH, "d": DIM})
-    text = build_projector("linear", {"d_in": TEXT_WIDTH, "d": DIM})
+    recipe: Recipe = make_recipe(method, {"dim": d, "normalise_input": "none"})
+    image = build_projector("linear", {"d_in": IMAGE_WIDTH, "d": d})
+    text = build_projector("linear", {"d_in": TEXT_WIDTH, "d": d})
     objective = Objective(recipe)
     parameters = [p for module in (image, text, objective) for p in module.parameters()]
     optimiser = make_optimiser(parameters, betas=recipe.training.betas, weight_decay=recipe.training.weight_decay)
     batch, moment = Batch(*features(rows)), Moment(50, 100, torch.Generator(), torch.Generator())
+    history = History(2000)
+    done = iter(range(1, 10**9))
 
     def step() -> None:
-        loss, _ = objective(image, text, batch, moment)
+        loss, terms = objective(image, text, batch, moment)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         set_rate(optimiser, 1e-3)
         optimiser.step()
+        objective.loss.temperature.clamp()
+        history.add(next(done), 1, 1e-3, terms)
 
     return step
 
 
-def bare_step(rows: int) -> Callable[[], None]:
-    """Return the same maths as `info_nce`, by hand."""
-    image, text = nn.Linear(IMAGE_WIDTH, DIM), nn.Linear(TEXT_WIDTH, DIM)
-    tau = nn.Parameter(torch.tensor(-2.66))
-    parameters = [*image.parameters(), *text.parameters(), tau]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
-    (x, y), labels = features(rows), torch.arange(rows)
+def matrix_work(rows: int, d: int) -> Step:
+    """Return the products of an InfoNCE step: two projections, the logits, and their four gradients."""
+    (x, y), (u, w) = features(rows), (torch.randn(rows, d), torch.randn(rows, d))
+    image, text = torch.randn(d, IMAGE_WIDTH), torch.randn(d, TEXT_WIDTH)
 
     def step() -> None:
-        logits = F.normalize(image(x), dim=1) @ F.normalize(text(y), dim=1).T / tau.exp()
-        loss: Any = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        logits = u @ w.T
+        logits @ w, logits.T @ u
+        x @ image.T, y @ text.T
+        u.T @ x, w.T @ y
 
     return step
 
 
-def seconds(step: Callable[[], None], repeats: int) -> float:
-    """Return the CPU seconds of the fastest of some repeats, after one that warms up."""
-    step()
-    times = []
+def rounds(tasks: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each task in each round, after one round that warms up."""
+    for task in tasks.values():
+        task()
+    taken: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(repeats):
-        start = time.process_time()
-        step()
-        times.append(time.process_time() - start)
-    return min(times)
+        for name, task in tasks.items():
+            taken[name].append(timed(task).cpu)
+    return taken
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Return the median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def compare_methods(rows: int, d: int, repeats: int) -> None:
+    """Print each method's step beside its bare loop."""
+    print(f"{rows} rows, d = {d}: ms of ours, of the bare loop of the same maths, and the ratio")
+    for method in METHODS:
+        found = rounds({"ours": our_step(method, rows, d), "bare": bare_step(method, rows, d)}, repeats)
+        ours, bare = (statistics.median(found[name]) * 1e3 for name in ("ours", "bare"))
+        print(f"  {method:15} {ours:8.1f} {bare:8.1f} {ratio(found['ours'], found['bare']):6.2f} ×", flush=True)
+
+
+def compare_structure(rows: int, d: int, repeats: int) -> None:
+    """Print a step with STRUCTURE beside plain ones and their matrix products, and how much memory it adds."""
+    plain = our_step("info_nce", rows, d)
+    plain()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    regularised = our_step("structure", rows, d)
+    regularised()
+    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    tasks = {
+        "structure": regularised,
+        "info_nce": plain,
+        "bare info_nce": bare_step("info_nce", rows, d),
+        "bare structure": bare_step("structure", rows, d),
+        "matrix work": matrix_work(rows, d),
+    }
+    found = rounds(tasks, repeats)
+    term = [a - b for a, b in zip(found["structure"], found["info_nce"], strict=True)]
+    print(f"{rows} rows, d = {d}: ms, how often it goes into the structure step, and into the structure term alone")
+    for name, values in found.items():
+        whole, alone = ratio(found["structure"], values), ratio(term, values)
+        print(f"  {name:15} {statistics.median(values) * 1e3:8.0f} {whole:6.2f} × {alone:6.2f} ×", flush=True)
+    print(f"  peak memory above the plain step's: {added / 2**20:.0f} MiB = {added / (rows**2 * 4):.1f} N×N")
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--structure-rows", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=20)
     item = parser.parse_args()
-    bare = seconds(bare_step(item.rows), item.repeats)
-    print(f"{item.rows} rows: bare loop {bare * 1e3:.1f} ms")
-    for method in METHODS:
-        ours = seconds(our_step(method, item.rows), item.repeats)
-        print(f"  {method:15} {ours * 1e3:7.1f} ms = {ours / bare:.2f} × bare")
-    plain = seconds(our_step("info_nce", item.structure_rows), max(2, item.repeats // 3))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    structure = seconds(our_step("structure", item.structure_rows), max(2, item.repeats // 3))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    square = item.structure_rows**2 * 4
-    print(
-        f"{item.structure_rows} rows: info_nce {plain:.2f} s, structure {structure:.2f} s = {structure / plain:.2f} ×"
-    )
-    print(
-        f"  peak memory {before / 2**20:.2f} → {after / 2**20:.2f} GiB, {(after - before) * 1024 / square:.1f} more N×N"
-    )
+    compare_structure(item.structure_rows, item.dim, max(3, item.repeats // 5))
+    compare_methods(item.rows, item.dim, item.repeats)
 
 
 if __name__ == "__main__":

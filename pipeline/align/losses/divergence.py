@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 1 << 20
-"""Elements that are worked on at once: small enough to stay in a processor's cache."""
+from pipeline.align.losses.blocks import row_blocks
 
 _TINY = {torch.float32: 1e-30, torch.float64: 1e-200}
 
@@ -34,12 +33,10 @@ def row_divergence(aligned_NM: Tensor, original_NM: Tensor, form: Literal["js", 
 class _RowDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, aligned_NM: Tensor, original_NM: Tensor, form: str) -> Tensor:
-        rows = max(1, BLOCK_ELEMENTS // aligned_NM.shape[1])
         block = _jensen_shannon if form == "js" else _as_coded
         gradient_NM = torch.empty_like(aligned_NM)
         total = aligned_NM.new_zeros(())
-        for start in range(0, len(aligned_NM), rows):
-            part = slice(start, start + rows)
+        for part in row_blocks(aligned_NM):
             total += block(aligned_NM[part], original_NM[part], gradient_NM[part])
         ctx.save_for_backward(gradient_NM)
         return total.clamp_(min=0.0) / len(aligned_NM)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.align.losses.contrastive import ContrastiveLoss, Directions
+from pipeline.align.losses.cross_entropy import both_cross_entropies
 from pipeline.align.losses.targets import Targets, check_square
 
 
@@ -25,6 +26,9 @@ class InfoNCELoss(ContrastiveLoss):
     def forward(self, similarity_NN: Tensor, targets: Targets, allowed_NN: Tensor | None = None) -> Directions:
         """Return L_i2t and L_t2i."""
         check_square(similarity_NN)
+        alpha = targets.alpha
+        if alpha is not None and allowed_NN is None and similarity_NN.dtype in (torch.float32, torch.float64):
+            return Directions(*both_cross_entropies(similarity_NN, self.temperature(), alpha))
         logits_NN = similarity_NN / self.temperature()
         return Directions(
             _cross_entropy(logits_NN, targets, allowed_NN), _cross_entropy(logits_NN.T, targets, allowed_NN)

@@ -22,7 +22,7 @@ class SmoothedTargets(Targets):
     """
 
     def __init__(self, alpha: float | Tensor) -> None:
-        self.alpha = alpha
+        self.alpha: float | Tensor = alpha
 
     @classmethod
     def from_off_diagonal(cls, alpha: float, batch: int) -> "SmoothedTargets":

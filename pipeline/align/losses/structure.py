@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.align.losses.divergence import row_divergence
+from pipeline.align.losses.neighbour_divergence import neighbour_divergence
 from pipeline.align.options import StructureOptions
 from pipeline.errors import UserError
 
@@ -31,7 +32,7 @@ def structure_term(features_ND: Tensor, embeddings_Nd: Tensor, options: Structur
     As published (arXiv 2506.16895): λ₀ = 10, τ_s = 0.05, L = 1, the diagonal included, fp32. Options of ours:
     `centre_first` (centre, then normalise), `mask_diagonal`, another τ_s. R_S(X, cXQ) = 0 for orthogonal Q and c > 0 at
     every L; it does not depend on the order of samples. Always computed in float32 (float64 stays), also under
-    autocast. Memory: a few N×N matrices.
+    autocast. Memory: at L = 1 in the JS form two N×N matrices, nothing of which is kept; else a few more.
 
     Args:
         features_ND: [N, D] frozen features; no gradient.
@@ -49,8 +50,17 @@ def structure_term(features_ND: Tensor, embeddings_Nd: Tensor, options: Structur
         )
     with torch.autocast(features_ND.device.type, enabled=False):
         with torch.no_grad():
-            original_NN = neighbourhoods(features_ND, options)
-        aligned_NN = neighbourhoods(embeddings_Nd, options)
+            original_ND = centred_rows(features_ND, options)
+        aligned_Nd = centred_rows(embeddings_Nd, options)
+        if options.levels == 1 and options.form == "js":
+            wide = torch.promote_types(original_ND.dtype, aligned_Nd.dtype)
+            sides = aligned_Nd.to(wide), original_ND.to(wide)
+            return StructureTerm(
+                *neighbour_divergence(*sides, options.temperature, mask_diagonal=options.mask_diagonal)
+            )
+        with torch.no_grad():
+            original_NN = _neighbourhoods(original_ND, options)
+        aligned_NN = _neighbourhoods(aligned_Nd, options)
         value = _compare_levels(original_NN, aligned_NN, options)
         masses = (matrix_NN.detach().diagonal().mean() for matrix_NN in (original_NN, aligned_NN))
         return StructureTerm(value, *masses)
@@ -58,12 +68,19 @@ def structure_term(features_ND: Tensor, embeddings_Nd: Tensor, options: Structur
 
 def neighbourhoods(features_ND: Tensor, options: StructureOptions) -> Tensor:
     """Return the row-stochastic P [N, N] of features [N, D]: who each sample's neighbours are."""
+    return _neighbourhoods(centred_rows(features_ND, options), options)
+
+
+def centred_rows(features_ND: Tensor, options: StructureOptions) -> Tensor:
+    """Return the rows [N, D] of length one and mean zero that self-similarity is taken of, float32 or float64."""
     features_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
     if options.centre_first:
-        centred_ND = F.normalize(features_ND - features_ND.mean(dim=0), dim=1)
-    else:
-        unit_ND = F.normalize(features_ND, dim=1)
-        centred_ND = unit_ND - unit_ND.mean(dim=0)
+        return F.normalize(features_ND - features_ND.mean(dim=0), dim=1)
+    unit_ND = F.normalize(features_ND, dim=1)
+    return unit_ND - unit_ND.mean(dim=0)
+
+
+def _neighbourhoods(centred_ND: Tensor, options: StructureOptions) -> Tensor:
     logits_NN = (centred_ND / options.temperature) @ centred_ND.T
     if options.mask_diagonal:
         diagonal_NN = torch.eye(len(logits_NN), dtype=torch.bool, device=logits_NN.device)

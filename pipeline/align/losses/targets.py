@@ -14,6 +14,9 @@ from pipeline.errors import UserError
 class Targets(ABC):
     """Rows of a target distribution over the batch, the same rows in both directions."""
 
+    alpha: float | Tensor | None = None
+    """α where T = (1−α)·I + (α/N)·11ᵀ (a number, or [N] for the rows); None where T is something else."""
+
     @abstractmethod
     def expectation(self, logits_NN: Tensor, allowed_NN: Tensor | None) -> Tensor:
         """Return Σ_j T_ij·z_ij of each row.
@@ -33,6 +36,8 @@ class Targets(ABC):
 
 class IdentityTargets(Targets):
     """T = I: each row has one match, its own pair."""
+
+    alpha = 0.0
 
     def expectation(self, logits_NN: Tensor, allowed_NN: Tensor | None) -> Tensor:
         """Return the diagonal, [N]."""

@@ -206,7 +206,7 @@ def test_gradcheck(form: str, levels: int, mask_diagonal: bool, centre_first: bo
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     p, q = (torch.softmax(features(11, 11, seed), dim=1) for seed in (0, 1))
     whole = row_divergence(q, p, "js")
-    monkeypatch.setattr("pipeline.align.losses.divergence.BLOCK_ELEMENTS", 25)
+    monkeypatch.setattr("pipeline.align.losses.blocks.CPU_ELEMENTS", 25)
     assert row_divergence(q, p, "js").item() == pytest.approx(whole.item(), rel=1e-12)
 
 
