@@ -32,7 +32,7 @@ class Cell:
     captions: int | None
     """Captions of each; None is all."""
     layers: str
-    """As the sweep says it."""
+    """As the sweep says it; a row with layers of its own stands with the first of the sweep's."""
     swapped: float
     """Share of the training images that got another's captions."""
     seed: int
@@ -68,7 +68,7 @@ def cells_of(config: SweepConfig) -> list[Cell]:
             row=row,
             pairs=pairs,
             captions=captions,
-            layers=config.methods[row].layers or layers,
+            layers=config.layers[0] if config.methods[row].layers else layers,
             swapped=swapped,
             seed=seed,
         )

@@ -5,11 +5,13 @@ Rough on purpose: the constants are of one machine, and as cells end the rest is
 
 from dataclasses import dataclass
 
+from pipeline.align.config import AlignConfig
 from pipeline.align.recipe import Recipe
 from pipeline.align.train import planned_steps
 from pipeline.store.side import Side
 from pipeline.study.bench import Workbench
 from pipeline.study.cells import Cell
+from pipeline.study.choice import takes_work
 from pipeline.study.config import SweepConfig
 
 FLOPS = 4e10
@@ -20,6 +22,8 @@ EARLY = 0.45
 """Share of the planned steps after which training stops, as a rule."""
 SPARSE = 4.0
 """Cost of ASIF's representations, most of which is sorting, against the products that they begin with."""
+HUBS = 2.5e-3
+"""Seconds of the hubness correction for each image of its bank."""
 FACTORS = {"linear": 1.0, "residual_mlp": 11.0, "residual_low_rank": 1.4, "identity": 0.1}
 """Cost of a projector's products against a linear map's."""
 
@@ -64,11 +68,20 @@ def seconds_of(cell: Cell, config: SweepConfig, sizes: Sizes) -> float:
     recipe = cell.config(config).recipe()
     images = min(cell.pairs or sizes.train, sizes.train)
     captions = images * min(cell.captions or sizes.captions, sizes.captions)
-    width = sum(sizes.widths) * (config.stack if cell.layers == "stack" else 1)
+    width = int(sum(sizes.widths) * _layers(cell.config(config)))
     fit = _closed(recipe, captions, sizes, width) if not recipe.trained else _trained(recipe, images, sizes, width)
+    if recipe.hubness.neighbours:
+        fit += HUBS * min(images, recipe.hubness.bank)
     if recipe.trained and recipe.start != "random":
         fit += _closed(recipe, captions, sizes, width)
     return fit + _measured(recipe, images, sizes, width)
+
+
+def _layers(config: AlignConfig) -> float:
+    """Return how much wider than the last layers the chosen ones may be."""
+    if config.layer_expression == "stack":
+        return config.stack
+    return 1.5 if takes_work(config.layer_expression) and config.layer_expression != "pair" else 1
 
 
 def _closed(recipe: Recipe, captions: float, sizes: Sizes, width: int) -> float:

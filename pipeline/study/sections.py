@@ -8,7 +8,7 @@ from pipeline.study.markdown import count, table
 from pipeline.study.material import Material, Section, accuracies, captions_words, is_broken, largest, split_by
 from pipeline.study.progress import duration
 from pipeline.study.sections_more import confidence, pictures, robustness, schedules
-from pipeline.study.statistics import Group, select
+from pipeline.study.statistics import Group, rows_that, select
 from pipeline.study.tables import (
     best_closed_sentence,
     claims_table,
@@ -59,6 +59,7 @@ def main(material: Material) -> Iterator[str]:
             yield f"R@1, median rank and zero-shot accuracy at n = {count(n)}:"
             ranks = {"median rank i→t": "text_retrieval_median_rank", "median rank t→i": "image_retrieval_median_rank"}
             yield metric_table(select(part, pairs=n), R1 | ranks | accuracies(part))
+    yield from _chosen(groups)
 
 
 def _curves(material: Material, groups: Sequence[Group]) -> Iterator[str]:
@@ -105,9 +106,14 @@ def other_grids(material: Material) -> Iterator[str]:
             else:
                 yield metric_table(part, {"mean recall": "mean_recall"} | R1 | accuracies(part) | _ece(part))
                 yield from differences_tables(config, part, "mean_recall")
-        if any(len(held.kind.layers) for held in groups if held.kind.layers in ("auto", "stack")):
-            yield "Layers that the training pairs of the first seed chose:"
-            yield layers_chosen_table([group for group in groups if group.kind.layers in ("auto", "stack")])
+        yield from _chosen(groups)
+
+
+def _chosen(groups: Sequence[Group]) -> Iterator[str]:
+    held = [group for group in groups if group.kind.layers in ("auto", "pair", "stack", "grow", "spread")]
+    if held:
+        yield "Layers that were chosen (by the pairs of the first seed, for all its seeds):"
+        yield layers_chosen_table(held)
 
 
 def _ece(groups: Sequence[Group]) -> dict[str, str]:
@@ -145,6 +151,8 @@ def conduct(material: Material) -> Iterator[str]:
         "`--grid NAME`; the cost first: `--dry-run`; the page alone: `--only-page`. Every cell's numbers are in "
         "`results.csv`, the rank of every query beside it."
     )
+    growing = rows_that(config, lambda recipe, method: "grow" in (method.layers or recipe.layers))
+    grown = f"; the layers of {', '.join(growing)}, which are added while validation recall rises" if growing else ""
     sets = f"; zero-shot on {', '.join(config.zero_shot)}" if config.zero_shot else ""
     yield "\n".join(
         [
@@ -153,7 +161,7 @@ def conduct(material: Material) -> Iterator[str]:
             "- **Chosen on training images**: the layers (mutual nearest neighbours, arXiv 2506.16895; the first "
             "seed's images, once for all methods).",
             "- **Chosen on validation** (split `val`): ridge strengths, the step that training keeps, the temperature "
-            "of closed forms, and which closed form is called the best.",
+            f"of closed forms, and which closed form is called the best{grown}.",
             f"- **Measured on** the split `{config.split}`, on which nothing was chosen{sets}. "
             "Text → image: the gallery is the unique images; image → text: any of the image's captions counts; ties "
             "count against the method.",

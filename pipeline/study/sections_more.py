@@ -9,7 +9,7 @@ from pipeline.study.figures import Line, clouds, colours_of, curves
 from pipeline.study.markdown import count, table
 from pipeline.study.material import Material, accuracies, captions_words, is_broken, largest, split_by
 from pipeline.study.plan import change_name
-from pipeline.study.statistics import WEAK, Group, counted_in
+from pipeline.study.statistics import WEAK, Group, counted_in, rows_that
 from pipeline.study.tables import grid_table, metric_table, shown
 
 SURE = {
@@ -130,6 +130,12 @@ def confidence(material: Material) -> Iterator[str]:
             "the means of the two modalities:"
         )
         yield metric_table(part, GEOMETRY)
+        corrected = rows_that(material.config, lambda recipe, _: recipe.hubness.neighbours > 0)
+        if corrected:
+            yield (
+                f"The embeddings of {', '.join(corrected)} hold coordinates of a hubness correction, which keep the "
+                "two modalities apart by construction: its gap is not to be compared with the others'."
+            )
 
 
 def _weak_table(groups: Sequence[Group]) -> str:

@@ -5,7 +5,7 @@ together (2000 draws, paired: the same images and seeds for both sides); other m
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.align.recipe import make_recipe
+from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.errors import UserError
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.evaluate.resampling import Bootstrap, interval
 from pipeline.study.cells import Cell
+from pipeline.study.config import Method
 from pipeline.study.plan import StudyConfig
 from pipeline.study.results import QUERIES, Result, read_ranks, score_of
 from pipeline.study.run import PartResults
@@ -162,14 +163,18 @@ def select(groups: Iterable[Group], **wanted: Any) -> list[Group]:
 
 def closed_rows(config: StudyConfig) -> list[str]:
     """Return the rows that need no training; the proposed one is no rival of itself, whatever it is."""
-    closed = [row for row, each in config.methods.items() if not make_recipe(each.method, each.settings).trained]
-    return [row for row in closed if row != config.proposed]
+    return [row for row in rows_that(config, lambda recipe, _: not recipe.trained) if row != config.proposed]
 
 
 def best_closed(groups: Iterable[Group], kind: Kind, closed: Sequence[str]) -> Group | None:
     """Return the closed form that is best on validation among the groups that differ from a kind by the row alone."""
     rivals = [group for group in groups if group.kind.row in closed and group.kind._replace(row=kind.row) == kind]
     return max(rivals, key=lambda group: float(group.values("val_mean_recall").mean()), default=None)
+
+
+def rows_that(config: StudyConfig, holds: Callable[[Recipe, Method], bool]) -> list[str]:
+    """Return the rows whose recipe and settings are of some kind."""
+    return [row for row, each in config.methods.items() if holds(make_recipe(each.method, each.settings), each)]
 
 
 class Effect(NamedTuple):

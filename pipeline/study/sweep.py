@@ -69,9 +69,9 @@ def _planned(config: SweepConfig, bench: Workbench) -> Plan:
     cells = cells_of(config)
     for cell in {(each.pairs, each.captions): each for each in cells}.values():
         bench.drawn(cell)  # refuses more images than there are
-    named = {each.layers: each for each in cells if not takes_work(each.config(config).layer_expression)}
-    for cell in named.values():
-        bench.layers(cell)  # refuses names that no store holds
+    for expression, cell in {each.config(config).layer_expression: each for each in cells}.items():
+        if not takes_work(expression):
+            bench.layers(cell)  # refuses names that no store holds
     digests, sizes = Digests(config, bench.sides), sizes_of(bench)
     all_digests = {cell: digests.of(cell) for cell in cells}
     found = {cell: finished_cell(config.out, cell, all_digests[cell]) for cell in cells}

@@ -112,14 +112,19 @@ def _effect(effect: Effect | None, measure: str) -> str:
 
 
 def layers_chosen_table(groups: Sequence[Group]) -> str:
-    """Return which layers the training pairs chose, for each pair of encoders and number of pairs."""
-    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    """Return which layers were chosen for which methods, for each pair of encoders and number of pairs."""
+    found: dict[tuple[str, ...], dict[tuple[str, str], list[str]]] = {}
     for group in groups:
-        kind, result = group.kind, next(iter(group.results.values()))
+        kind, layers = group.kind, next(iter(group.results.values()))["layers"]
         key = (kind.encoders, count(kind.pairs), count(kind.captions), kind.layers)
-        rows.setdefault(key, [" + ".join(result["layers"]["image"]), " + ".join(result["layers"]["text"])])
-    header = ["encoders", "n", "captions", "asked", "image layers", "text layers"]
-    return table(header, ([*key, *value] for key, value in rows.items()))
+        chosen = " + ".join(layers["image"]), " + ".join(layers["text"])
+        found.setdefault(key, {}).setdefault(chosen, []).append(kind.row)
+    rows = [
+        [*key, *chosen, "all" if len(choices) == 1 else ", ".join(names)]
+        for key, choices in found.items()
+        for chosen, names in choices.items()
+    ]
+    return table(["encoders", "n", "captions", "asked", "image layers", "text layers", "methods"], rows)
 
 
 def cost_table(groups: Sequence[Group]) -> str:

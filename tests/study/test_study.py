@@ -33,7 +33,7 @@ STUDY: dict[str, Any] = {
     "proposed": "few",
     "methods": {
         "cca": {"settings": QUICK},
-        "few": {"method": "cca", "settings": QUICK | {"dim": 6}},
+        "few": {"method": "cca", "settings": QUICK | {"dim": 6, "hubness": {"neighbours": 3}}, "layers": "grow,spread"},
         "info_nce": {"settings": QUICK},
         "variance": {"method": "variance_aware", "settings": QUICK},
     },
@@ -57,7 +57,7 @@ STUDY: dict[str, Any] = {
             "about": "And broken?",
             "encoders": [["eye", "ear"]],
             "pairs": [80],
-            "methods": ["cca", "info_nce"],
+            "methods": ["cca", "info_nce", "few"],
             "swapped": [0.0, 0.5],
             "image_noise": [1.0],
             "zero_shot": False,
@@ -137,7 +137,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[StudyCon
 
 def test_all_cells_are_done_and_shared_ones_once(done: tuple[StudyConfig, Path, list[PartResults]], data: Path) -> None:
     config, out, parts = done
-    assert [len(each.results) for each in parts] == [3 * 2 * 2 * 3, 2 * 2 * 3, 2 * 2 * 3]
+    assert [len(each.results) for each in parts] == [3 * 2 * 2 * 3, 2 * 2 * 3, 2 * 3 * 3]
     cells = [path.name for path in (out / "cells" / "eye_x_ear" / "cells").glob("*/*.json")]
     assert len(cells) == 36 + 6  # the cells with the layers `auto` are the main grid's
     again = finished_parts(config, data, out)
@@ -146,7 +146,7 @@ def test_all_cells_are_done_and_shared_ones_once(done: tuple[StudyConfig, Path, 
     ]
     sentences = cost_sentences(config, data, out, 2)
     assert all("0 of them to do" in sentence for sentence in sentences[:3])
-    assert len((out / "results.csv").read_text().splitlines()) == 1 + 36 + 12 + 12
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + 36 + 12 + 18
 
 
 def test_page_has_all_its_figures_and_every_number_is_a_cells(
@@ -184,7 +184,7 @@ def test_page_of_a_part_says_what_is_missing(
     other = {**STUDY, "seeds": [1, 42, 55, 7]}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(other, sort_keys=False))
-    assert [len(each.results) for each in finished_parts(load_study(path), data, out)] == [36, 12, 12]
+    assert [len(each.results) for each in finished_parts(load_study(path), data, out)] == [36, 12, 18]
     with pytest.raises(UserError, match="finished cells of the study"):
         write_page(config, data=data, out=tmp_path / "empty", page=tmp_path / "page.md")
 
