@@ -23,6 +23,9 @@ def evaluate(
     classes: Annotated[list[Path] | None, typer.Option(help="Store of class prompts for zero-shot.")] = None,
     k: Annotated[list[int] | None, typer.Option(help="Cut-offs of recall@k; 1, 5 and 10 if unsaid.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data set folder that holds the pictures.")] = None,
+    probes: Annotated[
+        bool | None, typer.Option("--probes/--no-probes", help="kNN and linear probes on labels; on if unsaid.")
+    ] = None,
     params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -38,7 +41,8 @@ def evaluate(
     from pipeline.evaluate.run import evaluate as run
 
     flags: dict[str, Any] = {"split": split, "classes": classes, "ks": k, "data": data}
-    config = _config(runs or [], image, text, out, params, {name: value for name, value in flags.items() if value})
+    said = {name: value for name, value in flags.items() if value} | ({} if probes is None else {"probes": probes})
+    config = _config(runs or [], image, text, out, params, said)
     writable_folder(config.out, "--out")
     if data is not None and not data.is_dir():
         raise UserError(expected="the data set folder that holds the pictures", found="none", where=f"--data {data}")

@@ -64,6 +64,8 @@ class EvaluateConfig:
     """Data set folder that holds the pictures; None: where the image store says that it was made from."""
     duplicate_cosine: float = 0.97
     """Cosine of centred frozen features above which a test image counts as a near-duplicate of a training image."""
+    probes: bool = True
+    """Whether kNN and linear probes are trained on the labels of the sets to classify."""
     notes: tuple[str, ...] = ()
     """Sentences that must stand beside the numbers, such as what an encoder was trained on."""
     title: str = ""

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +22,10 @@ from pipeline.evaluate.examples import Gallery, example_groups
 from pipeline.evaluate.measures import chance_level, measures_of
 from pipeline.evaluate.output import fresh_output
 from pipeline.evaluate.pictures import Pictures
+from pipeline.evaluate.probes import Probe, probe_rows, probe_set
 from pipeline.evaluate.queries import FILE, IMAGE_RETRIEVAL, TEXT_RETRIEVAL, write_queries, zero_shot_direction
 from pipeline.evaluate.report.build import build_page
+from pipeline.evaluate.report.probes import probes_section
 from pipeline.evaluate.report.render import render
 from pipeline.evaluate.report.seen_before import seen_section
 from pipeline.evaluate.single import evaluate_run
@@ -75,13 +77,15 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         for each in measures
     }
     summary = summarise_runs(results, measures, chance, config.confidence)
-    return _write(summary, pairs, sets, config, say, started)
+    probes = run_probes(runs, sets, config, say)
+    return _write(summary, pairs, sets, probes, config, say, started)
 
 
 def _write(
     summary: Summary,
     pairs: TestPairs,
     sets: Sequence[ZeroShotSet],
+    probes: Sequence[Probe],
     config: EvaluateConfig,
     say: Progress,
     started: float,
@@ -94,7 +98,7 @@ def _write(
     duplicates = find_duplicates(splits, pairs, sets, config.duplicate_cosine)
     found = {"near_duplicate_images": duplicates.count(NEAR), "duplicate_captions": duplicates.count(SAME)}
     stands_on = counts(pairs, sets) | found | {"near_duplicate_cosine": config.duplicate_cosine}
-    values = metrics(summary, stands_on | gallery.index_recall(), duplicates)
+    values = metrics(summary, stands_on | gallery.index_recall(), duplicates, probes)
     page = build_page(
         summary,
         pairs,
@@ -102,6 +106,7 @@ def _write(
         config,
         cautions=find_cautions(summary, pairs, sets, config, duplicates),
         seen=seen_section(summary, pairs, duplicates, config.duplicate_cosine, pictures),
+        probes=probes_section(summary, probes),
         examples=examples,
         pictures_note=_pictures_note(pictures),
         surroundings=surroundings(started),
@@ -110,10 +115,25 @@ def _write(
     tables = ((run.name, queries) for run in summary.runs for queries in run.queries.values())
     with fresh_output(config.out) as new:
         write_queries(new / FILE, tables)
-        write_tables(new, summary, values, duplicates)
+        write_tables(new, summary, values, duplicates, probes)
         (new / "report.html").write_text(html, encoding="utf-8")
     say(f"wrote {config.out / 'report.html'}")
     return values
+
+
+def run_probes(
+    runs: Mapping[str, AlignedRun], sets: Sequence[ZeroShotSet], config: EvaluateConfig, say: Progress
+) -> list[Probe]:
+    """Probe every set that has labels to learn from; nothing where probes are switched off."""
+    found: list[Probe] = []
+    splits = [str(run.config.get("train_split", "train")) for run in runs.values()]
+    for data in sets if config.probes else ():
+        rows = probe_rows(data, splits[0])
+        if rows is not None:
+            say(f"probing {data.name or 'the classes'}, {len(rows.train)} training images")
+            named = tuple(runs.items())
+            found += probe_set(data, named, rows, samples=config.bootstrap, confidence=config.confidence)
+    return found
 
 
 def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.duplicates import Duplicates, Twin, without
+from pipeline.evaluate.probes import Probe, probe_metrics
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Summary
@@ -21,17 +22,21 @@ TIE_RULE = "ties count against the query"
 CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100)
 
 
-def metrics(summary: Summary, counts: Mapping[str, Any], duplicates: Duplicates) -> dict[str, Any]:
+def metrics(
+    summary: Summary, counts: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe] = ()
+) -> dict[str, Any]:
     """Return what metrics.json holds: one flat mapping for one run, run → mapping for several.
 
     Args:
         summary: The runs.
         counts: What every number stands on: test images, captions, galleries.
         duplicates: What the test split shares with the training split.
+        probes: What labels can be read off the features.
     """
     tables = {
         run.name: _flat(run, summary)
         | _without_seen(run, summary, duplicates)
+        | probe_metrics(probes, run.name)
         | {"seeds": len(run.seeds), "training_images": training_images(run.record), **counts}
         for run in summary.runs
     }
@@ -78,7 +83,9 @@ def _prefix(direction: str) -> str:
     return f"{direction.removeprefix(ZERO_SHOT + ':')}/" if direction.startswith(ZERO_SHOT) else f"{direction}_"
 
 
-def write_tables(out: Path, summary: Summary, values: Mapping[str, Any], duplicates: Duplicates) -> None:
+def write_tables(
+    out: Path, summary: Summary, values: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe]
+) -> None:
     """Write all files but the report and the table of queries."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (out / "metrics.json").write_text(text, encoding="utf-8")
@@ -87,6 +94,8 @@ def write_tables(out: Path, summary: Summary, values: Mapping[str, Any], duplica
     rows = [vars(each) for each in summary.differences()]
     write_csv(out / "differences.csv", rows, ("run", "against", "measure", "value", "low", "high", "p_value"))
     write_csv(out / "duplicates.csv", map(vars, duplicates.twins), [each.name for each in fields(Twin)])
+    rows = [vars(each) | {"runs": " ".join(each.runs)} for each in probes]
+    write_csv(out / "probes.csv", rows, [each.name for each in fields(Probe)])
     _write_headlines(out / "metrics", summary)
     plots = out / "plots"
     plots.mkdir(exist_ok=True)

@@ -29,6 +29,7 @@ def build_page(
     *,
     cautions: Sequence[Caution],
     seen: Section | None,
+    probes: Section | None,
     examples: Sequence[ExampleGroup],
     pictures_note: str,
     surroundings: Mapping[str, str],
@@ -42,6 +43,7 @@ def build_page(
         config: The settings of this evaluation.
         cautions: What must be known before believing a number.
         seen: What the test split shares with the training split.
+        probes: What labels can be read off the features.
         examples: Example queries.
         pictures_note: Why pictures are missing; empty where none is.
         surroundings: Versions, hardware and times of this evaluation.
@@ -54,6 +56,7 @@ def build_page(
         seen,
         curves_section(summary, _chance_curves(pairs), {IMAGE_RETRIEVAL: images, TEXT_RETRIEVAL: captions}),
         zero_shot_section(summary, sets),
+        probes,
         calibration_section(summary),
         layers_section(summary),
         training_section(summary),

@@ -1,0 +1,175 @@
+"""What labels can be read off the image features, frozen and aligned: kNN and a linear probe.
+
+`probe_set` probes one data set with classes: the last layer of the image encoder, the layers that each run chose, and
+each run's aligned embeddings. Probes are trained on the training split's labels, so they are no zero-shot numbers: they
+say what the features hold, and what alignment kept of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.evaluate.data import run_features
+from pipeline.evaluate.duplicates import last_layers
+from pipeline.evaluate.zero_shot import ZeroShotSet
+from pipeline.metrics.bootstrap import bootstrap_interval
+from pipeline.metrics.linear_probe import linear_probe, stratified_split
+from pipeline.metrics.zero_shot import confusion_matrix, knn_predict
+from pipeline.projectors.run_record import AlignedRun
+
+NEIGHBOURS = 20
+MOST_ROWS = 5000
+"""Training rows of a probe, at most; of more a stratified sample."""
+LAST, CHOSEN, ALIGNED = "last_layer", "chosen_layers", "aligned"
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRows:
+    """Rows of the image store that probes are trained and tested on, and their classes."""
+
+    train: Rows
+    train_target: Rows
+    test: Rows
+    test_target: Rows
+    split: str
+    """Where the rows come from, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One probe of one kind of features."""
+
+    set: str
+    """Data set with the classes; empty for the main one."""
+    features: str
+    """last_layer, chosen_layers or aligned."""
+    runs: tuple[str, ...]
+    """Runs that it speaks of: several where they share their features."""
+    layers: str
+    """Layers that the features come from."""
+    method: str
+    """knn or linear."""
+    acc1: float
+    low: float
+    high: float
+    """Ends of the bootstrap interval of acc1."""
+    mean_per_class_recall: float
+    setting: float
+    """k of kNN, C of the linear probe."""
+    train_rows: int
+    test_rows: int
+    split: str
+
+
+def probe_rows(data: ZeroShotSet, train_split: str, seed: int = 0) -> ProbeRows | None:
+    """Return the rows to probe with: the training split's labelled images, or half of the evaluated ones.
+
+    None where there are no two classes to learn from, or nothing is left to test.
+    """
+    found = data.of_split(train_split)
+    if found is not None:
+        train, train_target, test, test_target = found.rows, found.target, data.rows, data.target
+        split = f"trained on split {train_split}, tested on split {data.split}"
+    else:
+        ours, theirs = stratified_split(data.target, 0.5, seed)
+        train, train_target, test, test_target = (
+            data.rows[ours],
+            data.target[ours],
+            data.rows[theirs],
+            data.target[theirs],
+        )
+        split = (
+            f"no other labelled images in split {train_split}: trained on a stratified half of split {data.split} "
+            f"(seed {seed}), tested on the other half"
+        )
+    if len(train) > MOST_ROWS:
+        _, kept = stratified_split(train_target, MOST_ROWS / len(train), seed)
+        split += f"; {len(kept):,} of {len(train):,} training images, a stratified sample"
+        train, train_target = train[kept], train_target[kept]
+    if len(np.unique(train_target)) < 2 or not len(test):
+        return None
+    return ProbeRows(train=train, train_target=train_target, test=test, test_target=test_target, split=split)
+
+
+def probe_set(
+    data: ZeroShotSet, runs: Sequence[tuple[str, AlignedRun]], rows: ProbeRows, *, samples: int, confidence: float
+) -> list[Probe]:
+    """Probe all features of one set: frozen ones once, aligned ones by each run's first seed.
+
+    Args:
+        data: The set.
+        runs: Names and runs.
+        rows: What `probe_rows` returned.
+        samples: Bootstrap samples.
+        confidence: Share of them inside the interval.
+    """
+
+    def both(features: str, names: tuple[str, ...], layers: str, train: Tensor, test: Tensor) -> list[Probe]:
+        centre = train.mean(0)
+        near = min(NEIGHBOURS, len(train))
+        target, classes = torch.from_numpy(rows.train_target), len(data.classes)
+        by_knn = knn_predict(train - centre, target, test - centre, near, classes, weights="similarity")
+        by_line = linear_probe(train, target, test)
+        found = []
+        for method, predicted, setting in (("knn", by_knn, near), ("linear", by_line.predictions, by_line.strength)):
+            hits = predicted == rows.test_target
+            ends = bootstrap_interval(hits, level=confidence, resamples=samples)
+            confusion = confusion_matrix(torch.from_numpy(rows.test_target), torch.from_numpy(predicted), classes)
+            held = confusion.sum(1) > 0
+            recall = float((np.diag(confusion)[held] / confusion.sum(1)[held]).mean())
+            found.append(
+                Probe(
+                    set=data.name,
+                    features=features,
+                    runs=names,
+                    layers=layers,
+                    method=method,
+                    acc1=ends.mean,
+                    low=ends.low,
+                    high=ends.high,
+                    mean_per_class_recall=recall,
+                    setting=setting,
+                    train_rows=len(rows.train),
+                    test_rows=len(rows.test),
+                    split=rows.split,
+                )
+            )
+        return found
+
+    last = " + ".join(store.layers[-1].name for store in data.image.stores)
+    everyone = tuple(name for name, _ in runs)
+    probes = both(LAST, everyone, last, last_layers(data.image, rows.train), last_layers(data.image, rows.test))
+    by_layers: dict[tuple[str, ...], list[tuple[str, AlignedRun]]] = {}
+    for name, run in runs:
+        by_layers.setdefault(run.layers["image"], []).append((name, run))
+    for layers, sharing in by_layers.items():
+        train, test = (
+            run_features(sharing[0][1], data.image, at, constant_allowed=True) for at in (rows.train, rows.test)
+        )
+        label = " + ".join(layers)
+        probes += both(CHOSEN, tuple(name for name, _ in sharing), label, train, test)
+        for name, run in sharing:
+            seed = run.seeds[0]
+            aligned = (run.encode("image", part, seed) for part in (train, test))
+            probes += both(ALIGNED, (name,), label, *aligned)
+    return probes
+
+
+def probe_metrics(probes: Sequence[Probe], run: str) -> dict[str, float | int | str]:
+    """Return what metrics.json holds of the probes that speak of a run."""
+    table: dict[str, float | int | str] = {}
+    for each in probes:
+        if run in each.runs:
+            prefix = f"{each.set}/" if each.set else ""
+            name = f"{prefix}probe_{each.method}_{each.features}"
+            table[f"{name}_acc1"] = each.acc1
+            table[f"{name}_mean_per_class_recall"] = each.mean_per_class_recall
+            table[f"{prefix}probe_train_n"] = each.train_rows
+            table[f"{prefix}probe_n"] = each.test_rows
+            table[f"{prefix}probe_split"] = each.split
+    return table
