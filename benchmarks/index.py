@@ -83,6 +83,8 @@ def ours(kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, c
         built, wall, cpu = clocked(lambda: build_in_blocks(cls, Gallery.of(vectors), folder, memory=memory))
         tuned, _, tuning = clocked(lambda: tune(built.index, truth[:half], recall))
         _, _, writing = clocked(lambda: write_index(folder, built.index, {"benchmark": kind}, {}))
+        parts = built.parts
+        del built  # what is read back would lie in memory beside it
         size = sum(path.stat().st_size for path in folder.iterdir())
         index, _, reading = clocked(lambda: read_index(folder, {"benchmark": kind}))
         index.search(truth.queries[:8], 10)
@@ -97,7 +99,7 @@ def ours(kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, c
             "writing_cpu": writing,
             "reading_cpu": reading,
             "bytes": size,
-            "parts": built.parts,
+            "parts": parts,
         }
 
 
