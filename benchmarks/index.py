@@ -76,31 +76,38 @@ def clocked(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 def ours(kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, cache: Path) -> dict[str, Any]:
     """Build, tune, store, read back and search."""
-    cls: Any = INDEXES[kind]
     half = len(truth.queries) // 2
     with tempfile.TemporaryDirectory(dir=cache) as name:
         folder = Path(name)
-        built, wall, cpu = clocked(lambda: build_in_blocks(cls, Gallery.of(vectors), folder, memory=memory))
-        tuned, _, tuning = clocked(lambda: tune(built.index, truth[:half], recall))
-        _, _, writing = clocked(lambda: write_index(folder, built.index, {"benchmark": kind}, {}))
-        parts = built.parts
-        del built  # what is read back would lie in memory beside it
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        made = build_and_store(kind, vectors, truth[:half], recall, memory, folder)
         index, _, reading = clocked(lambda: read_index(folder, {"benchmark": kind}))
         index.search(truth.queries[:8], 10)
         _, search_wall, search_cpu = clocked(lambda: index.search(truth.queries[half:], 10))
         return {
-            "build": (wall, cpu),
+            **made,
             "search": (search_wall, search_cpu),
             "recall": float(recalls(index, truth[half:]).mean()),
-            "reached": tuned.reached,
-            "effort": tuned.effort,
-            "tuning_cpu": tuning,
-            "writing_cpu": writing,
             "reading_cpu": reading,
-            "bytes": size,
-            "parts": parts,
+            "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         }
+
+
+def build_and_store(
+    kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, folder: Path
+) -> dict[str, Any]:
+    """Build an index, tune its effort and write it; what was built is let go of before it is read back."""
+    cls: Any = INDEXES[kind]
+    built, wall, cpu = clocked(lambda: build_in_blocks(cls, Gallery.of(vectors), folder, memory=memory))
+    tuned, _, tuning = clocked(lambda: tune(built.index, truth, recall))
+    _, _, writing = clocked(lambda: write_index(folder, built.index, {"benchmark": kind}, {}))
+    return {
+        "build": (wall, cpu),
+        "reached": tuned.reached,
+        "effort": tuned.effort,
+        "tuning_cpu": tuning,
+        "writing_cpu": writing,
+        "parts": built.parts,
+    }
 
 
 def raw(kind: str, vectors: Tensor, truth: Truth, effort: int) -> dict[str, Any]:
