@@ -57,6 +57,7 @@ def solve(
 ) -> ClosedFormFit:
     """Return a closed form's projectors, the ridge strength chosen by the mean recall on validation pairs."""
     options = dict(recipe.closed_form)
+    climb = options.pop("climb", False) is True
     ridges = tuple(options.pop("ridges", RIDGES if name in WITH_RIDGE else (1.0,)))
     small = validation.head(recipe.training.validation_images)
 
@@ -71,6 +72,7 @@ def solve(
         d=recipe.dim,
         ridges=ridges,
         score=score,
+        climb=climb,
         inputs=InputOptions(normalise_input=recipe.normalise_input, image_blocks=blocks[0], text_blocks=blocks[1]),
         options=options,
     )

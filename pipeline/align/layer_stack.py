@@ -32,6 +32,8 @@ MOST = 4
 """Layers of a side at most, those that it starts from not counted above."""
 SPREAD = 3
 """Layers of a store that `spread` takes."""
+FEW = 64
+"""Training images that tell whether a layer is constant."""
 CUTS = (1, 5, 10)
 Stack = tuple[tuple[int, ...], tuple[int, ...]]
 """Positions of image layers, positions of text layers, ascending."""
@@ -251,7 +253,7 @@ def _grams(
 
 def spread_layers(side: Side, train: PairSet, count: int = SPREAD) -> tuple[LayerRef, ...]:
     """Return `count` layers of each store, evenly spread from the first to the last; constant layers do not count."""
-    few = train.take(np.arange(min(ROWS[0], len(train))))
+    few = train.take(np.arange(min(FEW, len(train))))
     chosen: list[LayerRef] = []
     for index, store in enumerate(side.stores):
         own = [layer for layer in side.layers() if layer.store == index]

@@ -220,6 +220,28 @@ def test_ridge_is_chosen_by_the_score_and_all_scores_are_kept() -> None:
     torch.testing.assert_close(alone.image(image), fit.image(image))
 
 
+@pytest.mark.parametrize(
+    ("top", "expected", "tried"),
+    [(3.0, 3.0, {3, 10, 1}), (30.0, 30.0, {3, 10, 30}), (0.1, 0.1, {3, 10, 1, 0.3, 0.1}), (1.0, 1.0, {3, 10, 1, 0.3})],
+)
+def test_climbing_finds_the_top_of_a_hill_and_tries_no_more(top: float, expected: float, tried: set[float]) -> None:
+    image, text, owner = make_pairs()
+    ridges = (10.0, 0.1, 0.3, 1.0, 3.0, 30.0)
+    values = {ridge: -abs(np.log(ridge / top)) for ridge in ridges}
+    fits = {ridge: fit_closed_form("cca", image, text, owner, ridges=(ridge,)) for ridge in ridges}
+    probe = torch.ones(1, 10)
+    answers = {ridge: fit.image(probe) for ridge, fit in fits.items()}
+
+    def score(image_projector: Projector, _: Projector) -> float:
+        found = image_projector(probe)
+        return float(values[min(ridges, key=lambda ridge: float((answers[ridge] - found).abs().sum().detach()))])
+
+    chosen = fit_closed_form("cca", image, text, owner, ridges=ridges, score=score, climb=True)
+    assert chosen.ridge == expected
+    assert set(chosen.scores) == tried
+    assert torch.equal(chosen.image(probe), answers[expected])
+
+
 def test_asif_describes_each_image_once_by_the_mean_of_its_captions() -> None:
     image, text, owner = (t.float() if t.is_floating_point() else t for t in make_pairs(images=30))
     fit = fit_closed_form("asif", image, text, owner, options={"top_k": 10, "exponent": 4.0})

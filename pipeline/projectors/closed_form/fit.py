@@ -4,8 +4,8 @@
 which ridge was chosen.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ def fit_closed_form(
     d: int | None = None,
     ridges: Sequence[float] = (1.0,),
     score: Score | None = None,
+    climb: bool = False,
     inputs: InputOptions | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> ClosedFormFit:
@@ -80,6 +81,8 @@ def fit_closed_form(
         d: Width of the shared space at most; `asif` has as many dimensions as anchors.
         ridges: Ridge strengths to choose from (`cca` and `ridge`); one decomposition serves them all.
         score: Validation score of a pair of projectors, higher is better; needed where there are several ridges.
+        climb: Start in the middle of `ridges` and go on to the better neighbour while the score rises, instead of
+            trying all.
         inputs: What is done to raw features first.
         options: Further arguments of the closed form, such as `power`, `whiten`, `direction`, `top_k`, `exponent`.
 
@@ -98,39 +101,47 @@ def fit_closed_form(
     if name not in WITH_RIDGE:
         pair = _solve(name, statistics, d, extra)
         return _as_fit(pair, statistics, image_input, text_input)
-    candidates = _candidates(name, statistics, d, ridges, extra, image_input, text_input)
-    return _choose(candidates, ridges, score)
+
+    def candidate(ridge: float) -> ClosedFormFit:
+        pair = _solve(name, statistics, d, {**extra, "ridge": ridge})
+        return _as_fit(pair, statistics, image_input, text_input, ridge)
+
+    return _choose(candidate, sorted(set(ridges)) if climb else ridges, score, climb)
 
 
-def _candidates(
-    name: str,
-    statistics: PairStatistics,
-    d: int | None,
-    ridges: Sequence[float],
-    options: dict[str, Any],
-    image_input: AffineProjector,
-    text_input: AffineProjector,
-) -> Iterator[ClosedFormFit]:
-    for ridge in ridges:
-        pair = _solve(name, statistics, d, {**options, "ridge": ridge})
-        yield _as_fit(pair, statistics, image_input, text_input, ridge)
-
-
-def _choose(candidates: Iterator[ClosedFormFit], ridges: Sequence[float], score: Score | None) -> ClosedFormFit:
+def _choose(
+    candidate: Callable[[float], ClosedFormFit], ridges: Sequence[float], score: Score | None, climb: bool
+) -> ClosedFormFit:
     if len(ridges) == 1:
-        return next(candidates)
+        return candidate(ridges[0])
     if not ridges or score is None:
         raise UserError(expected="one ridge strength, or several and a score", found=f"{list(ridges)} and no score")
-    best: ClosedFormFit | None = None
+    fits: dict[float, ClosedFormFit] = {}
     scores: dict[float, float] = {}
-    for fit in candidates:
-        ridge = float(fit.ridge or 0.0)
-        scores[ridge] = score(fit.image, fit.text)
-        if best is None or scores[ridge] > scores[float(best.ridge or 0.0)]:
-            best = fit
-    if best is None:
-        raise UserError(expected="one ridge strength at least", found="none")
-    return ClosedFormFit(image=best.image, text=best.text, ridge=best.ridge, scores=scores, strengths=best.strengths)
+
+    def tried(ridge: float) -> float:
+        if ridge not in scores:
+            fits[ridge] = candidate(ridge)
+            scores[ridge] = score(fits[ridge].image, fits[ridge].text)
+            for worse in [known for known in fits if scores[known] < max(scores.values())]:
+                del fits[worse]
+        return scores[ridge]
+
+    best = _climb(tried, ridges) if climb else max(ridges, key=tried)
+    chosen = fits[best]
+    return replace(chosen, ridge=float(best), scores={float(ridge): value for ridge, value in scores.items()})
+
+
+def _climb(tried: Callable[[float], float], ridges: Sequence[float]) -> float:
+    """Return the best ridge on the way up from the middle of an ascending list; the larger one is looked at first."""
+    best = len(ridges) // 2
+    for step in (1, -1):
+        moved = False
+        while 0 <= best + step < len(ridges) and tried(ridges[best + step]) > tried(ridges[best]):
+            best, moved = best + step, True
+        if moved:
+            break
+    return ridges[best]
 
 
 def _solve(name: str, statistics: PairStatistics, d: int | None, options: dict[str, Any]) -> AffinePair:
