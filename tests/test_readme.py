@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data" / "README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 README = PAGES[0].read_text(encoding="utf-8")
-SETTINGS = [ROOT / "params.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
+STUDIES = [ROOT / "examples" / "study.yaml"]
+SETTINGS = [ROOT / "params.yaml", *sorted({*(ROOT / "examples").glob("*.yaml")} - {*STUDIES})]
 
 
 def part(title: str) -> str:
