@@ -64,11 +64,12 @@ def contend(name: str, ks: tuple[int, ...], sizes: tuple[int, int, int]) -> dict
     torch.ones(2, 2) @ torch.ones(2, 2)
     CONTENDERS[name](*make(20, 2, 8), ks=(1,))  # imports
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     metrics = CONTENDERS[name](*data, ks=ks)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"name": name, "ks": ks, "seconds": round(seconds, 2), "peak_mb": round(peak), "metrics": metrics}
+    times = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2)}
+    return {"name": name, "ks": ks, **times, "peak_mb": round(peak), "metrics": metrics}
 
 
 def main() -> None:
@@ -88,9 +89,9 @@ def main() -> None:
     results = [_run(name, ks, sizes) for name, ks in (("ours", KS), ("clip_benchmark", (5,)), ("clip_benchmark", KS))]
     base = results[0]
     for result in filter(None, results):
-        print(f"{result['name']:>15} k={result['ks']}: {result['seconds']} s, {result['peak_mb']} MB", end="")
-        ratios = result["seconds"] / base["seconds"], result["peak_mb"] / base["peak_mb"]
-        print(f"  ({ratios[0]:.1f} × the time, {ratios[1]:.1f} × the memory)")
+        print(f"{result['name']:>15} k={result['ks']}: {result['seconds']} s, {result['cpu_seconds']} s CPU, ", end="")
+        wall, cpu, memory = (result[key] / base[key] for key in ("seconds", "cpu_seconds", "peak_mb"))
+        print(f"{result['peak_mb']} MB  ({wall:.1f} × the time, {cpu:.1f} × the CPU, {memory:.1f} × the memory)")
     if results[2]:
         differences = [abs(results[2]["metrics"][name] - base["metrics"][name]) for name in results[2]["metrics"]]
         print(f"largest difference between the recalls: {max(differences):.2e}")

@@ -96,7 +96,7 @@ def test_the_numbers_stand_everywhere(world: World) -> None:
     assert all(float(row["low"]) <= float(row["acc1"]) <= float(row["high"]) for row in rows)
     page = (world.root / "out" / "report.html").read_text()
     assert "What the features hold" in page
-    assert "frozen, chosen layers" in page
+    assert "chosen layers<small>frozen, block.0 (inner)</small>" in page
 
 
 def test_probes_can_be_switched_off(world: World) -> None:

@@ -8,7 +8,7 @@ from pipeline.evaluate.report.words import between, listing, percent
 from pipeline.evaluate.summary import Summary
 
 NAMED = 3
-TITLES = {LAST: "frozen, last layer", CHOSEN: "frozen, chosen layers", ALIGNED: "aligned"}
+TITLES = {LAST: "last layer", CHOSEN: "chosen layers", ALIGNED: "aligned"}
 
 
 def probes_section(summary: Summary, probes: Sequence[Probe]) -> Section | None:
@@ -50,7 +50,7 @@ def _row(features: str, runs: tuple[str, ...], found: dict[str, Probe], best: di
     else:
         name = TITLES[features]
         of = "" if features == LAST else f" ({listing(runs) if len(runs) <= NAMED else f'{len(runs)} runs'})"
-        note = f"{layers}{of}"
+        note = f"frozen, {layers}{of}"
     cells = [Cell(text=name, sub=note)]
     for method in ("knn", "linear"):
         probe = found[method]

@@ -48,7 +48,9 @@ def _table(summary: Summary, found: Duplicates, kind: str, what: str) -> Table:
     rows = tuple((Cell(text=run.name), *(_cell(run, found, kind, each) for each in measures)) for run in summary.runs)
     left = ", ".join(f"{_left(summary.lead, found, kind, each)} {measure_name(each)}" for each in measures)
     caption = f"Percent without {what}; below it the number with them, and what leaving them out changes. n = {left}."
-    return Table(caption=caption, head=("run", *map(measure_name, measures)), rows=rows if measures else ())
+    return Table(
+        caption=caption, head=("run", *map(measure_name, measures)), rows=rows if measures else (), narrow=True
+    )
 
 
 def _is_shown(measure: Measure, summary: Summary) -> bool:
