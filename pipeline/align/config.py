@@ -27,7 +27,7 @@ class AlignConfig:
     """Text stores; the layers of several are concatenated."""
     out: Path
     """Folder of the run."""
-    method: str = "info_nce"
+    method: str = "fewpairs"
     """A name of `pipeline.align.methods.METHODS`."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Changes to the method's recipe, nested: {"training": {"epochs": 40}}."""

@@ -20,13 +20,13 @@ def align(
     out: Annotated[Path | None, typer.Option(help="Folder of the run, data/2_projectors/<name>.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="cca, info_nce, modest_align, structure, combined, ...; an unknown one lists all."),
+        typer.Option(help="fewpairs (the default), cca, info_nce, structure, ...; an unknown one lists all."),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="auto (the best pair), last, stack, or I,J such as -2,last.")
+        str | None, typer.Option(help="auto (what suits the method), pair, stack, last, grow, spread, or I,J.")
     ] = None,
     layer_metric: Annotated[
-        str | None, typer.Option(help="What auto and stack compare layers by: mutual_knn or cka.")
+        str | None, typer.Option(help="What pair and stack compare layers by: mutual_knn or cka.")
     ] = None,
     pairs: Annotated[int | None, typer.Option(help="Number of training images; all if unsaid.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed; several make several trainings.")] = None,
@@ -87,7 +87,7 @@ def _configs(
         if len(methods) > 1:
             raise UserError(expected="one --method with --out", found=", ".join(methods), where="pipeline align")
         writable_folder(out or Path(), "--out")
-        values = {**flags, "image": image, "text": text, "out": out, "method": (methods or ["info_nce"])[0]}
+        values = {**flags, "image": image, "text": text, "out": out, "method": (methods or ["fewpairs"])[0]}
         return [build(AlignConfig, values, where="pipeline align")]
     if given:
         raise UserError(

@@ -27,7 +27,8 @@ def sweep(
         list[str] | None, typer.Option(help="Captions of a training image, or all; repeat for several.")
     ] = None,
     layers: Annotated[
-        list[str] | None, typer.Option(help="auto, last, stack, or I,J such as -2,last; repeat for several.")
+        list[str] | None,
+        typer.Option(help="auto (what suits the method), pair, stack, last, grow, spread, or I,J; repeat."),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")] = None,
     split: Annotated[

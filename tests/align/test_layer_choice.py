@@ -34,7 +34,13 @@ def test_cka_finds_them_too(stores: Stores, tmp_path: Path) -> None:
     assert found.p_value[0][0] > 0.01
     assert "Use image layer block1 and text layer block1: a CKA of 0." in found.advice
     settings = {"dim": 4, "training": {"max_steps": 2}}
-    stated: dict[str, Any] = {"image": (stores.image,), "text": (stores.text,), "settings": settings, "seeds": (1,)}
+    stated: dict[str, Any] = {
+        "image": (stores.image,),
+        "text": (stores.text,),
+        "settings": settings,
+        "seeds": (1,),
+        "layers": "pair",
+    }
     for metric in ("mutual_knn", "cka"):
         align(AlignConfig(out=tmp_path, layer_metric=metric, **stated))
         scores = json.loads((tmp_path / "layer_pairs.json").read_text())
@@ -103,7 +109,7 @@ def test_large_sets_are_sampled(stores: Stores, monkeypatch: pytest.MonkeyPatch)
 def test_scores_are_kept_for_the_next_run(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"dim": 4, "training": {"max_steps": 2}}
     config = AlignConfig(
-        image=(stores.image,), text=(stores.text,), out=tmp_path, layers="auto", seeds=(1,), settings=settings
+        image=(stores.image,), text=(stores.text,), out=tmp_path, layers="pair", seeds=(1,), settings=settings
     )
     align(config)
 

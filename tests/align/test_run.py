@@ -184,6 +184,7 @@ def test_several_stores_are_concatenated(stores: Stores, make_stores: Any, tmp_p
         image=(stores.image, make_stores().image),
         text=(stores.text,),
         out=tmp_path / "run",
+        method="info_nce",
         settings=SHORT,
         seeds=(1,),
         device="cpu",

@@ -70,7 +70,10 @@ def test_bare_align_follows_params(own: Path) -> None:
         (["--method", "cca", "--method", "asif"], "expected one --method with --out, found cca, asif"),
         (["--layers", "middle,last"], "--layers: expected a known layer (all, last, mean, small, output), found 'mid"),
         (["--layers", "last,9"], "--layers: expected a layer index between -2 and 1, found 9"),
-        (["--layers", "a,b,c"], "--layers: expected auto, last, stack, or an image layer and a text layer"),
+        (
+            ["--layers", "a,b,c"],
+            "--layers: expected auto, pair, stack, last, grow, spread, or an image layer and a text layer",
+        ),
         (["--pairs", "1"], "expected pairs of 2 or more, found 1"),
         (["--pairs", "1000"], "expected --pairs of 30 at most (the training images that have captions), found 1000"),
         (["--seed", "-1"], "expected seeds between 0 and 2^63"),
