@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.align.history import History
 from pipeline.align.objective import Batch, Moment, Objective
-from pipeline.align.optimiser import make_optimiser, set_rate
+from pipeline.align.optimiser import AdamW
 from pipeline.align.recipe import Recipe, TrainingOptions
 from pipeline.align.tensors import PairTensors
-from pipeline.align.validation import selection_score, validate
+from pipeline.align.validation import quick_recalls, selection_score, validate
 from pipeline.errors import PipelineError
 from pipeline.projectors.base import Projector
 
@@ -105,7 +105,7 @@ def _train(
     objective = Objective(recipe).to(data.device)
     modules: list[nn.Module] = [image, text, objective]
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimiser = make_optimiser(parameters, betas=options.betas, weight_decay=options.weight_decay)
+    optimiser = AdamW(parameters, betas=options.betas, weight_decay=options.weight_decay)
     total = planned_steps(len(data), options)
     checks = set(_validation_steps(total, options.validations))
     small = validation_data.head(options.validation_images)
@@ -120,13 +120,13 @@ def _train(
         loss.backward()
         if options.clip:
             nn.utils.clip_grad_norm_(parameters, options.clip)
-        set_rate(optimiser, rate)
+        optimiser.rate = rate
         optimiser.step()
         objective.loss.temperature.clamp()
         history.add(step, epoch, rate, terms)
         if step in checks:
             _check_finite(history.last(), step)
-            metrics = validate(image, text, small)
+            metrics = quick_recalls(image, text, small)
             history.validated(metrics)
             best.offer(selection_score(metrics), modules, objective.loss.temperature().item())
             tick(step, total)

@@ -76,6 +76,8 @@ class InputNormalisation(nn.Module):
             return features
         if self.mode == "standardise":
             return (features - self.mean) * self.scale
+        if len(self.blocks) == 1:
+            return unit_rows(features)
         parts = [unit_rows(part) for part in torch.split(features, list(self.blocks), dim=-1)]
         whole: Tensor = torch.cat(parts, dim=-1) / math.sqrt(len(parts))
         return whole

@@ -96,7 +96,7 @@ def test_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         states.append(image.map.weight.detach().clone())
         return {"x_recall@1": next(scores, 0.0)}
 
-    monkeypatch.setattr(module, "validate", scripted)
+    monkeypatch.setattr(module, "quick_recalls", scripted)
     found = run(short(patience=0))
     assert torch.equal(found.image.state_dict()["map.weight"], states[1])
     assert not torch.equal(states[1], states[4])
@@ -104,7 +104,7 @@ def test_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stops_without_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "validate", lambda *arguments: {"x_recall@1": 0.5})
+    monkeypatch.setattr(module, "quick_recalls", lambda *arguments: {"x_recall@1": 0.5})
     assert run(short(patience=2)).steps == 18
 
 
