@@ -27,7 +27,6 @@ from benchmarks.raw import make_raw
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.torch_encoder import TorchEncoder
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.cost import default_shard_rows
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.forward import batches_by_length, batches_in_order
 from pipeline.extract.host_memory import keep_freed_memory
@@ -39,14 +38,12 @@ Batches = list[list[torch.Tensor]]
 
 
 def prepared_batches(encoder: TorchEncoder, raw: Path, batch_size: int) -> Batches:
-    """Return the batches that extract cuts, prepared: inside shards, texts by length."""
+    """Return batches that are ready: images in order; texts by length over the whole set, better than any shard can."""
     dataset = open_dataset(raw)
     items = image_items(dataset, 1) if encoder.modality == "image" else caption_items(dataset)
     cut = batches_in_order if encoder.modality == "image" else batches_by_length
     ready = [prepare(encoder, items, position) for position in range(len(items))]
-    rows = default_shard_rows(len(items), [layer.width for layer in encoder.layers], "float32")
-    batches = (batch for start in range(0, len(ready), rows) for batch in cut(ready[start : start + rows], batch_size))
-    return [[item.tensor for item in batch if item.tensor is not None] for batch in batches]
+    return [[item.tensor for item in batch if item.tensor is not None] for batch in cut(ready, batch_size)]
 
 
 def model_alone(encoder: TorchEncoder, batches: Batches) -> Work:

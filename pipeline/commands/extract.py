@@ -36,6 +36,7 @@ def extract(
         str | None, typer.Option(help="Format on the disk; the same as --dtype if unsaid.")
     ] = None,
     jpeg: Annotated[str | None, typer.Option(help="exact, or reduced: large JPEGs 2 to 6 times as fast.")] = None,
+    exif: Annotated[str | None, typer.Option(help="reject, or apply: turn photographs upright as EXIF says.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a forward pass.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode and tokenise.")] = None,
@@ -68,6 +69,7 @@ def extract(
         "dtype": dtype,
         "storage_dtype": storage_dtype,
         "jpeg": jpeg,
+        "exif": exif,
         "device": device,
         "batch_size": batch_size,
         "workers": workers,

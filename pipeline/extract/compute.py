@@ -23,7 +23,7 @@ from pipeline.extract.prepare import Prepared, prepare
 from pipeline.extract.progress import Meter
 from pipeline.extract.rejected import check_share, write_rejected
 from pipeline.store.layout import MANIFEST, REJECTED
-from pipeline.store.records import PendingShard
+from pipeline.store.records import PendingShard, committed
 from pipeline.store.writer import StoreWriter
 
 T = TypeVar("T")
@@ -77,8 +77,8 @@ class Computation:
     batch_size: int
     shards: set[int] = field(default_factory=set)
     """Shards that this run computed (some layers of)."""
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    """(id, reason) of the items that this run found broken."""
+    rejected: dict[str, str] = field(default_factory=dict)
+    """Id → reason of the items that this run and the ones before it found broken."""
 
     def run(self) -> None:
         """Compute until nothing is missing anywhere; waits for shards that another process is computing.
@@ -87,6 +87,8 @@ class Computation:
             UserError: More than the allowed share of the items is broken.
             PipelineError: The disk or the device does not do.
         """
+        self.rejected |= rejected_before(self.writer)
+        self._check_rejected([])
         while left := self.writer.pending(self.forward.layers):
             if not self._pass(left):
                 time.sleep(_POLL)
@@ -171,14 +173,20 @@ class Computation:
         claims.release(shard.index)
 
     def _check_rejected(self, rejected: list[tuple[str, str]]) -> None:
-        self.rejected += rejected
-        table = self.writer.root / REJECTED
+        self.rejected |= dict(rejected)
+        table, found = self.writer.root / REJECTED, list(self.rejected.items())
         try:
-            check_share(self.rejected, len(self.items), self.max_rejected, what=self.items.what, table=table)
+            check_share(found, len(self.items), self.max_rejected, what=self.items.what, table=table)
         except UserError:
             if not (self.writer.root / MANIFEST).exists():  # a finished store has its whole table already
-                write_rejected(table, self.rejected)
+                write_rejected(table, found)
             raise
+
+
+def rejected_before(writer: StoreWriter) -> dict[str, str]:
+    """Return id → reason of what the committed shards of a store left out."""
+    done = committed(writer.root, writer.header)
+    return {item_id: reason for files in done.values() for file in files for item_id, reason in file.rejected}
 
 
 class Claims:

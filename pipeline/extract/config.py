@@ -11,6 +11,7 @@ STORAGE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Number formats as flags say them and as the feature store names them."""
 TEXTS = ("all", "captions", "classes")
 JPEG = ("exact", "reduced")
+EXIF = ("reject", "apply")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class ExtractConfig:
     """What a text encoder reads: captions, class prompts (into `<out>/classes`), or all that is there."""
     jpeg: str = "exact"
     """`exact`, or `reduced`: decode large JPEGs at 1/2, 1/4 or 1/8 (see `pipeline.extract.decode`)."""
+    exif: str = "reject"
+    """Images stored turned or mirrored: `reject` them, or `apply` their EXIF orientation and turn them upright."""
     device: str = "auto"
     """`auto`, cpu, cuda, cuda:1, ..."""
     batch_size: int | None = None
@@ -48,7 +51,7 @@ class ExtractConfig:
     workers: int | None = None
     """Threads that decode and tokenise; nothing means one a core, 32 at most."""
     shard_rows: int | None = None
-    """Items in a shard; nothing means about 128 MB, and at least eight shards where they hold 256 items."""
+    """Items in a shard; nothing means about 128 MB, yet eight shards where they hold 256 images or 4096 texts."""
     format: str = "hdf5"
     """Shard files: hdf5 or parquet."""
     max_rejected: float = 0.05
@@ -59,7 +62,8 @@ class ExtractConfig:
     """Say what it would cost and stop."""
 
     def __post_init__(self) -> None:
-        for name, known in (("dtype", STORAGE), ("storage_dtype", STORAGE), ("texts", TEXTS), ("jpeg", JPEG)):
+        tables = {"dtype": STORAGE, "storage_dtype": STORAGE, "texts": TEXTS, "jpeg": JPEG, "exif": EXIF}
+        for name, known in tables.items():
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise UnknownNameError(name, value, known, f"--{name.replace('_', '-')}")

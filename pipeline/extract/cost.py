@@ -16,6 +16,8 @@ from pipeline.store.records import PendingShard
 SHARD_BYTES = 128 * 2**20
 """What a shard's layers sum up to, about."""
 _LEAST_ROWS, _MOST_ROWS, _LEAST_SHARDS = 256, 65536, 8
+_FINE_ROWS = {"image": 256, "text": 4096}
+"""Rows that no shard is cut finer than for the sake of a kill: a quarter to a whole minute of a small model's work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +94,15 @@ def seconds_a_row(encoder: Encoder, items: Items, layers: Sequence[str], batch_s
     return took / max(len(positions), 1)
 
 
-def default_shard_rows(items: int, widths: Sequence[int], storage: str) -> int:
-    """Return a power of two: about `SHARD_BYTES` a shard, yet at least eight shards where they hold 256 items.
+def default_shard_rows(items: int, widths: Sequence[int], storage: str, modality: str) -> int:
+    """Return a power of two: about `SHARD_BYTES` a shard, yet at least eight shards where they hold enough items.
 
-    Small data sets are cut finer than the bytes ask for, because a shard is what a killed run loses at most.
+    Small data sets are cut finer than the bytes ask for, because a shard is what a killed run loses at most. Enough are
+    256 images, and 4096 texts: those are sorted by length inside a shard, and 256 of them give batches with 6 % more
+    tokens, all of them padding; 4096 with less than 1 %.
     """
     by_bytes = SHARD_BYTES // max(1, sum(widths) * storage_dtype(storage).itemsize)
-    wanted = min(by_bytes, max(_LEAST_ROWS, items // _LEAST_SHARDS), _MOST_ROWS)
+    wanted = min(by_bytes, max(_FINE_ROWS[modality], items // _LEAST_SHARDS), _MOST_ROWS)
     return max(_LEAST_ROWS, 1 << (max(wanted, 1).bit_length() - 1))
 
 

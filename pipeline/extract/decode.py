@@ -35,6 +35,8 @@ MAX_PIXELS = 89_478_485
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"})
 _ORIENTATION = 0x0112
+_LIES = 5
+"""EXIF orientations from here on swap width and height."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,16 +54,24 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 def decode_image(path: Path, reduction: Reduction | None = None, *, turn: bool = False) -> Image.Image:
     """Return an image as RGB; a JPEG smaller where `reduction` says so, with a `Reduced` in its info.
 
-    `turn` is for queries: a photo from a phone is turned upright, where a data set's would be rejected.
+    With `turn` a photo from a phone is turned upright: queries, and data sets with `--exif apply`; else it is rejected.
 
     Raises:
         RejectedInputError: Says what is wrong with the file.
     """
+    return decode_bytes(read_file(path), reduction, turn=turn)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        RejectedInputError: It cannot be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise RejectedInputError(f"the file cannot be read: {error.strerror or error}") from error
-    return decode_bytes(data, reduction, turn=turn)
 
 
 def decode_bytes(
@@ -83,7 +93,7 @@ def decode_bytes(
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             orientation = _refuse(image, min(max_pixels, MAX_PIXELS), turn)
-            decoded = _reduced(image, reduction) if reduction else _to_rgb(image)
+            decoded = _reduced(image, reduction, orientation) if reduction else _to_rgb(image)
             return _upright(decoded, orientation) if turn else decoded
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedInputError(f"too many pixels (limit {MAX_PIXELS:,}): a decompression bomb?") from error
@@ -97,7 +107,7 @@ def decode_bytes(
 
 
 def _refuse(image: Image.Image, max_pixels: int, turn: bool) -> int:
-    """Refuse what would be guesswork; return the EXIF orientation."""
+    """Refuse what would be guesswork; return the EXIF orientation that is left to apply."""
     width, height = image.size
     if width * height > max_pixels:
         raise RejectedInputError(f"{width} × {height} pixels (limit {max_pixels:,}): a decompression bomb?")
@@ -111,7 +121,7 @@ def _refuse(image: Image.Image, max_pixels: int, turn: bool) -> int:
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation not in (0, 1) and not turn:
         raise RejectedInputError(f"stored turned or mirrored (EXIF orientation {orientation})")
-    return int(orientation) if orientation in _TURNS else 1
+    return int(orientation) if orientation in _TURNS and image.format != "TIFF" else 1  # Pillow turns TIFFs by itself
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -124,9 +134,10 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return turned
 
 
-def _reduced(image: Image.Image, reduction: Reduction) -> Image.Image:
+def _reduced(image: Image.Image, reduction: Reduction, orientation: int) -> Image.Image:
     width, height = image.size
-    times = reduction(width, height) if image.format in ("JPEG", "MPO") else 1
+    upright = (height, width) if orientation >= _LIES else (width, height)
+    times = reduction(*upright) if image.format in ("JPEG", "MPO") else 1
     if times == 1:
         return _to_rgb(image)
     image.draft(None, (width // times, height // times))

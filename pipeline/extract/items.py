@@ -5,13 +5,14 @@ in order; splits, labels and which image a caption belongs to are metadata and d
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from pipeline.errors import UserError
 from pipeline.extract.datasets.layout import RawDataset
 from pipeline.extract.datasets.record import Classes
 from pipeline.extract.datasets.table import is_utf8
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.extract.decode import Reduction
 
 Content = Union["Image", str]
+
+_START = 16
+"""Bytes of a file's sha256 that are kept to know it again: enough, and little for millions of files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +50,37 @@ class Items:
         return len(self.samples)
 
 
-def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact") -> Items:
-    """Return the images of a data set; reads every file once for the digest. `jpeg` is exact or reduced."""
+def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif: str = "reject") -> Items:
+    """Return the images of a data set; reads every file once for the digest, and once more when it is loaded.
+
+    Args:
+        dataset: The data set.
+        workers: Threads that read.
+        jpeg: `exact` or `reduced`.
+        exif: `reject` or `apply`.
+
+    The items' `load` raises UserError for a file that is no longer the one that was digested.
+    """
     files = [row.file for row in dataset.images]
     paths = [dataset.root / file for file in files]
     ids = [row.image_id for row in dataset.images]
+    seen = bytearray()
     with ThreadPoolExecutor(workers) as pool:
-        digest = _digest(ids, pool.map(_file_sha256, paths, chunksize=64))
+        digest = _digest(ids, _noted(pool.map(_file_sha256, paths, chunksize=64), seen))
 
     def load(position: int, reduction: "Reduction") -> Content:
-        from pipeline.extract.decode import decode_image
+        from pipeline.extract.decode import decode_bytes, read_file
 
-        return decode_image(paths[position], reduction if jpeg == "reduced" else None)
+        noted = seen[position * _START : (position + 1) * _START]
+        try:
+            data = read_file(paths[position])
+        except RejectedInputError:
+            if noted == _start(b""):
+                raise
+            raise _changed(dataset.root, files[position], "a file that cannot be read") from None
+        if _start(hashlib.sha256(data).digest()) != noted:
+            raise _changed(dataset.root, files[position], "other bytes")
+        return decode_bytes(data, reduction if jpeg == "reduced" else None, turn=exif == "apply")
 
     samples = Samples(ids, ids, [row.split for row in dataset.images], [row.label for row in dataset.images], files)
     return Items(what="images", samples=samples, digest=digest, load=load, table=dataset.root / "images.csv")
@@ -114,6 +137,26 @@ def _file_sha256(path: Path) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return b""  # a missing file is rejected when it is decoded; when it turns up, the digest changes
+
+
+def _changed(root: Path, file: str, found: str) -> UserError:
+    return UserError(
+        expected=f"{file} as it was when this run began",
+        found=found,
+        where=str(root),
+        remedy="run again when nobody writes to the data set",
+    )
+
+
+def _noted(digests: Iterable[bytes], seen: bytearray) -> Iterator[bytes]:
+    """Yield the digests and note how each begins."""
+    for digest in digests:
+        seen += _start(digest)
+        yield digest
+
+
+def _start(digest: bytes) -> bytes:
+    return digest[:_START].ljust(_START, b"\0")
 
 
 def _digest(ids: Iterable[str], contents: Iterable[bytes]) -> str:

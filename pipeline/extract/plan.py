@@ -13,7 +13,7 @@ from pipeline.extract.datasets.layout import RawDataset
 from pipeline.extract.items import Items, caption_items, image_items, prompt_items
 from pipeline.extract.receipt import RECEIPT
 from pipeline.store.key import FeatureKey
-from pipeline.store.layout import CLASSES, HEADER
+from pipeline.store.layout import CLASSES, HEADER, own_files
 from pipeline.store.manifest import Header, read_header
 from pipeline.store.records import PendingShard, pending_shards
 from pipeline.store.replace import replace_store
@@ -40,7 +40,7 @@ def jobs_of(config: ExtractConfig, dataset: RawDataset, modality: str) -> Iterat
     if modality == "image":
         if not dataset.images:
             raise UserError(expected="images", found="none in images.csv", where=str(dataset.root))
-        yield Job(config.out, image_items(dataset, workers_of(config), jpeg=config.jpeg))
+        yield Job(config.out, image_items(dataset, workers_of(config), jpeg=config.jpeg, exif=config.exif))
         return
     captions = bool(dataset.captions) and config.texts != "classes"
     classes = dataset.classes if config.texts != "captions" else None
@@ -61,7 +61,7 @@ def header_of(config: ExtractConfig, items: Items, encoder: Encoder, layers: Seq
     return Header(
         key=feature_key(config, items, encoder),
         items=len(items),
-        shard_rows=config.shard_rows or default_shard_rows(len(items), widths, config.storage),
+        shard_rows=config.shard_rows or default_shard_rows(len(items), widths, config.storage, encoder.modality),
         file_format=config.format,
         layer_names=(*known[:-1], *modules, known[-1]),
     )
@@ -81,6 +81,7 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
             "library": "pillow",
             "transparency": "white",
             "jpeg": JPEG_RULES[config.jpeg],
+            **({"exif": "turned upright"} if config.exif == "apply" else {}),  # what is not said is refused
         }
     return FeatureKey(
         modality=encoder.modality,
@@ -107,6 +108,24 @@ def pending_of(config: ExtractConfig, root: Path, header: Header, layers: tuple[
                 (root / RECEIPT).unlink(missing_ok=True)
                 replace_store(root)
     return [PendingShard(index, *header.span(index), layers) for index in range(header.shards)]
+
+
+def require_free(out: Path) -> None:
+    """Check that a folder is a store, what a killed run left of one, or free for one.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    if not out.is_dir() or own_files(out) or (out / CLASSES / HEADER).exists():
+        return
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    if others:
+        raise UserError(
+            expected="a feature store, or a folder that is empty or not there yet",
+            found=f"{', '.join(others[:3])}{', …' * (len(others) > 3)} and no store",
+            where=str(out),
+            remedy="name another --out, such as data/1_features/<data set>/<encoder>",
+        )
 
 
 def workers_of(config: ExtractConfig) -> int:

@@ -25,10 +25,16 @@ class Prepared:
 
 
 def prepare(encoder: Encoder, items: Items, position: int) -> Prepared:
-    """Load and prepare one item."""
+    """Load and prepare one item.
+
+    Raises:
+        UserError: The item is not the one that was digested.
+    """
     try:
-        return Prepared(position, encoder.prepare(items.load(position, encoder.reduction)))
+        sample = items.load(position, encoder.reduction)
     except RejectedInputError as error:
         return Prepared(position, reason=str(error))
+    try:
+        return Prepared(position, encoder.prepare(sample))
     except UserError as error:
         return Prepared(position, reason=f"the encoder refuses it: {error.sentence()}")

@@ -114,7 +114,7 @@ def versions() -> dict[str, str]:
 
 
 def _request(config: ExtractConfig) -> dict[str, Any]:
-    names = ("encoder", "modality", "pool", "dtype", "storage_dtype", "max_length", "prompt", "jpeg")
+    names = ("encoder", "modality", "pool", "dtype", "storage_dtype", "max_length", "prompt", "jpeg", "exif")
     return {name: getattr(config, name) for name in names}
 
 

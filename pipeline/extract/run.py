@@ -15,7 +15,7 @@ from pipeline.extract.config import ExtractConfig
 from pipeline.extract.cost import Cost, estimate, seconds_a_row
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.items import Items
-from pipeline.extract.plan import Job, batch_size_of, header_of, jobs_of, pending_of, workers_of
+from pipeline.extract.plan import Job, batch_size_of, header_of, jobs_of, pending_of, require_free, workers_of
 from pipeline.extract.progress import Meter, Report, Update, silent
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.extract.rejected import check_share
@@ -44,6 +44,7 @@ def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
     """
     start = time.perf_counter()
     dataset = open_dataset(config.dataset)
+    require_free(config.out)
     found = _unchanged(config, dataset)
     if found is None:
         found = _with_encoder(config, dataset, report)

@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import DamagedStoreError, UserError
@@ -74,17 +75,20 @@ def _sound_record(path: Path, header: Header) -> ShardFile | None:
     except FileNotFoundError:
         return None
     except DamagedStoreError as error:
-        _log.warning("%s; its shard is computed again", error.sentence())
+        _warn(f"{error.sentence()}; its shard is computed again")
         return None
     _require_own(path, record, header)
     problem = file_problem(path.parent, record)
     if problem:
-        _log.warning(
-            "%s: expected %s with %d bytes, found %s; it is computed again",
-            path.parent, record.name, record.bytes, problem,
-        )  # fmt: skip
+        _warn(f"{path.parent}: expected {record.name} with {record.bytes} bytes, found {problem}; it is computed again")
         return None
     return record
+
+
+@lru_cache(maxsize=1024)
+def _warn(sentence: str) -> None:
+    """Log a sentence the first time: records are read many times in a run."""
+    _log.warning("%s", sentence)
 
 
 def _require_own(path: Path, record: ShardFile, header: Header) -> None:

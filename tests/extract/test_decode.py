@@ -119,6 +119,29 @@ def test_a_query_is_turned_upright(orientation: int) -> None:
     assert turned_image.tobytes() == upright.convert("RGB").tobytes()
 
 
+def test_a_tiff_is_turned_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
+    data = encoded(upright.transpose(Image.Transpose.ROTATE_90), "TIFF", exif=exif)
+    turned_image = decode_bytes(data, turn=True)
+    assert turned_image.size == upright.size
+    assert turned_image.tobytes() == upright.tobytes()
+
+
+def test_the_rule_of_reduction_is_asked_about_the_upright_picture() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    asked: list[tuple[int, int]] = []
+
+    def rule(width: int, height: int) -> int:
+        asked.append((width, height))
+        return 1
+
+    decode_bytes(encoded(Image.new("RGB", (64, 32), "red"), "JPEG", exif=exif), rule, turn=True)
+    assert asked == [(32, 64)]
+
+
 def test_a_turned_picture_decoded_smaller_says_what_it_was() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

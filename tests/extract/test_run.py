@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from pipeline.encoders.base import LoadOptions
 from pipeline.errors import KeyMismatchError, PipelineError, UnknownNameError, UserError
@@ -400,6 +403,73 @@ def test_too_many_broken_images_stop_the_run(raw: Path, tmp_path: Path) -> None:
     assert encoded_rows() < 16, "the first shard was committed before the stop"
     with pytest.raises(UserError, match=r"at most 5.0% broken images, found 4 of 20"):
         extract(config(raw, tmp_path / "out"))
+
+
+def test_what_earlier_runs_left_out_counts_for_the_limit(raw: Path, tmp_path: Path) -> None:
+    for name in ("i001", "i007", "i008"):
+        (raw / "images" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"found 3 of 20"):
+        extract(config(raw, tmp_path / "out", max_rejected=0.1, shard_rows=6))
+    tiny_encoders.CALLS.clear()
+    with pytest.raises(UserError, match=r"found 3 of 20, the first 'i001'"):
+        extract(config(raw, tmp_path / "out", max_rejected=0.1, shard_rows=6))
+    with pytest.raises(UserError, match=r"at most 0.0% broken images, found 1 of 20"):
+        extract(config(raw, tmp_path / "out", max_rejected=0))
+    assert encoded_rows() <= 4, "the second shard at most: the one broken image of the first is known already"
+
+
+@pytest.mark.parametrize(("data", "found"), [(picture(99), "other bytes"), (None, "cannot be read")])
+def test_an_image_that_changes_during_the_run_stops_it(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None, found: str
+) -> None:
+    victim = raw / "images" / "i013.png"
+
+    def changing(self: tiny_encoders.Tiny, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+        if data is None:
+            victim.unlink(missing_ok=True)
+        else:
+            victim.write_bytes(data)
+        return real(self, prepared, layers)
+
+    real = tiny_encoders.Tiny.encode
+    monkeypatch.setattr(tiny_encoders.Tiny, "encode", changing)
+    with pytest.raises(UserError, match=rf"expected images/i013.png as it was when this run began, found .*{found}"):
+        extract(config(raw, tmp_path / "out", shard_rows=2, batch_size=2, workers=1))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_photographs_are_turned_where_asked(raw: Path, tmp_path: Path) -> None:
+    upright = Image.open(raw / "images" / "i001.png").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (raw / "images" / "i001.png").write_bytes(encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif))
+    left = extract(config(raw, tmp_path / "reject"))
+    assert (left.rows, left.rejected) == (19, 1)
+    turned = extract(config(raw, tmp_path / "apply", exif="apply"))
+    assert (turned.rows, turned.rejected) == (20, 0)
+    (raw / "images" / "i001.png").write_bytes(picture(1))
+    whole = extract(config(raw, tmp_path / "whole"))
+    assert turned.content_digest == whole.content_digest
+    with pytest.raises(KeyMismatchError, match=r"preprocessing\.decode\.exif"):
+        extract(config(raw, tmp_path / "whole", exif="apply"))
+
+
+def test_a_folder_of_something_else_is_no_place_for_a_store(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "work"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years", encoding="utf-8")
+    (out / "receipt.json").write_text("{}", encoding="utf-8")
+    choices: list[dict[str, Any]] = [{}, {"replace": True}, {"dry_run": True}]
+    for options in choices:
+        with pytest.raises(
+            UserError, match=r"work: expected a feature store, or .* found receipt.json, thesis.tex and"
+        ):
+            extract(config(raw, out, **options))
+    assert sorted(path.name for path in out.iterdir()) == ["receipt.json", "thesis.tex"]
+    assert not tiny_encoders.CALLS
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".gitignore").write_text("*", encoding="utf-8")
+    assert extract(config(raw, tmp_path / "hidden")).rows == 20
 
 
 def test_broken_captions_are_listed_and_left_out(tmp_path: Path) -> None:

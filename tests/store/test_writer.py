@@ -78,6 +78,9 @@ def test_a_damaged_record_or_manifest_is_redone(tmp_path: Path, caplog: Any) -> 
     (tmp_path / "manifest.json").write_text("{")
     assert [shard.index for shard in StoreWriter(tmp_path, header()).pending(LAYERS)] == [1]
     assert f"{record.name} with the digest" in caplog.text
+    again = StoreWriter(tmp_path, header())
+    assert again.pending(LAYERS) == again.pending(LAYERS)
+    assert sum(record.name in line for line in caplog.text.splitlines()) == 1, "said once, however often it is read"
     after = fill(tmp_path, header())
     assert after.shards == before.shards
     assert after.content_digest == before.content_digest
