@@ -53,6 +53,8 @@ class RunResult:
     """Measure → bootstrap replicates of the mean over seeds [B]."""
     calibration: Mapping[str, Calibration]
     """Direction → calibration."""
+    precision: Mapping[str, Floats]
+    """Direction of retrieval → mean average precision for each seed [S]."""
     confusion: Mapping[str, NDArray[np.int64]]
     """Zero-shot direction → counts [C, C], all seeds together."""
     history: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)

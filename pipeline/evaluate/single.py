@@ -26,7 +26,7 @@ from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRank
 from pipeline.evaluate.resampling import Bootstrap
 from pipeline.evaluate.result import Calibration, RunResult
 from pipeline.evaluate.zero_shot import Answers, ZeroShotSet, classify
-from pipeline.metrics.retrieval import Watch, cross_ranks
+from pipeline.metrics.retrieval import Watch, cross_ranks, mean_average_precision
 from pipeline.metrics.top_probability import TopProbabilities
 from pipeline.projectors.run_record import AlignedRun
 
@@ -37,6 +37,7 @@ class Answered:
 
     queries: QueryRanks
     calibration: Calibration
+    precision: NDArray[np.float64] | None = None
     confusion: NDArray[np.int64] | None = None
 
 
@@ -66,6 +67,7 @@ def evaluate_run(
         values={measure.name: value_by_seed(measure, queries[measure.direction]) for measure in measures},
         replicates=resample(queries, measures, config.bootstrap, config.seed),
         calibration={each.queries.direction: each.calibration for each in answered},
+        precision={each.queries.direction: each.precision for each in answered if each.precision is not None},
         confusion={each.queries.direction: each.confusion for each in answered if each.confusion is not None},
         history={entry.seed: read_history(run.path / entry.folder) for entry in run.trainings},
         layer_pairs=read_layer_pairs(run),
@@ -79,6 +81,7 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     text_features = run_features(run, data.text, data.pairs.caption_rows)
     owner = torch.from_numpy(data.pairs.caption_image)
     ranks: dict[str, list[NDArray[np.int64]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
+    precision: dict[str, list[float]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
     sure: dict[str, list[tuple[Answers, ...]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
     temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
     fitted = retrieval_temperatures(run, validation_pairs(run, data))
@@ -87,6 +90,8 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
         divisors = [(own, own), *([(scaled[TEXT_RETRIEVAL], scaled[IMAGE_RETRIEVAL])] if scaled else [])]
         tops = [TopProbabilities(len(image), len(text), each) for each in divisors]
         image_ranks, text_ranks = cross_ranks(image, text, owner, watch=_all(tops))
+        precision[TEXT_RETRIEVAL].append(_average_precision(image, text, owner, image_ranks))
+        precision[IMAGE_RETRIEVAL].append(float((1 / text_ranks).mean()))  # one right image: its reciprocal rank
         ranks[TEXT_RETRIEVAL].append(image_ranks)
         ranks[IMAGE_RETRIEVAL].append(text_ranks)
         sure[TEXT_RETRIEVAL].append(tuple((top.by_row, image_ranks == 1) for top in tops))
@@ -100,9 +105,18 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
         Answered(
             queries=_ranks(run, name, *ids[name], ranks[name]),
             calibration=_calibration(sure[name], temperatures, [each[name] for each in fitted if each]),
+            precision=np.array(precision[name]),
         )
         for name in ranks
     ]
+
+
+def _average_precision(image: Tensor, text: Tensor, owner: Tensor, ranks: NDArray[np.int64]) -> float:
+    """Return the mean average precision of images asking for captions."""
+    if len(owner) == len(image):
+        return float((1 / ranks).mean())
+    offsets = torch.cat([owner.new_zeros(1), torch.bincount(owner, minlength=len(image)).cumsum(0)])
+    return mean_average_precision(image, text, owner.argsort(stable=True), offsets)
 
 
 def _all(tops: Sequence[TopProbabilities]) -> Watch:

@@ -66,7 +66,7 @@ def _flat(run: RunResult, summary: Summary) -> dict[str, Any]:
         table[measure.name] = run.mean(measure.name)
         table[f"{measure.name}_std"] = run.deviation(measure.name)
     for direction in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL):
-        table[f"{direction}_median_rank"] = float(np.median(run.queries[direction].ranks, axis=1).mean())
+        table |= {f"{direction}_{name}": value for name, value in ranking(run, direction).items()}
     for direction, calibration in run.calibration.items():
         prefix = _prefix(direction)
         for suffix, each in (("", calibration), ("_scaled", calibration.scaled)):
@@ -75,6 +75,16 @@ def _flat(run: RunResult, summary: Summary) -> dict[str, Any]:
                 table[f"{prefix}mean_max_probability{suffix}"] = each.mean_max_probability
                 table[f"{prefix}temperature{suffix}"] = each.temperature
     return table
+
+
+def ranking(run: RunResult, direction: str) -> dict[str, float]:
+    """Return mean and median rank and mean average precision of a direction of retrieval, means over seeds."""
+    ranks = run.queries[direction].ranks
+    return {
+        "mean_rank": float(ranks.mean()),
+        "median_rank": float(np.median(ranks, axis=1).mean()),
+        "mAP": float(run.precision[direction].mean()),
+    }
 
 
 def _prefix(direction: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
@@ -55,6 +56,12 @@ def test_retrieval_equals_brute_force(world: Any) -> None:
                 best = scores[row, own[row]].max()
                 hits.append(1 + (scores[row, ~own[row]] >= best).sum() <= k)
             assert result.values[f"text_retrieval_recall@{k}"][position] == np.mean(hits)
+        for direction, table, right in (
+            ("text_retrieval", scores, own),
+            ("image_retrieval", scores.T, own.T),
+        ):
+            found = [average_precision_score(mask, row) for row, mask in zip(table, right, strict=True)]
+            assert result.precision[direction][position] == pytest.approx(np.mean(found))
 
 
 def test_zero_shot_equals_brute_force(make_world: Callable[..., Any]) -> None:

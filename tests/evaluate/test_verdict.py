@@ -33,6 +33,7 @@ def run(
         values={key: np.array([value - seeds, value + seeds]) for key, value in values.items()},
         replicates={key: value + noise * rng.standard_normal(1000) for key, value in values.items()},
         calibration={},
+        precision={},
         confusion={},
     )
 

@@ -9,7 +9,7 @@ from pipeline.evaluate.report.page import Cell, Picture, Section, Table
 from pipeline.evaluate.report.words import between, direction_name, listing, measure_name, percent, plus_minus, signed
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Difference, Summary, headline_names
-from pipeline.evaluate.tables import recall_curve
+from pipeline.evaluate.tables import ranking, recall_curve
 
 CURVE_LIMIT = 100
 FEW = 20
@@ -163,7 +163,28 @@ def curves_section(summary: Summary, chance: dict[str, list[float]], largest: di
         random = Series(name="chance", part="other", x=series[0].x, y=chance[direction][: len(series[0].x)])
         caption = f"{direction_name(direction)}, {largest[direction]:,} in the gallery; mean over seeds."
         pictures.append(Picture(svg=recall_curves(series, random, f"{direction_name(direction)} R@k"), caption=caption))
-    return Section(id="curves", title="Further down the list", pictures=tuple(pictures))
+    return Section(
+        id="curves", title="Further down the list", pictures=tuple(pictures), tables=(_ranking_table(summary),)
+    )
+
+
+def _ranking_table(summary: Summary) -> Table:
+    directions = (TEXT_RETRIEVAL, IMAGE_RETRIEVAL)
+    titles = {"mean_rank": "mean rank", "median_rank": "median rank", "mAP": "mAP, %"}
+    head = ("run", *(f"{direction_name(direction)} {title}" for direction in directions for title in titles.values()))
+    rows = []
+    for run in summary.runs:
+        cells = [
+            Cell(text=percent(value) if name == "mAP" else f"{value:,.1f}", value=value)
+            for direction in directions
+            for name, value in ranking(run, direction).items()
+        ]
+        rows.append((Cell(text=run.name), *cells))
+    caption = (
+        "Means over seeds. Rank of the best right answer, 1 is best. mAP: over all captions of an image; with one "
+        "right answer it is the mean reciprocal rank."
+    )
+    return Table(caption=caption, head=head, rows=tuple(rows))
 
 
 def _curve(run: RunResult, direction: str, limit: int, part: Part) -> Series:
