@@ -27,7 +27,7 @@ def bare_step(method: str, rows: int, d: int) -> Step:
     image, text = nn.Linear(IMAGE_WIDTH, d), nn.Linear(TEXT_WIDTH, d)
     tau = nn.Parameter(torch.tensor(-2.66))
     parameters = [*image.parameters(), *text.parameters(), tau]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     x, y = features(rows)
     noise, loss_of = 0.1 if method in ("modest_align", "combined") else 0.0, _losses()[method]
 

@@ -20,7 +20,7 @@ from benchmarks.alternate import timed
 from benchmarks.bare_steps import IMAGE_WIDTH, TEXT_WIDTH, Step, bare_step, features
 from pipeline.align.history import History
 from pipeline.align.objective import Batch, Moment, Objective
-from pipeline.align.optimiser import AdamW
+from pipeline.align.optimiser import make_optimiser, set_rate
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.projectors.table import build_projector
 
@@ -34,7 +34,7 @@ def our_step(method: str, rows: int, d: int) -> Step:
     text = build_projector("linear", {"d_in": TEXT_WIDTH, "d": d})
     objective = Objective(recipe)
     parameters = [p for module in (image, text, objective) for p in module.parameters()]
-    optimiser = AdamW(parameters, betas=recipe.training.betas, weight_decay=recipe.training.weight_decay)
+    optimiser = make_optimiser(parameters, betas=recipe.training.betas, weight_decay=recipe.training.weight_decay)
     batch, moment = Batch(*features(rows)), Moment(50, 100, torch.Generator(), torch.Generator())
     history = History(2000)
     done = iter(range(1, 10**9))
@@ -44,7 +44,7 @@ def our_step(method: str, rows: int, d: int) -> Step:
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.rate = 1e-3
+        set_rate(optimiser, 1e-3)
         optimiser.step()
         objective.loss.temperature.clamp()
         history.add(next(done), 1, 1e-3, terms)

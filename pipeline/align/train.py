@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.align.history import History
 from pipeline.align.objective import Batch, Moment, Objective
-from pipeline.align.optimiser import AdamW
+from pipeline.align.optimiser import make_optimiser, set_rate
 from pipeline.align.recipe import Recipe, TrainingOptions
 from pipeline.align.tensors import PairTensors
 from pipeline.align.validation import quick_recalls, selection_score, validate
@@ -105,7 +105,7 @@ def _train(
     objective = Objective(recipe).to(data.device)
     modules: list[nn.Module] = [image, text, objective]
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimiser = AdamW(parameters, betas=options.betas, weight_decay=options.weight_decay)
+    optimiser = make_optimiser(parameters, betas=options.betas, weight_decay=options.weight_decay)
     total = planned_steps(len(data), options)
     checks = set(_validation_steps(total, options.validations))
     small = validation_data.head(options.validation_images)
@@ -120,7 +120,7 @@ def _train(
         loss.backward()
         if options.clip:
             nn.utils.clip_grad_norm_(parameters, options.clip)
-        optimiser.rate = rate
+        set_rate(optimiser, rate)
         optimiser.step()
         objective.loss.temperature.clamp()
         history.add(step, epoch, rate, terms)
