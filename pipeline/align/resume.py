@@ -17,7 +17,7 @@ from pipeline.align.train import Trained
 from pipeline.projectors.files import read_json, save_projector, write_atomically
 from pipeline.store.side import LayerRef, Side
 
-REVISION = 2
+REVISION = 3
 """Raised whenever the same settings would give other projectors: finished seeds of older code are then redone."""
 
 LAYER_FILE = "layer_pairs.json"
