@@ -1,0 +1,119 @@
+"""Every hidden mistake that can be seen is said before the numbers, and nothing is said where there is none."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluate.cautions import (
+    cut_off_caution,
+    seed_caution,
+    small_set_caution,
+    split_cautions,
+    text_encoder_caution,
+)
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import pairs_of_split
+from pipeline.evaluate.run import evaluate
+from pipeline.store.samples import Samples
+from pipeline.store.side import Side
+from tests.evaluate.conftest import World, write_store
+from tests.evaluate.test_verdict import run, summary
+
+
+def with_record(name: str, record: dict[str, Any], layer_pairs: dict[str, Any] | None = None) -> Any:
+    return replace(run(name, 0.5, 0.5), record=record, layer_pairs=layer_pairs)
+
+
+def page_of(world: World, *runs: Path, **changes: Any) -> str:
+    stated: dict[str, Any] = {"image": (world.image,), "text": (world.text,), "bootstrap": 100, "examples": 0}
+    evaluate(EvaluateConfig(runs=runs, out=world.root / "out", **(stated | changes)))
+    return (world.root / "out" / "report.html").read_text()
+
+
+def test_a_split_that_was_trained_or_chosen_on() -> None:
+    clean = with_record("clean", {"config": {"train_split": "train", "validation_split": "val"}})
+    trained = with_record("a", {"config": {"train_split": "test"}})
+    chosen = with_record("b", {"config": {"train_split": "train", "validation_split": "test"}})
+    assert split_cautions([clean], "test") == []
+    said = [caution.text for caution in split_cautions([clean, trained, chosen], "test")]
+    assert said[0].startswith("a trained on it.")
+    assert said[1].startswith("b chose their best step on it.")
+
+
+def test_layers_chosen_on_another_split_than_train() -> None:
+    record = {"config": {"train_split": "train"}}
+    fine = with_record("fine", record, {"split": "train"})
+    guilty = with_record("guilty", record, {"split": "test"})
+    (said,) = split_cautions([fine, guilty], "test")
+    assert said.title == "Layers chosen outside the training split"
+    assert said.text == "The layers of guilty were chosen on another split than train."
+
+
+def test_an_interval_wider_than_the_difference() -> None:
+    close = summary(run("a", 0.50, 0.50, noise=0.03), run("b", 0.49, 0.49, noise=0.03))
+    (said,) = small_set_caution(close, 80)
+    assert said.title == "The test set is too small to tell the first two apart"
+    assert "the first two runs differ by 1.0" in said.text
+    apart = summary(run("a", 0.50, 0.50), run("b", 0.30, 0.30))
+    assert small_set_caution(apart, 80) == []
+
+
+def test_a_small_set_with_one_run() -> None:
+    (said,) = small_set_caution(summary(run("a", 0.5, 0.5, noise=0.08)), 20)
+    assert said.title == "A small test set"
+    assert small_set_caution(summary(run("a", 0.5, 0.5, noise=0.01)), 20) == []
+
+
+def test_seeds() -> None:
+    (said,) = seed_caution(summary(run("a", 0.5, 0.5, seeds=0.2), run("b", 0.4, 0.4, seeds=0.2)))
+    assert said.title == "The lead is within the spread over seeds"
+    single = replace(run("a", 0.5, 0.5), seeds=(1,))
+    (said,) = seed_caution(summary(single))
+    assert said.title == "One seed"
+    assert seed_caution(summary(run("a", 0.5, 0.5))) == []
+
+
+def test_cut_offs_beyond_the_gallery() -> None:
+    assert cut_off_caution((1, 5), 6) == []
+    (said,) = cut_off_caution((1, 5, 10), 5)
+    assert "R@5 and R@10 is 100 % whatever the model" in said.text
+
+
+def test_unequal_classes_and_images_without_a_label(make_world: Callable[..., World]) -> None:
+    world = make_world(images=80, pictures=False)
+    assert "Unequal classes" not in page_of(world, world.add_run("cca"))
+    labels = ["cat" if row % 16 else "dog" if row % 32 else "" for row in range(80)]
+    labels[1] = "dog"
+    labels[3] = ""
+    samples = world.image_samples
+    world.image = world.root / "unequal"
+    unequal = Samples(samples.sample_id, samples.image_id, samples.split, labels, samples.content)
+    features = {name: values.astype(np.float32) for name, values in world.image_features.items()}
+    write_store(world.image, "image", unequal, features)
+    page = page_of(world, world.add_run("cca"))
+    assert "Unequal classes" in page
+    assert "has 38 test images and &#39;dog&#39; has 1: read the per-class recall" in page
+    assert "1 image of the main data set without a label are left out" in page
+
+
+def test_a_text_encoder_that_knows_the_captions(world: World) -> None:
+    features = {name: values.astype(np.float32) for name, values in world.image_features.items()}
+    texts = {name: values.astype(np.float32) for name, values in world.text_features.items()}
+    for name, dataset in (("flickr", "data/0_raw/flickr8k"), ("other", "data/0_raw/birds")):
+        where = {"spec": "package:tiny-image", "dataset": dataset}
+        write_store(world.root / name, "image", world.image_samples, features, provenance=where)
+    write_store(world.root / "mini", "text", world.text_samples, texts, provenance={"spec": "package:all-minilm-l6-v2"})
+    text = Side.open("text", [world.root / "mini"])
+    known, other = (
+        pairs_of_split(Side.open("image", [world.root / name]), text, "test") for name in ("flickr", "other")
+    )
+    (said,) = text_encoder_caution(known)
+    assert "all-minilm-l6-v2 was trained on captions of COCO and Flickr30k" in said.text
+    assert text_encoder_caution(other) == []
+
+
+def test_notes_stand_beside_the_numbers(world: World) -> None:
+    assert "made from the same source" in page_of(world, world.add_run("cca"), notes=("made from the same source",))
