@@ -1,12 +1,17 @@
 """`pipeline layers`: which image layer agrees most with which text layer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.commands.checks import at_least_one
 from pipeline.commands.output import emit_json, emit_table
+from pipeline.messages import on_stderr
+
+if TYPE_CHECKING:
+    from pipeline.align.layer_check import LayerCheck
+    from pipeline.align.layer_choice import LayerScores
 
 
 def layers(
@@ -16,18 +21,26 @@ def layers(
     metric: Annotated[str, typer.Option(help="mutual_knn, or cka (unbiased linear CKA).")] = "mutual_knn",
     seed: Annotated[int, typer.Option(help="Draws the images, 5000 at most, and the shuffles of the null.")] = 0,
     top: Annotated[int, typer.Option(help="Pairs to show.")] = 10,
+    check: Annotated[
+        bool, typer.Option("--check", help="Train on a sample of the pairs: does the score say what can be aligned?")
+    ] = False,
+    check_pairs: Annotated[int, typer.Option(help="How many pairs --check trains on.")] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Rank all pairs of layers by what they have in common on training pairs, with a permutation null.
+
+    With --check a linear projector is trained on some pairs, on training rows, and validated on validation rows.
 
     Example: pipeline layers data/1_features/openmoji/efficientnet-lite0 data/1_features/openmoji/all-minilm-l6-v2
     """
     from pipeline.align.layer_choice import layers as score
 
     at_least_one(top, "--top")
+    at_least_one(check_pairs, "--check-pairs")
     scores = score(image, text, split=split, seed=seed, metric=metric)
+    checked = _check(image, text, scores, split, seed, check_pairs) if check else None
     if json:
-        emit_json(scores.to_json())
+        emit_json({**scores.to_json(), **({"check": checked.to_json()} if checked else {})})
         return
     pairs = [(i, j) for i in range(len(scores.image_layers)) for j in range(len(scores.text_layers))]
     pairs.sort(key=lambda pair: -scores.calibrated[pair[0]][pair[1]])
@@ -45,3 +58,19 @@ def layers(
         ("image layer", "text layer", scores.metric, "calibrated", "p"),
     )
     typer.echo(f"\n{scores.rows} images{f', k = {scores.k}' if scores.k else ''}. {scores.advice}")
+    if checked:
+        typer.echo(checked.sentence)
+
+
+def _check(image: Path, text: Path, scores: "LayerScores", split: str, seed: int, pairs: int) -> "LayerCheck":
+    from pipeline.align.layer_check import check_layers
+
+    return check_layers(
+        image,
+        text,
+        scores,
+        pairs=pairs,
+        split=split,
+        seed=seed,
+        tick=lambda done, total: on_stderr(f"Checked {done} of {total} pairs of layers"),
+    )
