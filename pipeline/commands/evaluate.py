@@ -26,6 +26,7 @@ def evaluate(
     probes: Annotated[
         bool | None, typer.Option("--probes/--no-probes", help="kNN and linear probes on labels; on if unsaid.")
     ] = None,
+    csls: Annotated[int | None, typer.Option(help="Count retrieval with CSLS too, K neighbours.")] = None,
     params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -40,7 +41,7 @@ def evaluate(
     """
     from pipeline.evaluate.run import evaluate as run
 
-    flags: dict[str, Any] = {"split": split, "classes": classes, "ks": k, "data": data}
+    flags: dict[str, Any] = {"split": split, "classes": classes, "ks": k, "data": data, "csls": csls}
     said = {name: value for name, value in flags.items() if value} | ({} if probes is None else {"probes": probes})
     config = _config(runs or [], image, text, out, params, said)
     writable_folder(config.out, "--out")

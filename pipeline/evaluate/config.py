@@ -66,6 +66,8 @@ class EvaluateConfig:
     """Cosine of centred frozen features above which a test image counts as a near-duplicate of a training image."""
     probes: bool = True
     """Whether kNN and linear probes are trained on the labels of the sets to classify."""
+    csls: int = 0
+    """Neighbours K of CSLS, which retrieval is counted with once more; 0: not at all."""
     notes: tuple[str, ...] = ()
     """Sentences that must stand beside the numbers, such as what an encoder was trained on."""
     title: str = ""
@@ -87,6 +89,8 @@ class EvaluateConfig:
             problems.append(f"confidence should lie in [0.5, 1), not {self.confidence}")
         if self.examples < 0:
             problems.append(f"examples should not be negative, not {self.examples}")
+        if self.csls < 0:
+            problems.append(f"csls should be a number of neighbours, or 0, not {self.csls}")
         if not -1 <= self.duplicate_cosine <= 1:
             problems.append(f"duplicate_cosine should be a cosine, not {self.duplicate_cosine}")
         names = [item.name for item in self.zero_shot]

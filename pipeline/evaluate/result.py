@@ -55,6 +55,8 @@ class RunResult:
     """Direction → calibration."""
     precision: Mapping[str, Floats]
     """Direction of retrieval → mean average precision for each seed [S]."""
+    csls: Mapping[str, NDArray[np.int64]]
+    """Direction of retrieval → ranks [S, Q] under CSLS; empty where it was not asked for."""
     confusion: Mapping[str, NDArray[np.int64]]
     """Zero-shot direction → counts [C, C], all seeds together."""
     history: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)

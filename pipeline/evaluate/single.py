@@ -21,6 +21,7 @@ from pipeline.evaluate.calibrate import (
 )
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, check_side, run_features
+from pipeline.evaluate.hubness import csls_ranks
 from pipeline.evaluate.measures import Measure, measures_of, sums_by_cluster, value_by_seed
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
 from pipeline.evaluate.resampling import Bootstrap
@@ -68,6 +69,7 @@ def evaluate_run(
         replicates=resample(queries, measures, config.bootstrap, config.seed),
         calibration={each.queries.direction: each.calibration for each in answered},
         precision={each.queries.direction: each.precision for each in answered if each.precision is not None},
+        csls=csls_ranks(run, pairs, config.csls) if config.csls else {},
         confusion={each.queries.direction: each.confusion for each in answered if each.confusion is not None},
         history={entry.seed: read_history(run.path / entry.folder) for entry in run.trainings},
         layer_pairs=read_layer_pairs(run),

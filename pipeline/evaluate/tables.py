@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.duplicates import Duplicates, Twin, without
+from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.probes import Probe, probe_metrics
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.evaluate.result import RunResult
@@ -67,6 +68,9 @@ def _flat(run: RunResult, summary: Summary) -> dict[str, Any]:
         table[f"{measure.name}_std"] = run.deviation(measure.name)
     for direction in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL):
         table |= {f"{direction}_{name}": value for name, value in ranking(run, direction).items()}
+    for measure in summary.measures:
+        if measure.direction in run.csls:
+            table[f"{measure.name}_csls"] = csls_value(run, measure)
     for direction, calibration in run.calibration.items():
         prefix = _prefix(direction)
         for suffix, each in (("", calibration), ("_scaled", calibration.scaled)):
@@ -75,6 +79,11 @@ def _flat(run: RunResult, summary: Summary) -> dict[str, Any]:
                 table[f"{prefix}mean_max_probability{suffix}"] = each.mean_max_probability
                 table[f"{prefix}temperature{suffix}"] = each.temperature
     return table
+
+
+def csls_value(run: RunResult, measure: Measure) -> float:
+    """Return a measure of retrieval under CSLS, mean over seeds."""
+    return float((run.csls[measure.direction] <= measure.k).mean())
 
 
 def ranking(run: RunResult, direction: str) -> dict[str, float]:

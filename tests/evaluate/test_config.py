@@ -29,6 +29,7 @@ def test_filled_from_plain_data() -> None:
         ({"bootstrap": 3}, "bootstrap should be at least 100, not 3"),
         ({"confidence": 1.0}, r"confidence should lie in \[0.5, 1\)"),
         ({"examples": -1}, "examples should not be negative"),
+        ({"csls": -1}, "csls should be a number of neighbours, or 0, not -1"),
         ({"duplicate_cosine": 2.0}, "duplicate_cosine should be a cosine"),
         ({"zero_shot": [{"name": "a/b", "image": ["a"], "classes": ["b"]}]}, "with a slash"),
         ({"zero_shot": [{"name": "a", "image": ["a"], "classes": ["b"]}] * 2}, "names should differ"),

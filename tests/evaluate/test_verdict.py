@@ -34,6 +34,7 @@ def run(
         replicates={key: value + noise * rng.standard_normal(1000) for key, value in values.items()},
         calibration={},
         precision={},
+        csls={},
         confusion={},
     )
 

@@ -9,7 +9,7 @@ from pipeline.evaluate.report.page import Cell, Picture, Section, Table
 from pipeline.evaluate.report.words import between, direction_name, listing, measure_name, percent, plus_minus, signed
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Difference, Summary, headline_names
-from pipeline.evaluate.tables import ranking, recall_curve
+from pipeline.evaluate.tables import csls_value, ranking, recall_curve
 
 CURVE_LIMIT = 100
 FEW = 20
@@ -164,8 +164,31 @@ def curves_section(summary: Summary, chance: dict[str, list[float]], largest: di
         caption = f"{direction_name(direction)}, {largest[direction]:,} in the gallery; mean over seeds."
         pictures.append(Picture(svg=recall_curves(series, random, f"{direction_name(direction)} R@k"), caption=caption))
     return Section(
-        id="curves", title="Further down the list", pictures=tuple(pictures), tables=(_ranking_table(summary),)
+        id="curves",
+        title="Further down the list",
+        pictures=tuple(pictures),
+        tables=(_ranking_table(summary), *_csls_table(summary)),
     )
+
+
+def _csls_table(summary: Summary) -> tuple[Table, ...]:
+    """Return recall under CSLS where it was asked for."""
+    measures = [measure for measure in summary.measures if measure.direction in summary.lead.csls]
+    if not measures:
+        return ()
+    rows = []
+    for run in summary.runs:
+        values = [(csls_value(run, measure), run.mean(measure.name)) for measure in measures]
+        cells = [
+            Cell(text=percent(value), value=value, sub=f"without {percent(plain)}, {signed(value - plain)}")
+            for value, plain in values
+        ]
+        rows.append((Cell(text=run.name), *cells))
+    caption = (
+        "Percent with CSLS, which takes off how near an image or a caption is to everybody: its nearest neighbours are "
+        "looked for among training captions and images, never among the test queries."
+    )
+    return (Table(caption=caption, head=("run, CSLS", *map(measure_name, measures)), rows=tuple(rows)),)
 
 
 def _ranking_table(summary: Summary) -> Table:
