@@ -15,6 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,17 @@ def same_receipt(root: Path, receipt: Mapping[str, Any]) -> Mapping[str, Any] | 
 def versions() -> dict[str, str]:
     """Return the versions of this package and of the libraries that took part."""
     found = {"fewpairs": pipeline.__version__}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    installed = {name: _version(name) for name in _LIBRARIES}
+    return found | {name: number for name, number in installed.items() if number}
+
+
+@cache
+def _version(library: str) -> str:
+    """Return an installed version, empty if there is none; what is loaded does not change under a process."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
 
 
 def _request(config: ExtractConfig) -> dict[str, Any]:

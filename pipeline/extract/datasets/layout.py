@@ -117,7 +117,7 @@ def _read_images(root: Path, classes: Classes | None) -> tuple[ImageRow, ...]:
                 where=where,
                 remedy="labels are written exactly as in classes.json, or left empty",
             )
-        fence.path(file, where)
+        fence.check(file, where)
         _require_utf8(where, image_id, file, split, label)
         rows.append(ImageRow(image_id, file, split, label))
     _refuse_repeated((row.image_id for row in rows), "image_id", path)

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from pipeline.errors import UserError
 
@@ -27,21 +27,25 @@ class Fence:
         Raises:
             UserError: The name is empty, absolute, climbs with `..`, or passes a link that leads out.
         """
+        self.check(name, where)
+        return self.root / name
+
+    def check(self, name: str, where: str) -> None:
+        """Raise where `path` would."""
         problem = self.problem(name)
         if problem:
             raise UserError(
                 expected=f"a path inside {self.root}", found=f"{name!r} ({problem})", where=where, remedy=self._remedy
             )
-        return self.root / name
 
     def problem(self, name: str) -> str:
         """Return why a name is not let through; empty where it is."""
         if not name or "\0" in name:
             return "empty" if not name else "it holds a zero byte"
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if parts[:1] == ("/",) or PureWindowsPath(name).drive:
+        slashed = name.replace("\\", "/")
+        if slashed.startswith("/") or (":" in name and PureWindowsPath(name).drive):
             return "it is absolute"
-        if ".." in parts:
+        if ".." in slashed.split("/"):
             return "it climbs out with .."
         return "" if self._stays(name) else "it is a link that leaves the folder"
 
