@@ -82,7 +82,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # what won on validation images of Flickr8k at every number of training images from 250 to 6000
     "fewpairs": {
         "algorithm": "cca",
-        "closed_form": {"text_ratio": 0.3, "power": 0.75, "ridges": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0], "climb": True},
+        "closed_form": {"text_ratio": None, "power": 0.75, "ridges": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0], "climb": True},
         "hubness": {"neighbours": 10},
         "layers": "grow,spread",
     },

@@ -124,6 +124,14 @@ def test_cca_with_another_ridge_for_texts() -> None:
     torch.testing.assert_close(ours.text_matrix.T @ cyy @ ours.text_matrix, torch.eye(7, dtype=torch.float64))
 
 
+def test_ridge_of_texts_by_the_number_of_captions() -> None:
+    image, text, owner = make_pairs(captions=4)
+    statistics = PairStatistics.of(torch.cat([image, image[:7]]), text, owner)  # seven images without a caption
+    assert (statistics.images, statistics.pairs) == (120, 480)
+    found, expected = (cca(statistics, ridge=2.0, text_ratio=ratio) for ratio in (None, 0.5))
+    assert torch.equal(found.text_matrix, expected.text_matrix)
+
+
 def test_procrustes_agrees_with_scipy() -> None:
     image, text, owner = make_pairs()
     statistics = PairStatistics.of(image, text, owner)

@@ -34,7 +34,7 @@ def cca(
     *,
     ridge: float = 1.0,
     power: float = 0.5,
-    text_ratio: float = 1.0,
+    text_ratio: float | None = 1.0,
 ) -> AffinePair:
     """Canonical correlation analysis with a ridge; similarity Σ ρ_k a_k b_k (as in CSA, arXiv 2410.07610).
 
@@ -47,12 +47,14 @@ def cca(
         d: Directions kept; all with a correlation where not given, fewer where there are not so many.
         ridge: Strength, 0 or more; about 1 for thousands of pairs, 3 for hundreds.
         power: Each side is weighted by ρ^power: ½ gives Σ ρ a b, 0 leaves the directions equal.
-        text_ratio: The texts' ridge over the images'; below 1 where there are several captions an image, whose
-            covariance is known better.
+        text_ratio: The texts' ridge over the images'. None is √(images / captions): the more rows, the better their
+            covariance is known, and its error falls with their square root.
 
     Raises:
         UserError: A negative ridge, power or ratio, or d below 1.
     """
+    if text_ratio is None:
+        text_ratio = (statistics.images / statistics.pairs) ** 0.5
     _check(d, ridge=ridge, power=power, text_ratio=text_ratio)
     image_scale = _inverse_root(statistics.image, ridge)
     text_scale = _inverse_root(statistics.text, ridge * text_ratio)

@@ -40,6 +40,8 @@ class PairStatistics:
     """V_imageᵀ C_image,text V_text, float64 [R_image, R_text]."""
     pairs: int
     """P."""
+    images: int
+    """Images that have a caption."""
 
     @classmethod
     def of(cls, image: Tensor, text: Tensor, text_image: Tensor | None = None) -> "PairStatistics":
@@ -62,7 +64,8 @@ class PairStatistics:
             block = text[start : start + _BLOCK].double() - text_side.mean
             summed.index_add_(0, owner[start : start + _BLOCK], block)
         cross = _cross(image, image_side, summed, text_side)
-        return cls(image=image_side, text=text_side, cross=cross / len(text), pairs=len(text))
+        described = int((counts > 0).sum())
+        return cls(image=image_side, text=text_side, cross=cross / len(text), pairs=len(text), images=described)
 
     @staticmethod
     def owner(image: Tensor, text: Tensor, text_image: Tensor | None = None) -> Tensor:
