@@ -34,6 +34,8 @@ OWN = (
     "plots/reliability.csv",
     "probes.csv",
     "report.html",
+    "report.md",
+    "tables/*.csv",
 )
 """What a report is made of; anything else in its folder is somebody else's."""
 

@@ -25,6 +25,7 @@ from pipeline.evaluate.pictures import Pictures
 from pipeline.evaluate.probes import Probe, probe_rows, probe_set
 from pipeline.evaluate.queries import FILE, IMAGE_RETRIEVAL, TEXT_RETRIEVAL, write_queries, zero_shot_direction
 from pipeline.evaluate.report.build import build_page
+from pipeline.evaluate.report.plain import write_plain
 from pipeline.evaluate.report.probes import probes_section
 from pipeline.evaluate.report.render import render
 from pipeline.evaluate.report.seen_before import seen_section
@@ -36,7 +37,7 @@ from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side
 
 Progress = Callable[[str], None]
-PACKAGES = ("fewpairs", "torch", "numpy", "faiss-cpu", "faiss-gpu")
+PACKAGES = ("fewpairs", "torch", "numpy", "scikit-learn", "faiss-cpu", "faiss-gpu")
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def _write(
         write_queries(new / FILE, tables)
         write_tables(new, summary, values, duplicates, probes)
         (new / "report.html").write_text(html, encoding="utf-8")
+        write_plain(new, page)
     say(f"wrote {config.out / 'report.html'}")
     return values
 
