@@ -101,7 +101,7 @@ def test_impossible_settings_are_told(options: dict[str, Any], message: str) -> 
 
 def test_a_method_recommends_layers() -> None:
     stated: dict[str, Any] = {"image": (Path("i"),), "text": (Path("t"),), "out": Path("o")}
-    assert AlignConfig(**stated).layer_expression == "pair"
+    assert AlignConfig(**stated, method="cca").layer_expression == "pair"
     assert AlignConfig(**stated, method="fewpairs").layer_expression == "grow,spread"
     assert AlignConfig(**stated, method="fewpairs", layers="last").layer_expression == "last"
     with pytest.raises(UserError, match="layers of a method other than auto"):
