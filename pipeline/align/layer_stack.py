@@ -18,10 +18,10 @@ from pipeline.metrics.arrays import is_constant
 from pipeline.projectors.input import unit_rows
 from pipeline.store.side import LayerRef, Side
 
-ROWS = (500, 1000)
-"""Half the training images take part in the search, but so many at least and at most."""
-VALIDATION = 500
-"""Validation images that judge."""
+ROWS = 500
+"""Training images that take part in the search; what they choose holds for thousands too."""
+VALIDATION = 1000
+"""Validation images that judge: with 500 the choice still depends on which ones."""
 RANK = 300
 """Principal components of a side that take part."""
 RIDGES = (10.0, 3.0)
@@ -194,7 +194,7 @@ def grow_layers(
     train: PairSet,
     validation: PairSet,
 ) -> GrownLayers:
-    """Grow the stacks of stores on a sample of the training images, judged by up to 500 validation images.
+    """Grow the stacks of stores on a sample of the training images, judged by validation images.
 
     A caption row is the mean of an image's captions. Layers whose rows are all the same are passed over.
 
@@ -211,8 +211,7 @@ def grow_layers(
     if len(train) < 3 or len(validation) < 2:
         found = f"{len(train)} and {len(validation)}"
         raise UserError(expected="3 training and 2 validation images to grow a stack of layers", found=found)
-    count = min(max(len(train) // 2, ROWS[0]), ROWS[1])
-    some = np.sort(np.random.default_rng(0).permutation(len(train))[:count])
+    some = np.sort(np.random.default_rng(0).permutation(len(train))[:ROWS])
     parts = train.take(some), validation.take(np.arange(min(VALIDATION, len(validation))))
     layers: list[list[LayerRef]] = []
     grams: list[list[LayerGram]] = []

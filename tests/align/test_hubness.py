@@ -66,9 +66,10 @@ def test_every_kind_of_method_can_ask_for_it(method: str) -> None:
     assert isinstance(made.image, CslsProjector)
     assert made.temperature_source == "validation"
     bare = make_seed(make_recipe(method, {**settings, "hubness": {"neighbours": 0}}), data, validation, ([12], [10]), 1)
-    torch.testing.assert_close(made.image.base(data.image), bare.image(data.image))
     again = make_seed(recipe, data, validation, ([12], [10]), seed=1)
-    assert torch.equal(again.image(validation.image), made.image(validation.image))
+    with torch.no_grad():
+        assert torch.equal(made.image.base(data.image), bare.image(data.image))
+        assert torch.equal(again.image(validation.image), made.image(validation.image))
 
 
 def test_fewpairs_is_written_and_read_back(stores: Stores, tmp_path: Path) -> None:
