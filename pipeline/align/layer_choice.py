@@ -1,7 +1,7 @@
 """Which layers to align: every image layer against every text layer, on training pairs alone.
 
 Run by `pipeline layers IMAGE_STORE TEXT_STORE` (`layers`) and by `pipeline.align.run` for `--layers`
-(`layer_stack` has what needs no scores of pairs).
+(`layer_spread` and `layer_stack` have what needs no scores of pairs).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.layer_stack import grow_layers, one_row_an_image, spread_layers
+from pipeline.align.layer_spread import one_row_an_image, spread_layers
+from pipeline.align.layer_stack import grow_layers
 from pipeline.align.pairs import PairSet, split_pairs
 from pipeline.align.report import Report, silent
 from pipeline.errors import UnknownNameError, UserError

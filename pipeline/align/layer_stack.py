@@ -1,6 +1,6 @@
-"""Which layers to concatenate: grown one by one, or spread over the depth of the encoder.
+"""Which layers to concatenate: grown one by one.
 
-Used by `pipeline.align.layer_choice` for `--layers grow` and `spread`. A layer is kept if ridge CCA on training images
+Used by `pipeline.align.layer_choice` for `--layers grow`. A layer is kept if ridge CCA on training images
 then finds more of the validation images. A stack of layers is a mean of their Gram matrices, so a trial costs one small
 eigendecomposition, however wide the layers are.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.align.layer_spread import WIDEST, one_row_an_image
 from pipeline.align.pairs import PairSet
 from pipeline.errors import UserError
 from pipeline.metrics.arrays import is_constant
@@ -30,10 +31,6 @@ GAIN = 0.002
 """Mean recall that a layer has to add."""
 MOST = 4
 """Layers of a side at most, those that it starts from not counted above."""
-SPREAD = 3
-"""Layers of a store that `spread` takes."""
-FEW = 64
-"""Training images that tell whether a layer is constant."""
 CUTS = (1, 5, 10)
 Stack = tuple[tuple[int, ...], tuple[int, ...]]
 """Positions of image layers, positions of text layers, ascending."""
@@ -91,6 +88,7 @@ def grow(
     *,
     most: int = MOST,
     gain: float = GAIN,
+    widest: int = WIDEST,
 ) -> Growth:
     """Add to a stack what helps, the most helpful first.
 
@@ -103,6 +101,7 @@ def grow(
         growing: Which sides may get more.
         most: Layers of a growing side at most.
         gain: Mean recall that a layer has to add.
+        widest: Columns of a growing side at most.
     """
     search = _Search(sides)
     base = search.score(start)
@@ -116,13 +115,17 @@ def grow(
     gains = {other: search.score(_with(start, *other)) - base for other in others}
     stack, best = start, base
     for side, layer in sorted(gains, key=lambda other: (-gains[other], other)):
-        if gains[side, layer] < gain or len(stack[side]) >= most:
-            continue
         trial = _with(stack, side, layer)
+        if gains[side, layer] < gain or len(trial[side]) > most or _width(sides[side], trial[side]) > widest:
+            continue
         score = search.score(trial)
         if score >= best + gain:
             stack, best = trial, score
     return Growth(stack=stack, score=best, base=base, trials=dict(search.scores))
+
+
+def _width(layers: Sequence[LayerGram], chosen: tuple[int, ...]) -> int:
+    return sum(layers[position].width for position in chosen)
 
 
 def _with(stack: Stack, side: int, layer: int) -> Stack:
@@ -248,29 +251,3 @@ def _grams(
             refs.append(layer)
             grams.append(LayerGram.of(train, validation))
     return refs, grams
-
-
-def spread_layers(side: Side, train: PairSet, count: int = SPREAD) -> tuple[LayerRef, ...]:
-    """Return `count` layers of each store, evenly spread from the first to the last; constant layers do not count."""
-    few = train.take(np.arange(min(FEW, len(train))))
-    chosen: list[LayerRef] = []
-    for index, store in enumerate(side.stores):
-        own = [layer for layer in side.layers() if layer.store == index]
-        telling = [layer for layer in own if not is_constant(unit_rows(one_row_an_image(side, layer, few)))]
-        if not telling:
-            raise UserError(
-                expected="a layer that tells samples apart", found="the same row everywhere", where=str(store.path)
-            )
-        places = np.linspace(0, len(telling) - 1, min(count, len(telling))).astype(int)
-        chosen += [telling[place] for place in places]
-    return tuple(chosen)
-
-
-def one_row_an_image(side: Side, layer: LayerRef, pairs: PairSet) -> Tensor:
-    """Return a layer's features, one row an image [N, D]: its own, or the mean of its captions'."""
-    if side.modality == "image":
-        return side.read([layer], pairs.image_rows, constant_allowed=True)
-    captions = side.read([layer], pairs.caption_rows, constant_allowed=True)
-    owner = torch.from_numpy(pairs.caption_image)
-    total = torch.zeros(len(pairs), captions.shape[1]).index_add_(0, owner, captions)
-    return total / torch.bincount(owner, minlength=len(pairs))[:, None]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import ChosenLayers, choose_layers
-from pipeline.align.layer_stack import CUTS, RIDGES, LayerGram, grow, spread_layers
+from pipeline.align.layer_spread import spread_layers
+from pipeline.align.layer_stack import CUTS, RIDGES, LayerGram, grow
 from pipeline.align.pairs import split_pairs
 from pipeline.align.report import silent
 from pipeline.errors import UserError
@@ -76,6 +77,31 @@ def test_a_side_that_must_not_grow_does_not() -> None:
 def test_no_more_layers_than_allowed() -> None:
     found = grow((grams(side(1)), grams(side(20))), ((2,), (2,)), most=1)
     assert found.stack == ((2,), (2,))
+
+
+def test_no_more_columns_than_allowed() -> None:
+    sides = grams(side(1)), grams(side(20))
+    assert grow(sides, ((2,), (1, 2)), gain=0.02, widest=21).stack == ((1, 2), (1, 2))
+    assert grow(sides, ((2,), (1, 2)), gain=0.02, widest=20).stack == ((2,), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("count", "widest", "expected"),
+    [
+        (3, 48, ["block0", "block1", "output"]),
+        (5, 99, ["block0", "block1", "output"]),
+        (3, 47, ["block0", "output"]),
+        (2, 99, ["block0", "output"]),
+        (3, 31, ["output"]),
+        (3, 1, ["output"]),
+        (1, 99, ["output"]),
+    ],
+)
+def test_spread_takes_what_fits(stores: Stores, count: int, widest: int, expected: list[str]) -> None:
+    config = AlignConfig(image=(stores.image,), text=(stores.text,), out=Path("o"))
+    image, text = Side.open("image", config.image), Side.open("text", config.text)
+    train = split_pairs(image, text, config, silent).train
+    assert [layer.name for layer in spread_layers(text, train, count, widest=widest)] == expected
 
 
 def test_does_not_depend_on_scale_or_shift_of_the_inner_products() -> None:
