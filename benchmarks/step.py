@@ -14,14 +14,13 @@ import statistics
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
 
 from benchmarks.alternate import timed
 from benchmarks.bare_steps import IMAGE_WIDTH, TEXT_WIDTH, Step, bare_step, features
 from pipeline.align.history import History
-from pipeline.align.objective import Batch, Moment, Objective
-from pipeline.align.optimiser import make_optimiser, set_rate
+from pipeline.align.objective import Batch, Moment
 from pipeline.align.recipe import Recipe, make_recipe
+from pipeline.align.step import Stepper
 from pipeline.projectors.table import build_projector
 
 METHODS = ("info_nce", "modest_align", "variance_aware", "structure", "combined")
@@ -32,22 +31,12 @@ def our_step(method: str, rows: int, d: int) -> Step:
     recipe: Recipe = make_recipe(method, {"dim": d, "normalise_input": "none"})
     image = build_projector("linear", {"d_in": IMAGE_WIDTH, "d": d})
     text = build_projector("linear", {"d_in": TEXT_WIDTH, "d": d})
-    objective = Objective(recipe)
-    parameters = [p for module in (image, text, objective) for p in module.parameters()]
-    optimiser = make_optimiser(parameters, betas=recipe.training.betas, weight_decay=recipe.training.weight_decay)
+    stepper = Stepper(recipe, (image, text), torch.device("cpu"))
     batch, moment = Batch(*features(rows)), Moment(50, 100, torch.Generator(), torch.Generator())
-    history = History(2000)
-    done = iter(range(1, 10**9))
+    history, done = History(2000), iter(range(1, 10**9))
 
     def step() -> None:
-        loss, terms = objective(image, text, batch, moment)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        set_rate(optimiser, 1e-3)
-        optimiser.step()
-        objective.loss.temperature.clamp()
-        history.add(next(done), 1, 1e-3, terms)
+        history.add(next(done), 1, 1e-3, stepper.take(batch, moment, 1e-3))
 
     return step
 

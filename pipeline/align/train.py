@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.align.history import History
-from pipeline.align.objective import Batch, Moment, Objective
-from pipeline.align.optimiser import make_optimiser, set_rate
+from pipeline.align.objective import Batch, Moment
 from pipeline.align.recipe import Recipe, TrainingOptions
+from pipeline.align.step import Stepper
 from pipeline.align.tensors import PairTensors
 from pipeline.align.validation import quick_recalls, selection_score, validate
 from pipeline.errors import PipelineError
@@ -102,37 +102,26 @@ def _train(
 ) -> Trained:
     options = recipe.training
     image, text = projectors
-    objective = Objective(recipe).to(data.device)
-    modules: list[nn.Module] = [image, text, objective]
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimiser = make_optimiser(parameters, betas=options.betas, weight_decay=options.weight_decay)
+    stepper = Stepper(recipe, projectors, data.device)
     total = planned_steps(len(data), options)
     checks = set(_validation_steps(total, options.validations))
     small = validation_data.head(options.validation_images)
     generators = (torch.Generator(data.device).manual_seed(seed), torch.Generator().manual_seed(seed))
     history, best, step = History(total), _Best(), 0
-    for module in modules:
+    for module in stepper.modules:
         module.train()
-    for step, (epoch, batch) in enumerate(_batches(data, recipe, total, generators[0]), start=1):
+    for step, (epoch, batch) in enumerate(batches(data, recipe, total, generators[0]), start=1):
         rate = learning_rate(step - 1, total, options)
-        loss, terms = objective(image, text, batch, Moment(step - 1, total, *generators))
-        optimiser.zero_grad()
-        loss.backward()
-        if options.clip:
-            nn.utils.clip_grad_norm_(parameters, options.clip)
-        set_rate(optimiser, rate)
-        optimiser.step()
-        objective.loss.temperature.clamp()
-        history.add(step, epoch, rate, terms)
+        history.add(step, epoch, rate, stepper.take(batch, Moment(step - 1, total, *generators), rate))
         if step in checks:
             _check_finite(history.last(), step)
             metrics = quick_recalls(image, text, small)
             history.validated(metrics)
-            best.offer(selection_score(metrics), modules, objective.loss.temperature().item())
+            best.offer(selection_score(metrics), stepper.modules, stepper.temperature)
             tick(step, total)
             if options.patience and best.since >= options.patience:
                 break
-    for module, state in zip(modules, best.state, strict=True):
+    for module, state in zip(stepper.modules, best.state, strict=True):
         module.load_state_dict(state)
         module.eval()
     return Trained(
@@ -171,7 +160,7 @@ def _validation_steps(total: int, count: int) -> list[int]:
     return [math.ceil(total * (number + 1) / count) for number in range(count)]
 
 
-def _batches(data: PairTensors, recipe: Recipe, total: int, generator: torch.Generator) -> Iterator[tuple[int, Batch]]:
+def batches(data: PairTensors, recipe: Recipe, total: int, generator: torch.Generator) -> Iterator[tuple[int, Batch]]:
     """Yield (epoch, batch) until `total` batches are out; each epoch is one permutation on the device."""
     epoch = done = 0
     size = recipe.training.batch_size
