@@ -1,6 +1,7 @@
 """What every test shares: no hub, no colour, and where the shared research data lies if it is there."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NO_COLOR", "1")
 # Small tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts this in the background lets it and its children ignore Ctrl-C: tests of that would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -271,11 +271,11 @@ def choose_layers(
 
 
 def _named(side: Side, expression: str, pairs: PairSet) -> tuple[LayerRef, ...]:
-    """Return the layers of each store that an expression means there; `grow` starts from the last ones."""
+    """Return the layers of each store that an expression means; `grow` starts from the last that is not constant."""
     if expression.strip() == "spread":
         return spread_layers(side, pairs)
     if expression.strip() == "grow":
-        expression = "last"
+        return spread_layers(side, pairs, 1)
     return tuple(
         LayerRef(index, name)
         for index, store in enumerate(side.stores)
