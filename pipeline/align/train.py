@@ -142,9 +142,9 @@ def planned_steps(images: int, options: TrainingOptions) -> int:
     return steps if options.max_steps is None else min(steps, options.max_steps)
 
 
-def batches_per_epoch(pairs: int, batch_size: int) -> int:
-    """Return ⌈pairs / batch size⌉."""
-    return -(-pairs // batch_size)
+def batches_per_epoch(pairs: int, batch_size: int, least: int = 2) -> int:
+    """Return ⌈pairs / batch size⌉, or fewer where a batch would hold less than `least` pairs."""
+    return max(1, min(-(-pairs // batch_size), pairs // least))
 
 
 def learning_rate(step: int, total: int, options: TrainingOptions) -> float:
@@ -163,11 +163,11 @@ def _validation_steps(total: int, count: int) -> list[int]:
 def batches(data: PairTensors, recipe: Recipe, total: int, generator: torch.Generator) -> Iterator[tuple[int, Batch]]:
     """Yield (epoch, batch) until `total` batches are out; each epoch is one permutation on the device."""
     epoch = done = 0
-    size = recipe.training.batch_size
+    size, least = recipe.training.batch_size, 4 if recipe.mix.enabled else 2
     while done < total:
         epoch += 1
         images, captions = data.epoch(recipe.captions, generator)
-        parts = batches_per_epoch(len(images), size)
+        parts = batches_per_epoch(len(images), size, least)
         for some, texts in zip(images.tensor_split(parts), captions.tensor_split(parts), strict=True):
             if done == total:
                 return
