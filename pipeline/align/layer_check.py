@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import LayerScores
@@ -168,16 +169,9 @@ def spread(scores: LayerScores, count: int) -> list[tuple[int, int]]:
 
 def rank_correlation(x: Values, y: Values) -> float:
     """Return Spearman's ρ of two samples [n], ties sharing their mean rank; NaN where one is constant."""
-    ranks = [_ranks(values) - (len(values) - 1) / 2 for values in (x, y)]
+    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (x, y)]
     lengths = [float(np.sqrt(rank @ rank)) for rank in ranks]
     return float(ranks[0] @ ranks[1] / (lengths[0] * lengths[1])) if min(lengths) > 0 else float("nan")
-
-
-def _ranks(values: Values) -> Values:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    means: Values = (ends - counts + ends - 1) / 2
-    return means[inverse]
 
 
 def _interval(x: Values, y: Values, seed: int) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
     results = run_side_by_side(train_one, configs, jobs=2, on_done=lambda position, result: ...)
 
-`work` is a function of a module (no lambda), items and results are small: big arrays go by memory map (`save_pairs`,
-`load_pairs` of `pipeline.align.mapped`). Loads no torch by itself, so a worker can say how many threads it wants first.
+`work` is a function of a module (no lambda), items and results are small: a worker reads big arrays from their stores.
+Loads no torch by itself, so a worker can say how many threads it wants first.
 """
 
 import os

@@ -34,11 +34,6 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
     return encoder
 
 
-def source_sha256(encoder: Encoder) -> str:
-    """Return the digest of the file that defines an encoder's class: an honest `version` for its key."""
-    return file_sha256(Path(inspect.getfile(type(encoder))))
-
-
 def own_source(encoder: Encoder) -> dict[str, str]:
     """Return {"source": digest} of the files that define a class of one's own, its bases too; {} for a known family.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.errors import UserError
@@ -29,8 +30,6 @@ SAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
 CUTS = (1, 5, 10)
 WEAK = 1 / 3
 """Share of the test captions that count as weakly matched."""
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t for 1 to 9 degrees of freedom."""
 
 
 class Counted(NamedTuple):
@@ -219,7 +218,7 @@ def difference(pairs: Sequence[tuple[Group, Group]], measure: str) -> Effect:
     table = np.stack([_by_seed(a, measure, seeds) - _by_seed(b, measure, seeds) for a, b in pairs])
     per_seed = table.mean(axis=0)
     error = float(per_seed.std(ddof=1)) / len(seeds) ** 0.5 if len(seeds) > 1 else float("inf")
-    reach = STUDENT[min(len(seeds) - 2, len(STUDENT) - 1)] * error if len(seeds) > 1 else float("inf")
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * error if len(seeds) > 1 else float("inf")
     value = float(per_seed.mean())
     return Effect(value, value - reach, value + reach, len(pairs), int((table.mean(axis=1) > 0).sum()))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.align.mapped import load_pairs, save_pairs
 from pipeline.align.parallel import one_thread, run_side_by_side
 from pipeline.align.recipe import make_recipe
 from pipeline.align.start import starting_projectors
@@ -30,18 +29,17 @@ def pairs(images: int, captions: int = 2) -> PairTensors:
     return PairTensors(image, text, torch.arange(images + 1) * captions)
 
 
-def train_seed(item: tuple[Path, int]) -> tuple[list[float], int, int]:
+def train_seed(item: tuple[int, int]) -> tuple[list[float], int, int]:
     """Return the losses of a short run, the process and its number of threads."""
-    data = load_pairs(item[0])
+    data = pairs(item[0])
     recipe = make_recipe("combined", {"dim": 6, "training": {"max_steps": 6, "validations": 2, "batch_size": 40}})
     projectors = starting_projectors(data, data, recipe, ([12], [10]), item[1])
     found = train(data, data, recipe, projectors, seed=item[1])
     return [row["loss"] for row in found.history], os.getpid(), torch.get_num_threads()
 
 
-def test_same_numbers_as_one_after_the_other(tmp_path: Path) -> None:
-    save_pairs(tmp_path, pairs(90))
-    items = [(tmp_path, seed) for seed in (1, 2, 3)]
+def test_same_numbers_as_one_after_the_other() -> None:
+    items = [(90, seed) for seed in (1, 2, 3)]
     ended: list[int] = []
     beside = run_side_by_side(train_seed, items, jobs=2, on_done=lambda position, result: ended.append(position))
     alone = run_side_by_side(train_seed, items, jobs=1)
@@ -132,13 +130,3 @@ def test_one_thread_gives_the_threads_back() -> None:
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
-
-
-def test_mapped_pairs_are_the_pairs_and_one_worker_cannot_change_them(tmp_path: Path) -> None:
-    data = pairs(7)
-    save_pairs(tmp_path / "new", data)
-    mapped = load_pairs(tmp_path / "new")
-    mapped.image[0] = 0
-    again = load_pairs(tmp_path / "new")
-    for name in ("image", "text", "starts"):
-        assert torch.equal(getattr(again, name), getattr(data, name))

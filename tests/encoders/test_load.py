@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.encoders.base import Encoder, EncoderKey, Layer
-from pipeline.encoders.custom import source_sha256
+from pipeline.encoders.custom import own_source
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.table import ENCODERS
 from pipeline.errors import UnknownNameError, UserError
@@ -53,7 +53,7 @@ def test_an_encoder_of_ones_own(own: str) -> None:
     torch.testing.assert_close(features["output"], torch.tensor([[1.0, 0.0, 0.2]]))
     assert encoder.key().encoder["name"] == "mean-colour"
     assert encoder.width("output") == 3
-    assert len(source_sha256(encoder)) == 64
+    assert len(own_source(encoder)["source"]) == 64
     assert str(Path.cwd()) not in sys.path
 
 
