@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands import engine as engines
 from pipeline.commands.data import make_missing
 from pipeline.commands.output import emit_json
 from pipeline.errors import UserError
@@ -53,6 +54,8 @@ def extract(
     max_rejected: Annotated[float | None, typer.Option(help="Share of broken items at which the run stops.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Throw away a store of another key at --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
+    engine: engines.Name = "local",
+    address: engines.Address = None,
     params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -66,6 +69,8 @@ def extract(
     Example: pipeline extract --layers all
 
     Example: pipeline extract --dataset data/0_raw/mine --encoder st:ORG/NAME --out data/1_features/mine/name
+
+    Example: pipeline extract --layers all --engine ray --address auto
     """
     flags: dict[str, Any] = {
         "layers": layers,
@@ -86,27 +91,37 @@ def extract(
         "max_rejected": max_rejected,
         "replace": replace or None,
         "dry_run": dry_run or None,
-        **_share(worker_index, num_workers, quiet=quiet),
+        **_share(worker_index, num_workers, engine, quiet=quiet),
     }
+    from pipeline.engines.table import open_engine
     from pipeline.extract.progress import progress_bar
-    from pipeline.extract.run import extract as run
 
     results = []
-    for config in _configs(dataset, encoder, out, params, flags, quiet=quiet):
-        with progress_bar(quiet=quiet) as report:
-            result = run(config, report)
-        results.append(result)
-        if not json:
-            typer.echo(result.sentence())
+    with open_engine(engine, address) as chosen:
+        for config in _configs(dataset, encoder, out, params, flags, quiet=quiet):
+            with progress_bar(quiet=quiet) as report:
+                result = chosen.extract(config, report)
+            results.append(result)
+            if not json:
+                typer.echo(result.sentence())
     if json:
         plain = [result.to_json() for result in results]
         emit_json(plain[0] if dataset else plain)
 
 
-def _share(worker_index: int | None, num_workers: int | None, *, quiet: bool) -> dict[str, int]:
+def _share(worker_index: int | None, num_workers: int | None, engine: str, *, quiet: bool) -> dict[str, int]:
     """Return which worker this is, as fields of the settings; empty where nothing says that there are several."""
     from pipeline.extract.shares import share_of
 
+    if engine != "local":
+        if worker_index is not None or num_workers is not None:
+            found = "--worker-index or --num-workers"
+            raise UserError(
+                expected="an engine that shares the work out, or workers by hand",
+                found=f"{found} too",
+                where=f"--engine {engine}",
+            )
+        return {}
     share = share_of(worker_index, num_workers, os.environ)
     if share.source and not quiet:
         on_stderr(

@@ -5,6 +5,8 @@ Ray is imported here and nowhere else, when a cluster is asked for.
 
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +15,10 @@ from pipeline.errors import MissingExtraError, UserError
 
 _OBJECTS = 80 * 2**20
 """Bytes of a local Ray's object store: features go to the disk, only small messages pass through Ray."""
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+_SLOW = "timed out during startup"
+"""What Ray says if a node needs more than 30 s to start, as on a machine that is busy; the next try is quicker."""
 
 
 def load_ray() -> Any:
@@ -44,17 +49,24 @@ class Cluster:
 
     def __init__(self, address: str | None = None) -> None:
         self.ray = load_ray()
+        _hush()
         found = address or os.environ.get("RAY_ADDRESS")
-        quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+        options = {"address": found} if found else _own()
         try:
-            if found:
-                self.ray.init(address=found, **quiet)
-            else:
-                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-                own: dict[str, Any] = {"num_cpus": cores, "object_store_memory": _OBJECTS, "include_dashboard": False}
-                self.ray.init(address="local", **own, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            self._init(options)
+        except Exception as error:  # Ray raises nothing more special
             raise _no_cluster(found, error) from error
+
+    def _init(self, options: Mapping[str, Any]) -> None:
+        for last in (False, False, True):
+            try:
+                self.ray.init(**options, logging_level=logging.CRITICAL, log_to_driver=False)
+            except Exception as error:
+                if last or _SLOW not in str(error):
+                    raise
+                self.ray.shutdown()
+            else:
+                return
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are alive."""
@@ -67,6 +79,19 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster: workers of this connection end, and so does a Ray that was started for it."""
         self.ray.shutdown()
+
+
+def _own() -> dict[str, Any]:
+    """Return the options of a Ray on this machine alone."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {"address": "local", "num_cpus": cores, "object_store_memory": _OBJECTS, "include_dashboard": False}
+
+
+def _hush() -> None:
+    """Keep Ray's notes on dead workers off standard output, where results go; there is no option for that (2.60)."""
+    with suppress(ImportError):
+        worker: Any = import_module("ray._private.worker")
+        worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 def _no_cluster(address: str | None, error: Exception) -> UserError:

@@ -56,6 +56,7 @@ class Pool:
         threads: Threads that a worker at a place computes with; nothing means as many as its CPUs.
         on_done: Is told (position, result) as each item ends.
         tell: Is told (number of the worker, its news); nothing means that nobody asks.
+        lost: Is told the number of a worker that is lost.
         say: Takes a sentence for the user.
     """
 
@@ -66,6 +67,7 @@ class Pool:
     threads: int | None = None
     on_done: Callable[[int, Any], None] = lambda position, result: None
     tell: Callable[[int, Update], None] | None = None
+    lost: Callable[[int], None] = lambda worker: None
     say: Callable[[str], None] = lambda sentence: None
     _hired: list[_Hired] = field(default_factory=list)
     _results: dict[int, Any] = field(default_factory=dict)
@@ -121,6 +123,7 @@ class Pool:
         """Start another worker in place of one that is lost; its item waits for the first that is free."""
         self._dismiss(hired)
         self._hired.remove(hired)
+        self.lost(id(hired))
         position = hired.position
         if position is None:
             self._false_starts += 1

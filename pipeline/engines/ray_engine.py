@@ -21,7 +21,7 @@ from pipeline.engines.together import Together
 from pipeline.engines.worker import Seat
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.progress import Report, silent
+from pipeline.extract.progress import Report, Update, silent
 from pipeline.extract.result import ExtractResult
 
 
@@ -30,14 +30,15 @@ class RayEngine(Engine):
 
     Args:
         address: See `pipeline.engines.cluster.Cluster`.
+        device: What small runs compute on: auto or cuda give each a GPU where there are any, cpu gives them none.
 
     Raises:
         MissingExtraError: Ray is not installed.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, device: str = "cpu") -> None:
         load_ray()
-        self._address = address
+        self._address, self._device = address, device
 
     @cached_property
     def _cluster(self) -> Cluster:
@@ -49,8 +50,8 @@ class RayEngine(Engine):
             self._cluster.close()
 
     def jobs(self, said: int | None) -> int:
-        """Return what was said, else the CPUs of the cluster."""
-        return said or len(cell_places(self._cluster.nodes(), "cpu"))
+        """Return what was said, else how many fit on the cluster."""
+        return said or len(cell_places(self._cluster.nodes(), self._device))
 
     def extract(self, config: ExtractConfig, report: Report = silent) -> ExtractResult:
         """Extract with one worker a place; where nothing is left to do, Ray is not even started.
@@ -89,7 +90,8 @@ class RayEngine(Engine):
         if config.replace:  # by one alone: no worker must throw away what another has begun
             work(_make_room, [config])
             config = replace(config, replace=False)
-        return _joined(work(_extract, [config] * len(places)))
+        count = len(places)
+        return _joined(work(_extract, [replace(config, worker_index=i, num_workers=count) for i in range(count)]))
 
     def side_by_side(
         self,
@@ -99,11 +101,62 @@ class RayEngine(Engine):
         jobs: int,
         on_done: Callable[[int, Result], None] = lambda position, result: None,
     ) -> list[Result]:
-        """Do the items on at most `jobs` workers of one thread each."""
+        """Do the items on at most `jobs` workers of one thread each, each with a GPU where there are any to take."""
         if jobs < 1:
             raise UserError(expected="jobs of 1 or more", found=str(jobs))
         if not items:
             return []
-        places = cell_places(self._cluster.nodes(), "cpu")[:jobs]
+        places = cell_places(self._cluster.nodes(), self._device)[:jobs]
         tasks = [_Task(work, item) for item in items]
         return Pool(cluster=self._cluster, work=_do, items=tasks, places=places, threads=1, on_done=on_done).run()
+
+
+class _Task(NamedTuple):
+    """A small run."""
+
+    work: Callable[[Any], Any]
+    item: Any
+
+
+def _do(task: _Task, seat: Seat) -> Any:
+    return task.work(task.item)
+
+
+def _extract(config: ExtractConfig, seat: Seat) -> ExtractResult:
+    from pipeline.extract.run import extract
+
+    return extract(replace(config, workers=config.workers or seat.threads), seat.tell)
+
+
+def _make_room(config: ExtractConfig, seat: Seat) -> None:
+    from pipeline.extract.run import make_room
+
+    make_room(config)
+
+
+def _sentence(message: str) -> Update:
+    return Update(what="", message=message)
+
+
+def _shared(result: ExtractResult, workers: int) -> ExtractResult:
+    """Return a dry run's result with its time shared among workers."""
+    cost, classes = result.cost, result.classes
+    if cost is not None and cost.seconds is not None:
+        cost = replace(cost, seconds=cost.seconds / workers)
+    return replace(result, cost=cost, classes=_shared(classes, workers) if classes else None)
+
+
+def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
+    """Return one result for what several workers did to one store; what a lost worker did counts as found."""
+    first = results[0]
+    shards = first.computed_shards + first.skipped_shards
+    computed = sum(result.computed_shards for result in results)
+    classes = [result.classes for result in results if result.classes is not None]
+    costs = [result.cost for result in results if result.cost is not None]
+    return replace(
+        first,
+        computed_shards=computed,
+        skipped_shards=max(shards - computed, 0),
+        cost=max(costs, key=lambda cost: cost.missing_rows, default=None),
+        classes=_joined(classes) if classes else None,
+    )

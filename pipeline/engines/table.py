@@ -8,12 +8,13 @@ from pipeline.errors import UnknownNameError, UserError
 ENGINES = {"local": "pipeline.engines.local:LocalEngine", "ray": "pipeline.engines.ray_engine:RayEngine"}
 
 
-def open_engine(name: str, address: str | None = None) -> Engine:
+def open_engine(name: str, address: str | None = None, device: str = "cpu") -> Engine:
     """Return an engine, to be used in a `with`.
 
     Args:
         name: `local` or `ray`.
-        address: Where the cluster is; see `pipeline.engines.cluster.connect`.
+        address: Where the cluster is; see `pipeline.engines.cluster.Cluster`.
+        device: What small runs compute on.
 
     Raises:
         UnknownNameError: There is no such engine.
@@ -25,6 +26,6 @@ def open_engine(name: str, address: str | None = None) -> Engine:
     if name == "local" and address is not None:
         raise UserError(expected="--engine ray beside it", found="none", where=f"--address {address}")
     module, _, kind = ENGINES[name].partition(":")
-    arguments = () if name == "local" else (address,)
+    arguments = () if name == "local" else (address, device)
     engine: Engine = getattr(importlib.import_module(module), kind)(*arguments)
     return engine

@@ -110,7 +110,9 @@ class Worker:
             return Failed(error)
         except Exception as error:
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return Failed(PipelineError(expected="work that ends", found=found, where=f"worker on {os.uname().nodename}"))
+            return Failed(
+                PipelineError(expected="work that ends", found=found, where=f"worker on {os.uname().nodename}")
+            )
 
     def news(self) -> list[Update]:
         """Return what came since the last time."""

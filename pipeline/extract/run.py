@@ -52,6 +52,30 @@ def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
     return replace(_joined(found), seconds=time.perf_counter() - start)
 
 
+def finished(config: ExtractConfig) -> ExtractResult | None:
+    """Return what `extract` would return without loading the encoder; None if it would load it.
+
+    Raises:
+        UserError: The data set cannot be used, or `out` holds something else.
+    """
+    dataset = open_dataset(config.dataset)
+    require_free(config.out)
+    found = _unchanged(config, dataset)
+    return None if found is None else _joined(found)
+
+
+def make_room(config: ExtractConfig) -> None:
+    """Do what `replace` asks for before many workers begin: remove a store of another key.
+
+    Raises:
+        UserError: As `extract`.
+    """
+    encoder = _loaded(config)
+    layers = encoder.resolve_layers(config.layers)
+    for job in jobs_of(config, open_dataset(config.dataset), encoder.modality):
+        pending_of(config, job.root, header_of(config, job.items, encoder, layers), layers)
+
+
 def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
     return replace(results[0], classes=results[1]) if len(results) > 1 else results[0]
 
@@ -95,13 +119,10 @@ def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | 
 # ---- something to do -------------------------------------------------------------------------------------------------
 
 
-def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) -> list[ExtractResult]:
+def _loaded(config: ExtractConfig) -> Encoder:
     from pipeline.encoders.load import load_encoder
-    from pipeline.extract.host_memory import keep_freed_memory
 
-    keep_freed_memory()
-    prepared = prepare_receipt(config)
-    encoder = load_encoder(
+    return load_encoder(
         config.encoder,
         modality=config.modality,
         pool=config.pool,
@@ -110,6 +131,14 @@ def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) ->
         max_length=config.max_length,
         prompt=config.prompt,
     )
+
+
+def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) -> list[ExtractResult]:
+    from pipeline.extract.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    prepared = prepare_receipt(config)
+    encoder = _loaded(config)
     layers = encoder.resolve_layers(config.layers)
     results = []
     for job in jobs_of(config, dataset, encoder.modality):
