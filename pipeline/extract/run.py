@@ -24,6 +24,7 @@ from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
+from pipeline.store.leases import FileLeases
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import PendingShard
@@ -162,7 +163,7 @@ def _one_store(
         report(Update(what=job.items.what, message=f"{job.root}: {cost.sentence()}"))
     if config.dry_run:
         return _result(config, job, None, layers, (), cost), header.key
-    writer = StoreWriter(job.root, header)
+    writer = StoreWriter(job.root, header, FileLeases(job.root, config.lease_seconds))
     computed = _compute(config, job, encoder, layers, writer, cost, report)
     manifest = writer.finish(job.items.samples, _provenance(config, encoder))
     return _result(config, job, manifest, layers, computed, cost), header.key
