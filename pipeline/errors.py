@@ -6,7 +6,7 @@ mean that the input is at fault (exit code 2); any other `PipelineError` means t
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import ClassVar, NoReturn
@@ -34,11 +34,21 @@ class PipelineError(Exception):
         self.remedy = remedy
         super().__init__(self.sentence())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored, (type(self), self.args, vars(self))
+
     def sentence(self) -> str:
         """Return the error as one sentence: where, expected, found, remedy."""
         place = f"{self.where}: " if self.where else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
         return f"{place}expected {self.expected}, found {self.found}{remedy}"
+
+
+def _restored(kind: type[PipelineError], args: tuple[object, ...], fields: Mapping[str, object]) -> PipelineError:
+    """Rebuild an error that comes from another process; its own constructor takes other arguments."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(fields)
+    return error
 
 
 class UserError(PipelineError):

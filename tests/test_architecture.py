@@ -25,11 +25,12 @@ FLOORS = {
     "align": 3,
     "evaluate": 3,
     "apps": 4,
+    "engines": 4,
     "study": 4,
     "commands": 5,
     "cli": 6,
 }
-HEAVY = ("torch", "faiss", "h5py", "pyarrow", "numpy", "transformers", "timm", "open_clip", "matplotlib", "PIL")
+HEAVY = ("torch", "faiss", "h5py", "pyarrow", "numpy", "transformers", "timm", "open_clip", "matplotlib", "PIL", "ray")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

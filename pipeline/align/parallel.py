@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import PipelineError, UserError
 
@@ -23,6 +23,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class SideBySide(Protocol):
+    """What does small runs side by side, here or elsewhere, as `run_side_by_side` does."""
+
+    def __call__(
+        self,
+        work: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        jobs: int,
+        on_done: Callable[[int, Result], None] = ...,
+    ) -> list[Result]:
+        """Return `work` of each item."""
+        ...
 
 
 class _Done(NamedTuple):

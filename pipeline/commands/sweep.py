@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands import engine as engines
 from pipeline.commands.align import settings_of
 from pipeline.commands.checks import at_least_one, writable_folder
 from pipeline.commands.output import emit_json, emit_table
@@ -41,10 +42,12 @@ def sweep(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change every recipe, such as training.epochs=40.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Cells at once, each in a process with one thread.")] = 1,
+    jobs: engines.Jobs = None,
     device: Annotated[str | None, typer.Option(help="cpu, auto or cuda.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep each cell's projectors below <out>/runs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and stop.")] = False,
+    engine: engines.Name = "local",
+    address: engines.Address = None,
     params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -56,11 +59,13 @@ def sweep(
     Example: pipeline sweep --image STORE --text STORE --method cca --method info_nce --pairs 250 --pairs 1000
     --seed 1 --seed 42 --split test --out data/4_study/mine
     """
+    from pipeline.engines.table import open_engine
     from pipeline.study.results import flat_row, summary
     from pipeline.study.sweep import plan
     from pipeline.study.sweep import sweep as run
 
-    at_least_one(jobs, "--jobs")
+    if jobs is not None:
+        at_least_one(jobs, "--jobs")
     flags: dict[str, Any] = {
         "image": image,
         "text": text,
@@ -78,10 +83,13 @@ def sweep(
     }
     config = _config({name: value for name, value in flags.items() if value}, params)
     writable_folder(config.out, "--out")
-    if dry_run:
-        typer.echo(plan(config).sentence(jobs))
-        return
-    results = run(config, jobs=jobs, report=_silent if quiet else on_stderr, quiet=quiet)
+    report = _silent if quiet else on_stderr
+    with open_engine(engine, address, config.device) as chosen:
+        at_once = chosen.jobs(jobs)
+        if dry_run:
+            typer.echo(plan(config).sentence(at_once))
+            return
+        results = run(config, jobs=at_once, report=report, quiet=quiet, side_by_side=chosen.side_by_side)
     if json:
         emit_json([flat_row(result) for result in results])
         return

@@ -22,6 +22,7 @@ from pipeline.extract.items import Items
 from pipeline.extract.prepare import Prepared, prepare
 from pipeline.extract.progress import Meter
 from pipeline.extract.rejected import check_share, write_rejected
+from pipeline.extract.shares import Share, in_turn
 from pipeline.store.layout import MANIFEST, REJECTED
 from pipeline.store.records import PendingShard, committed
 from pipeline.store.writer import StoreWriter
@@ -34,7 +35,9 @@ Rows = tuple[list[str], Arrays, list[tuple[str, str]]]
 _TEXTS_AT_ONCE = 32
 """Texts a thread tokenises in one go: handing over a single one costs more than tokenising it."""
 _POLL = 0.5
-"""Seconds between two looks at shards that other processes are computing."""
+"""Seconds between the first two looks at shards that other processes are computing."""
+_LONGEST_POLL = 5.0
+"""Seconds between two looks after many: each reads the records of the whole store."""
 
 
 def in_order(
@@ -66,6 +69,7 @@ class Computation:
         max_rejected: Share of the items that may be broken.
         meter: Is told of finished rows.
         batch_size: Rows a batch is cut to; what the device takes at once may be less (see `Forward`).
+        share: Which shards are taken first.
     """
 
     writer: StoreWriter
@@ -75,6 +79,7 @@ class Computation:
     max_rejected: float
     meter: Meter
     batch_size: int
+    share: Share
     shards: set[int] = field(default_factory=set)
     """Shards that this run computed (some layers of)."""
     rejected: dict[str, str] = field(default_factory=dict)
@@ -89,9 +94,14 @@ class Computation:
         """
         self.rejected |= rejected_before(self.writer)
         self._check_rejected([])
+        wait = _POLL
         while left := self.writer.pending(self.forward.layers):
-            if not self._pass(left):
-                time.sleep(_POLL)
+            turns = in_turn(left, self.writer.header.shards, self.share.index, self.share.count)
+            if self._pass(turns):
+                wait = _POLL
+            else:
+                time.sleep(wait)
+                wait = min(1.5 * wait, _LONGEST_POLL)
 
     def _pass(self, left: Sequence[PendingShard]) -> int:
         """Compute those of the shards that nobody else is at; return how many."""
@@ -168,8 +178,9 @@ class Computation:
         shard: PendingShard,
         rows: Rows,
     ) -> None:
-        self.writer.commit(shard, *rows)
-        self.shards.add(shard.index)
+        if self.writer.holds(shard.index):  # not where this process stalled and others took it over
+            self.writer.commit(shard, *rows)
+            self.shards.add(shard.index)
         claims.release(shard.index)
 
     def _check_rejected(self, rejected: list[tuple[str, str]]) -> None:

@@ -20,9 +20,11 @@ from pipeline.extract.progress import Meter, Report, Update, silent
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
+from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
+from pipeline.store.leases import FileLeases
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import PendingShard
@@ -49,6 +51,30 @@ def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
     if found is None:
         found = _with_encoder(config, dataset, report)
     return replace(_joined(found), seconds=time.perf_counter() - start)
+
+
+def finished(config: ExtractConfig) -> ExtractResult | None:
+    """Return what `extract` would return without loading the encoder; None if it would load it.
+
+    Raises:
+        UserError: The data set cannot be used, or `out` holds something else.
+    """
+    dataset = open_dataset(config.dataset)
+    require_free(config.out)
+    found = _unchanged(config, dataset)
+    return None if found is None else _joined(found)
+
+
+def make_room(config: ExtractConfig) -> None:
+    """Do what `replace` asks for before many workers begin: remove a store of another key.
+
+    Raises:
+        UserError: As `extract`.
+    """
+    encoder = _loaded(config)
+    layers = encoder.resolve_layers(config.layers)
+    for job in jobs_of(config, open_dataset(config.dataset), encoder.modality):
+        pending_of(config, job.root, header_of(config, job.items, encoder, layers), layers)
 
 
 def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
@@ -94,13 +120,10 @@ def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | 
 # ---- something to do -------------------------------------------------------------------------------------------------
 
 
-def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) -> list[ExtractResult]:
+def _loaded(config: ExtractConfig) -> Encoder:
     from pipeline.encoders.load import load_encoder
-    from pipeline.extract.host_memory import keep_freed_memory
 
-    keep_freed_memory()
-    prepared = prepare_receipt(config)
-    encoder = load_encoder(
+    return load_encoder(
         config.encoder,
         modality=config.modality,
         pool=config.pool,
@@ -109,6 +132,14 @@ def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) ->
         max_length=config.max_length,
         prompt=config.prompt,
     )
+
+
+def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) -> list[ExtractResult]:
+    from pipeline.extract.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    prepared = prepare_receipt(config)
+    encoder = _loaded(config)
     layers = encoder.resolve_layers(config.layers)
     results = []
     for job in jobs_of(config, dataset, encoder.modality):
@@ -132,7 +163,7 @@ def _one_store(
         report(Update(what=job.items.what, message=f"{job.root}: {cost.sentence()}"))
     if config.dry_run:
         return _result(config, job, None, layers, (), cost), header.key
-    writer = StoreWriter(job.root, header)
+    writer = StoreWriter(job.root, header, FileLeases(job.root, config.lease_seconds))
     computed = _compute(config, job, encoder, layers, writer, cost, report)
     manifest = writer.finish(job.items.samples, _provenance(config, encoder))
     return _result(config, job, manifest, layers, computed, cost), header.key
@@ -167,6 +198,7 @@ def _compute(
         max_rejected=config.max_rejected,
         meter=Meter(report, job.items.what, cost.rows, cost.rows - cost.missing_rows),
         batch_size=batch_size,
+        share=Share(index=config.worker_index, count=config.num_workers),
     )
     work.run()
     for note in work.forward.notes:

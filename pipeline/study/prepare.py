@@ -5,7 +5,7 @@ Only what is missing is made; a finished store is taken as it is.
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
+from pipeline.extract.result import ExtractResult
 from pipeline.extract.run import extract
 from pipeline.store.layout import MANIFEST
 from pipeline.store.reader import require_finished
@@ -22,6 +23,8 @@ from pipeline.study.corrupt import CHANGES
 from pipeline.study.plan import StudyConfig, change_slug, encoders_of
 
 SEED = 0
+Extraction = Callable[[ExtractConfig], ExtractResult]
+"""What makes one store: `extract`, or what does the same elsewhere."""
 
 
 def missing_stores(config: StudyConfig, data: Path, out: Path) -> list[ExtractConfig]:
@@ -30,7 +33,7 @@ def missing_stores(config: StudyConfig, data: Path, out: Path) -> list[ExtractCo
     return [each for each in wanted if not _finished(each)]
 
 
-def prepare(config: StudyConfig, data: Path, out: Path, report: Report) -> None:
+def prepare(config: StudyConfig, data: Path, out: Path, report: Report, extraction: Extraction = extract) -> None:
     """Make every store that is missing.
 
     Raises:
@@ -42,7 +45,7 @@ def prepare(config: StudyConfig, data: Path, out: Path, report: Report) -> None:
         write_changed_captions(data / "0_raw" / config.dataset, folder, kind, share, config.split)
     for each in missing_stores(config, data, out):
         report(f"Extracting {each.dataset.name} with {each.encoder}.")
-        report(extract(each).sentence())
+        report(extraction(each).sentence())
 
 
 def _stores(config: StudyConfig, data: Path) -> Iterator[ExtractConfig]:

@@ -14,13 +14,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.align.parallel import SideBySide, run_side_by_side
 from pipeline.align.report import Report, silent
 from pipeline.errors import PipelineError
+from pipeline.extract.run import extract
 from pipeline.projectors.files import read_json, write_atomically
 from pipeline.study.cells import cells_of
 from pipeline.study.config import Corruption
 from pipeline.study.plan import Part, StudyConfig, sweeps_of
-from pipeline.study.prepare import missing_stores, prepare
+from pipeline.study.prepare import Extraction, missing_stores, prepare
 from pipeline.study.progress import duration
 from pipeline.study.results import Result, write_tables
 from pipeline.study.sweep import plan, sweep
@@ -82,7 +84,15 @@ def _changed(part: Part) -> set[Path]:
 
 
 def run_study(
-    config: StudyConfig, *, data: Path, out: Path, jobs: int = 1, report: Report = silent, quiet: bool = False
+    config: StudyConfig,
+    *,
+    data: Path,
+    out: Path,
+    jobs: int = 1,
+    report: Report = silent,
+    quiet: bool = False,
+    extraction: Extraction = extract,
+    side_by_side: SideBySide = run_side_by_side,
 ) -> list[PartResults]:
     """Do all that is not finished.
 
@@ -93,19 +103,22 @@ def run_study(
         jobs: Cells at once.
         report: Gets a sentence for each thing decided.
         quiet: No bars.
+        extraction: What makes the stores that are missing.
+        side_by_side: What does the cells.
 
     Raises:
         UserError: Something of the study cannot be used.
         PipelineError: Cells failed; everything else is done and saved.
     """
     out.mkdir(parents=True, exist_ok=True)
-    prepare(config, data, out, report)
+    prepare(config, data, out, report, extraction)
     done: list[PartResults] = []
     problems: list[PipelineError] = []
     for part in sweeps_of(config, data, out):
         start, cpu = time.time(), _core_seconds(done)
         try:
-            done.append(PartResults(part, sweep(part.sweep, jobs=jobs, report=report, quiet=quiet, tables=False)))
+            results = sweep(part.sweep, jobs=jobs, report=report, quiet=quiet, tables=False, side_by_side=side_by_side)
+            done.append(PartResults(part, results))
         except PipelineError as error:
             if error.exit_code != 1:
                 raise

@@ -8,7 +8,7 @@ features and code.
 
 from dataclasses import dataclass
 
-from pipeline.align.parallel import run_side_by_side
+from pipeline.align.parallel import SideBySide, run_side_by_side
 from pipeline.align.report import Report, silent
 from pipeline.errors import PipelineError
 from pipeline.study.bench import Workbench
@@ -84,7 +84,13 @@ def _planned(config: SweepConfig, bench: Workbench) -> Plan:
 
 
 def sweep(
-    config: SweepConfig, *, jobs: int = 1, report: Report = silent, quiet: bool = False, tables: bool = True
+    config: SweepConfig,
+    *,
+    jobs: int = 1,
+    report: Report = silent,
+    quiet: bool = False,
+    tables: bool = True,
+    side_by_side: SideBySide = run_side_by_side,
 ) -> list[Result]:
     """Do every cell that is not finished and write the tables; return the results in the order of the cells.
 
@@ -94,6 +100,7 @@ def sweep(
         report: Gets a sentence for each thing decided.
         quiet: No bar.
         tables: Whether results.csv, .json and .parquet are written.
+        side_by_side: What does the cells.
 
     Raises:
         UserError: As `plan`.
@@ -107,8 +114,8 @@ def sweep(
     results = dict(planned.finished)
     problems: list[str] = []
     if planned.left:
-        _choose_layers(config, planned, jobs)
-        new, problems = _work(config, planned, jobs, quiet)
+        _choose_layers(config, planned, jobs, side_by_side)
+        new, problems = _work(config, planned, jobs, quiet, side_by_side)
         results |= new
     done = [results[cell] for cell in planned.cells if cell in results]
     if tables:
@@ -123,7 +130,7 @@ def sweep(
     return done
 
 
-def _choose_layers(config: SweepConfig, planned: Plan, jobs: int) -> None:
+def _choose_layers(config: SweepConfig, planned: Plan, jobs: int, side_by_side: SideBySide) -> None:
     """Score layers once for all methods, before cells that share them start side by side."""
     wanted = {cell: cell.config(config).layer_expression for cell in planned.left}
     kinds = {
@@ -132,12 +139,14 @@ def _choose_layers(config: SweepConfig, planned: Plan, jobs: int) -> None:
         if takes_work(expression)
     }
     tasks = [Task(config, cell, "", layers_only=True) for cell in kinds.values()]
-    failed = [done.problem for done in run_side_by_side(do_cell, tasks, jobs=jobs) if done.problem]
+    failed = [done.problem for done in side_by_side(do_cell, tasks, jobs=jobs) if done.problem]
     if failed:
         raise PipelineError(expected="layers that can be compared", found=failed[0], where=str(config.out))
 
 
-def _work(config: SweepConfig, planned: Plan, jobs: int, quiet: bool) -> tuple[dict[Cell, Result], list[str]]:
+def _work(
+    config: SweepConfig, planned: Plan, jobs: int, quiet: bool, side_by_side: SideBySide
+) -> tuple[dict[Cell, Result], list[str]]:
     left = planned.left
     tasks = [Task(config, cell, planned.digests[cell]) for cell in left]
     costs = [planned.costs[cell] for cell in left]
@@ -153,5 +162,5 @@ def _work(config: SweepConfig, planned: Plan, jobs: int, quiet: bool) -> tuple[d
                 found[cell] = done.result
             progress.done(costs[position], cell.name)
 
-        run_side_by_side(do_cell, tasks, jobs=jobs, on_done=count)
+        side_by_side(do_cell, tasks, jobs=jobs, on_done=count)
     return found, problems

@@ -1,0 +1,34 @@
+"""The engine of this machine: one process that extracts, worker processes for small runs."""
+
+from collections.abc import Callable, Sequence
+
+from pipeline.align.parallel import run_side_by_side
+from pipeline.engines.base import Engine, Item, Result
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.progress import Report, silent
+from pipeline.extract.result import ExtractResult
+
+
+class LocalEngine(Engine):
+    """Works here."""
+
+    def jobs(self, said: int | None) -> int:
+        """Return what was said, else one."""
+        return said or 1
+
+    def extract(self, config: ExtractConfig, report: Report = silent) -> ExtractResult:
+        """Extract in this process."""
+        from pipeline.extract.run import extract
+
+        return extract(config, report)
+
+    def side_by_side(
+        self,
+        work: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        jobs: int,
+        on_done: Callable[[int, Result], None] = lambda position, result: None,
+    ) -> list[Result]:
+        """Do the items in this process or in `jobs` processes."""
+        return run_side_by_side(work, items, jobs=jobs, on_done=on_done)

@@ -1,0 +1,126 @@
+"""What a local Ray does: `python -m tests.engines.on_local_ray quick|whole FOLDER IMAGE TEXT`; prints JSON.
+
+All in one process with one Ray, as a Ray takes seconds to start; FOLDER holds the raw data set `raw`, IMAGE and
+TEXT are stores.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.engines.base import Engine
+from pipeline.engines.ray_engine import RayEngine
+from pipeline.errors import PipelineError
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.progress import Update
+from pipeline.study.config import SweepConfig, methods_of
+from pipeline.study.sweep import sweep
+from tests.engines import pieces
+from tests.engines.processes import WORKER, committed, kill_all, named, until
+from tests.study.conftest import QUICK
+
+IMAGE, OTHER = "tests.engines.recording:Recording", "tests.extract.tiny_encoders:OtherImage"
+
+
+def extract_with_a_kill(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Extract, and kill one of the two workers after the second commit."""
+    out, updates, killed = folder / "out", list[Update](), list[int]()
+
+    def kill_one() -> None:
+        until(lambda: committed(out) >= 2, "two shards")
+        killed.append(named(os.getpid(), WORKER)[0])
+        kill_all(killed)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = engine.extract(config_of(folder, out), updates.append)
+    killer.join()
+    counts = [update.done for update in updates if not update.message]
+    return {
+        "digest": result.content_digest,
+        "rows": result.rows,
+        "shards": [result.computed_shards, result.skipped_shards],
+        "committed": committed(out),
+        "killed": len(killed),
+        "counts": counts,
+        "said": [update.message for update in updates if update.message],
+        "record": (folder / "record").read_text().splitlines(),
+    }
+
+
+def config_of(folder: Path, out: Path, **changes: Any) -> ExtractConfig:
+    values: dict[str, Any] = {"encoder": IMAGE, "shard_rows": 4, "batch_size": 2, "workers": 1} | changes
+    return ExtractConfig(dataset=folder / "raw", out=out, **values)
+
+
+def swept(engine: Engine, image: Path, text: Path, out: Path) -> dict[str, Any]:
+    config = SweepConfig(
+        image=(image,),
+        text=(text,),
+        out=out,
+        methods=methods_of(("cca", "info_nce"), "test"),
+        pairs=(50, 100),
+        seeds=(1, 42),
+        split="test",
+        settings=QUICK,
+    )
+    results = sweep(config, jobs=2, quiet=True, side_by_side=engine.side_by_side)
+    return {"results": [{name: value for name, value in each.items() if name != "seconds"} for each in results]}
+
+
+def failed(work: Callable[[], Any]) -> dict[str, Any]:
+    """Return what a call raised."""
+    try:
+        found = work()
+    except PipelineError as error:
+        return {"type": type(error).__name__, "code": error.exit_code, "sentence": error.sentence()}
+    except OSError as error:
+        return {"type": type(error).__name__, "sentence": str(error)}
+    return {"found": found}
+
+
+def quick(engine: Engine, folder: Path, image: Path, text: Path) -> dict[str, Any]:
+    """Return what the short tests look at; every worker that is started costs seconds."""
+    items = [(str(folder), number) for number in (3, 4, 5)]
+    return {
+        "extract": extract_with_a_kill(engine, folder),
+        "sweep": swept(engine, image, text, folder / "sweep"),
+        "square": failed(lambda: engine.side_by_side(pieces.square_or_die, items, jobs=2)),
+        "mismatch": failed(lambda: engine.side_by_side(pieces.mismatch, [3], jobs=2)),
+    }
+
+
+def whole(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Return what the long tests look at."""
+    first = engine.extract(config_of(folder, folder / "out", encoder=OTHER))
+    plain = config_of(folder, folder / "out")
+    dry = config_of(folder, folder / "new", dry_run=True)
+    return {
+        "first": first.content_digest,
+        "again": engine.extract(config_of(folder, folder / "out", encoder=OTHER)).sentence(),
+        "other key": failed(lambda: engine.extract(plain)),
+        "replaced": engine.extract(replace(plain, replace=True)).content_digest,
+        "dry": engine.extract(dry).sentence(),
+        **{
+            work.__name__: failed(partial(engine.side_by_side, work, [3, 4], jobs=2))
+            for work in (pieces.divide, pieces.missing, pieces.die)
+        },
+    }
+
+
+def main() -> None:
+    which, folder, image, text = sys.argv[1], *map(Path, sys.argv[2:5])
+    os.environ["TINY_SLEEP"] = "0.3"
+    with RayEngine() as engine:
+        answers = quick(engine, folder, image, text) if which == "quick" else whole(engine, folder)
+    sys.stdout.write(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()

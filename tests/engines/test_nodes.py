@@ -1,0 +1,82 @@
+"""Nodes and drivers are killed on a cluster of several processes; nothing is lost or doubled."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.run import extract
+from pipeline.store.reader import FeatureStore
+from tests.conftest import ROOT
+from tests.engines.recording import RECORD
+from tests.extract.building import IMAGE, write_raw
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'fewpairs[ray]'")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SHARDS, ROWS = 200, 4
+OWN = "from tests.engines.recording import Recording\n\n\nclass Mine(Recording):\n    pass\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a working folder with a data set and an encoder of the user's own."""
+    place = tmp_path_factory.mktemp("n")
+    write_raw(place / "raw", images=SHARDS * ROWS, captions=0)
+    (place / "mine.py").write_text(OWN)
+    return place
+
+
+@pytest.fixture(scope="module")
+def answer(folder: Path) -> dict[str, Any]:
+    own_network = [str(shutil.which("unshare")), "--net"]
+    if subprocess.run([*own_network, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a network of its own (unshare --net) is not permitted here; Ray would use another address")
+    environment = {**os.environ, RECORD: str(folder / "record"), "TINY_SLEEP": "0.1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*own_network, sys.executable, "-m", "tests.engines.nodes", str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(folder.glob("*.log")))
+    assert done.returncode == 0, f"{done.stderr}\n{logs}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_it_was_killed_in_the_middle(answer: dict[str, Any]) -> None:
+    assert answer["workers"] == 2
+    assert 20 <= answer["at_node_kill"] < answer["at_driver_kill"] <= answer["before"] < SHARDS
+
+
+def test_the_next_driver_does_what_is_left(answer: dict[str, Any]) -> None:
+    assert answer["result"]["code"] == 0
+    assert answer["result"]["computed_shards"] == SHARDS - answer["before"]
+    assert answer["result"]["skipped_shards"] == answer["before"]
+    assert answer["after"] == SHARDS
+
+
+def test_nothing_is_lost_or_doubled(answer: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    alone = extract(
+        ExtractConfig(dataset=folder / "raw", encoder=IMAGE, out=tmp_path / "one", shard_rows=ROWS, batch_size=2)
+    )
+    store = FeatureStore.open(folder / "out")
+    assert store.content_digest == answer["result"]["content_digest"] == alone.content_digest
+    assert store.ids == FeatureStore.open(tmp_path / "one").ids
+    assert len(set(store.ids)) == SHARDS * ROWS
+
+
+def test_only_what_a_lost_worker_was_at_is_computed_twice(answer: dict[str, Any], folder: Path) -> None:
+    lines = [line.split() for line in (folder / "record").read_text().splitlines()]
+    rows = sum(int(word) for _, word in lines if word != "load")
+    lost = 2  # the node's worker and the driver's other one, each with a shard at work and one being written
+    assert SHARDS * ROWS <= rows <= (SHARDS + 2 * lost) * ROWS
