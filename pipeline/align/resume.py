@@ -92,6 +92,7 @@ def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult
         "seconds": round(trained.seconds, 3),
         "temperature": trained.temperature,
         "temperature_source": trained.temperature_source,
+        "learning_rate": trained.learning_rate,
     }
     result = SeedResult(record, trained.image.d)
     about = {"digest": digest, "dim": result.dim, "record": record}
