@@ -18,6 +18,7 @@ from pipeline.align import closed_form
 from pipeline.align.config import AlignConfig
 from pipeline.align.hubness import corrected
 from pipeline.align.layer_choice import ChosenLayers, choose_layers
+from pipeline.align.loggers.table import log_seeds, need_logger
 from pipeline.align.lr_finder import find_learning_rate
 from pipeline.align.pairs import Splits, draw, split_pairs
 from pipeline.align.recipe import Recipe, with_rate
@@ -28,6 +29,7 @@ from pipeline.align.resume import (
     finished_seed,
     known_scores,
     layers_digest,
+    logged_seed,
     save_scores,
     save_seed,
     seed_digest,
@@ -53,8 +55,12 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
         report: Gets a sentence for each thing done, reused or decided.
 
     Raises:
-        UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings.
+        UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings, a
+            logger that is not installed.
+        PipelineError: The loss is no longer finite, or the logger failed.
     """
+    if config.log_to:
+        need_logger(config.log_to)
     device = _device(config.device)
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     splits = split_pairs(image, text, config, report)
@@ -65,6 +71,9 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
     )
     results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, report).run()
     AlignedRun.write(config.out, record_of(config, (image, text), chosen, splits, results))
+    if config.log_to:
+        seeds = [logged_seed(config, result.record["seed"]) for result in results]
+        report(f"Logged: {log_seeds(config.log_to, config.out, seeds)}.")
     return config.out
 
 
