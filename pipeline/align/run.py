@@ -18,8 +18,10 @@ from pipeline.align import closed_form
 from pipeline.align.config import AlignConfig
 from pipeline.align.hubness import corrected
 from pipeline.align.layer_choice import ChosenLayers, choose_layers
+from pipeline.align.loggers.table import log_seeds, need_logger
+from pipeline.align.lr_finder import find_learning_rate
 from pipeline.align.pairs import Splits, draw, split_pairs
-from pipeline.align.recipe import Recipe
+from pipeline.align.recipe import Recipe, with_rate
 from pipeline.align.report import Report, silent
 from pipeline.align.resume import (
     LAYER_FILE,
@@ -27,6 +29,7 @@ from pipeline.align.resume import (
     finished_seed,
     known_scores,
     layers_digest,
+    logged_seed,
     save_scores,
     save_seed,
     seed_digest,
@@ -52,8 +55,12 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
         report: Gets a sentence for each thing done, reused or decided.
 
     Raises:
-        UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings.
+        UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings, a
+            logger that is not installed.
+        PipelineError: The loss is no longer finite, or the logger failed.
     """
+    if config.log_to:
+        need_logger(config.log_to)
     device = _device(config.device)
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     splits = split_pairs(image, text, config, report)
@@ -64,6 +71,9 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
     )
     results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, report).run()
     AlignedRun.write(config.out, record_of(config, (image, text), chosen, splits, results))
+    if config.log_to:
+        seeds = [logged_seed(config, result.record["seed"]) for result in results]
+        report(f"Logged: {log_seeds(config.log_to, config.out, seeds)}.")
     return config.out
 
 
@@ -117,9 +127,12 @@ class _Seeds:
             results[seed] = save_seed(self.config.out, seed, digests[seed], trained)
             self.report(
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
-                f"{trained.steps} steps, {trained.seconds:.1f} s."
+                f"{trained.steps} steps, {trained.seconds:.1f} s{self._rate(trained)}."
             )
         return results
+
+    def _rate(self, trained: Trained) -> str:
+        return f", learning rate {trained.learning_rate:.2g} was found" if self.recipe.finds_rate else ""
 
 
 def make_seed(
@@ -132,11 +145,17 @@ def make_seed(
         data: Its training pairs.
         validation: Validation pairs.
         blocks: Widths of the concatenated layers of each side.
-        seed: Decides random weights, batches and noise.
+        seed: Decides random weights, batches and noise, and those of the search for a learning rate.
+
+    Raises:
+        UserError: The closed form or the start cannot be made of these pairs.
+        PipelineError: The loss is no longer finite, or no learning rate was found.
     """
     if not recipe.trained:
         return closed_form.fit(data, validation, recipe, blocks)
     projectors = starting_projectors(data, validation, recipe, blocks, seed)
+    if recipe.finds_rate:
+        recipe = with_rate(recipe, find_learning_rate(data, recipe, projectors, seed=seed).rate)
     return corrected(train(data, validation, recipe, projectors, seed=seed), data, validation, recipe)
 
 

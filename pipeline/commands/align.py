@@ -35,6 +35,9 @@ def align(
         typer.Option("--set", help="Change the recipe, such as training.epochs=40 or dim=128."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    log_to: Annotated[
+        str | None, typer.Option(help="Log each seed's history as well: dvclive, tensorboard or wandb (offline).")
+    ] = None,
     params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on the way.")] = False,
@@ -55,6 +58,7 @@ def align(
         "pairs": pairs,
         "seeds": seed or None,
         "device": device,
+        "log_to": log_to,
         "settings": settings_of(setting or []) or None,
     }
     done = []
