@@ -1,5 +1,6 @@
 """`pipeline extract`: run frozen encoders once and keep the features of every layer."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from pipeline.commands.data import make_missing
 from pipeline.commands.output import emit_json
 from pipeline.errors import UserError
+from pipeline.messages import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.extract.config import ExtractConfig
@@ -42,6 +44,12 @@ def extract(
     workers: Annotated[int | None, typer.Option(help="Threads that decode and tokenise.")] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Items in a shard.")] = None,
     file_format: Annotated[str | None, typer.Option("--format", help="hdf5 or parquet.")] = None,
+    worker_index: Annotated[
+        int | None, typer.Option(help="Which of several workers on one store this is, from 0.", show_default=False)
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="How many there are; by itself from srun, torchrun and SLURM arrays.")
+    ] = None,
     max_rejected: Annotated[float | None, typer.Option(help="Share of broken items at which the run stops.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Throw away a store of another key at --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
@@ -78,6 +86,7 @@ def extract(
         "max_rejected": max_rejected,
         "replace": replace or None,
         "dry_run": dry_run or None,
+        **_share(worker_index, num_workers, quiet=quiet),
     }
     from pipeline.extract.progress import progress_bar
     from pipeline.extract.run import extract as run
@@ -92,6 +101,20 @@ def extract(
     if json:
         plain = [result.to_json() for result in results]
         emit_json(plain[0] if dataset else plain)
+
+
+def _share(worker_index: int | None, num_workers: int | None, *, quiet: bool) -> dict[str, int]:
+    """Return which worker this is, as fields of the settings; empty where nothing says that there are several."""
+    from pipeline.extract.shares import share_of
+
+    share = share_of(worker_index, num_workers, os.environ)
+    if share.source and not quiet:
+        on_stderr(
+            f"worker {share.index} of {share.count}, as {share.source} in the environment says: "
+            "it decides what is done first, not what is done (--num-workers 1 to ignore it)"
+        )
+    said = num_workers is not None or share.count > 1
+    return {"worker_index": share.index, "num_workers": share.count} if said else {}
 
 
 def _configs(

@@ -22,6 +22,7 @@ from pipeline.extract.items import Items
 from pipeline.extract.prepare import Prepared, prepare
 from pipeline.extract.progress import Meter
 from pipeline.extract.rejected import check_share, write_rejected
+from pipeline.extract.shares import Share, in_turn
 from pipeline.store.layout import MANIFEST, REJECTED
 from pipeline.store.records import PendingShard, committed
 from pipeline.store.writer import StoreWriter
@@ -66,6 +67,7 @@ class Computation:
         max_rejected: Share of the items that may be broken.
         meter: Is told of finished rows.
         batch_size: Rows a batch is cut to; what the device takes at once may be less (see `Forward`).
+        share: Which shards are taken first.
     """
 
     writer: StoreWriter
@@ -75,6 +77,7 @@ class Computation:
     max_rejected: float
     meter: Meter
     batch_size: int
+    share: Share
     shards: set[int] = field(default_factory=set)
     """Shards that this run computed (some layers of)."""
     rejected: dict[str, str] = field(default_factory=dict)
@@ -90,7 +93,8 @@ class Computation:
         self.rejected |= rejected_before(self.writer)
         self._check_rejected([])
         while left := self.writer.pending(self.forward.layers):
-            if not self._pass(left):
+            turns = in_turn(left, self.writer.header.shards, self.share.index, self.share.count)
+            if not self._pass(turns):
                 time.sleep(_POLL)
 
     def _pass(self, left: Sequence[PendingShard]) -> int:

@@ -54,6 +54,10 @@ class ExtractConfig:
     """Items in a shard; nothing means about 128 MB, yet eight shards where they hold 256 images or 4096 texts."""
     format: str = "hdf5"
     """Shard files: hdf5 or parquet."""
+    worker_index: int = 0
+    """Which of several workers on this store this is: what it begins with, never what the store holds."""
+    num_workers: int = 1
+    """How many workers there are; any of them finish the store, and one that dies may be started again."""
     max_rejected: float = 0.05
     """Share of the items that may be broken before the run stops."""
     replace: bool = False
@@ -67,10 +71,13 @@ class ExtractConfig:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise UnknownNameError(name, value, known, f"--{name.replace('_', '-')}")
-        for name in ("batch_size", "workers", "shard_rows", "max_length"):
+        for name in ("batch_size", "workers", "shard_rows", "max_length", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(expected="1 or more", found=str(value), where=f"--{name.replace('_', '-')}")
+        if not 0 <= self.worker_index < self.num_workers:
+            expected = f"0 to {self.num_workers - 1}, as --num-workers says"
+            raise UserError(expected=expected, found=str(self.worker_index), where="--worker-index")
         if not 0 <= self.max_rejected <= 1:
             raise UserError(expected="a share of 0 to 1", found=str(self.max_rejected), where="--max-rejected")
 

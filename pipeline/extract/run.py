@@ -20,6 +20,7 @@ from pipeline.extract.progress import Meter, Report, Update, silent
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
+from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
@@ -167,6 +168,7 @@ def _compute(
         max_rejected=config.max_rejected,
         meter=Meter(report, job.items.what, cost.rows, cost.rows - cost.missing_rows),
         batch_size=batch_size,
+        share=Share(index=config.worker_index, count=config.num_workers),
     )
     work.run()
     for note in work.forward.notes:
