@@ -1,9 +1,9 @@
 """An index built in parts of vectors that are never in one place: time, memory, recall and queries a second.
 
-Run: `python -m benchmarks.large_index [--rows 1000000] [--width 128] [--parts 20] [--kind ivf] [--beside FOLDER]`. Every
-step is a process of its own, as it would be on several machines: train, each part, merge (with the recall against exact
-search), search. Shown of each: seconds, CPU seconds, the peak of its resident memory, and of that the peak that is its
-own (the rest are pages of mapped files, which the kernel takes back when it needs them).
+Run: `python -m benchmarks.large_index [--rows 1000000] [--width 128] [--parts 20] [--kind ivf] [--beside FOLDER]`.
+Every step is a process of its own, as it would be on several machines: train, each part, merge, search. Shown of each:
+seconds, CPU seconds, the peak of its resident memory, of that the peak that is its own (the rest are pages of mapped
+files, which the kernel takes back when it needs them), and what was its own before the step (libraries).
 
 The vectors are drawn block by block from a seed when they are read, so that there is no input file: unit vectors around
 10,000 centres in 32 of the dimensions; queries are other ones of the same kind. Drawing them is part of the times of
@@ -30,13 +30,15 @@ from torch import Tensor
 
 from benchmarks.index import CENTRES, DIMENSIONS
 from pipeline.evaluate.indexes.building import Gallery
-from pipeline.evaluate.indexes.on_disk import ON_DISK
+from pipeline.evaluate.indexes.faiss_module import need_faiss
+from pipeline.evaluate.indexes.ivf import ListsIndex
+from pipeline.evaluate.indexes.on_disk import ON_DISK, read_beside
 from pipeline.evaluate.indexes.parts.add import add_part, lists_name
 from pipeline.evaluate.indexes.parts.merge import merge, merge_truth
 from pipeline.evaluate.indexes.parts.plan import BLOCK_ROWS, TRAINED, Plan, Wanted, read_plan
-from pipeline.evaluate.indexes.parts.train import Queries, plan_and_train
+from pipeline.evaluate.indexes.parts.train import plan_and_train
 from pipeline.evaluate.indexes.stored import read_index, write_index
-from pipeline.evaluate.indexes.tuning import recalls, tune
+from pipeline.evaluate.indexes.tuning import Queries, recalls, tune
 
 UNIT_ROWS = 8 * BLOCK_ROWS
 MEMORY = 8 * 2**30
@@ -180,9 +182,6 @@ class Steps:
 
     def cold(self) -> dict[str, Any]:
         """Open the index without checking it, with nothing of it in the page cache, and ask at the tuned effort."""
-        from pipeline.evaluate.indexes.ivf import ListsIndex
-        from pipeline.evaluate.indexes.on_disk import read_beside
-
         with (self.index / ON_DISK).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         index = ListsIndex.wrap(read_beside(self.index / "index.faiss"))
@@ -193,8 +192,7 @@ class Steps:
 
     def apart(self) -> dict[str, Any]:
         """Search the parts as they are, mapped and stacked by faiss, in place of the merged index."""
-        import faiss
-
+        faiss: Any = need_faiss("this benchmark")
         plan = self.plan()
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         count = len(plan.wanted.spans())
@@ -223,10 +221,8 @@ def clocked(work: Callable[[], Any]) -> tuple[float, float]:
 
 def contend(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do one step in this process."""
-    import faiss
-
     torch.set_num_threads(arguments.threads)
-    faiss.omp_set_num_threads(arguments.threads)
+    need_faiss("this benchmark").omp_set_num_threads(arguments.threads)
     steps = Steps(arguments)
     found: dict[str, Any] = {}
     with watched(found):

@@ -146,4 +146,3 @@ def _merge(faiss: Any, empty: Any, parts: list[Path]) -> Any:
     for path in parts:
         empty.merge_from(faiss.read_index(str(path)), 0)  # ids are global already
     return empty
-

@@ -70,7 +70,7 @@ def keeps_lists_on_disk(index: Any) -> bool:
 
 
 def write_beside(index: Any, path: Path) -> None:
-    """Write an index whose lists lie in `index.ivfdata` beside it; no other path is in the file, so both may be moved."""
+    """Write an index whose lists lie in `index.ivfdata` beside it; the file holds no folder, so both may be moved."""
     faiss = need_faiss("lists on the disk")
     lists = faiss.downcast_InvertedLists(index.invlists)
     there = lists.filename

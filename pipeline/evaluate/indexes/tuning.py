@@ -20,6 +20,16 @@ _SAME = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queries:
+    """What an index is asked."""
+
+    vectors: Tensor
+    """[Q, D]."""
+    kind: str
+    """captions or images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Truth:
     """What exact search finds."""
 

@@ -18,7 +18,7 @@ from pipeline.errors import DamagedStoreError, UserError
 from pipeline.evaluate.indexes.building import Gallery
 from pipeline.evaluate.indexes.faiss_module import need_faiss
 from pipeline.evaluate.indexes.parts.files import commit, read_tensors, require, write_faiss, write_tensors
-from pipeline.evaluate.indexes.parts.plan import QUERIES, TRAINED, Plan, start_over
+from pipeline.evaluate.indexes.parts.plan import QUERIES, TRAINED, Plan, Wanted, start_over
 from pipeline.evaluate.indexes.tuning import Nearest
 from pipeline.store import atomic
 from pipeline.store.commit import retire
@@ -89,18 +89,18 @@ def committed(folder: Path, plan: Plan, number: int) -> Part | None:
     return Part(number=number, seconds=float(said["seconds"]), files=said["files"])
 
 
-def check_memory(plan: Plan, memory: int) -> None:
+def check_memory(wanted: Wanted, memory: int) -> None:
     """Refuse parts that do not fit the memory: a part is in memory until it is written, and its lists grow by doubling.
 
     Raises:
         UserError: The largest one does not fit.
     """
-    most = max(stop - start for start, stop in plan.wanted.spans())
-    empty = plan.wanted.index_class.empty(plan.wanted.width, plan.wanted.rows, plan.wanted.seed, plan.trained_on)
+    most = max(stop - start for start, stop in wanted.spans())
+    empty = wanted.index_class.empty(wanted.width, wanted.rows, wanted.seed, wanted.rows)
     need = 2 * most * (int(empty.code_size) + 8)
     if need > memory:
         raise UserError(
-            expected=f"parts of at most {memory:,} bytes of memory",
+            expected=f"parts that take {memory:,} bytes of memory at most",
             found=f"one of {most:,} rows that may take {need:,}",
             where="--parts",
             remedy=f"take {-(-need // memory)} times as many parts, or allow more with --memory",

@@ -67,4 +67,3 @@ def require(path: Path, sha256: str, remedy: str) -> Path:
     if found != sha256:
         raise UserError(expected=f"the sha256 {sha256}", found=found, where=str(path), remedy=remedy)
     return path
-

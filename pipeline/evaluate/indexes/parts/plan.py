@@ -88,9 +88,7 @@ class Wanted:
         return dict(json.loads(json.dumps({**said, "width": self.width, "parts": self.parts, "units": units})))
 
 
-LISTS: dict[str, type[ListsIndex]] = {
-    name: kind for name, kind in INDEXES.items() if issubclass(kind, ListsIndex)
-}
+LISTS: dict[str, type[ListsIndex]] = {name: kind for name, kind in INDEXES.items() if issubclass(kind, ListsIndex)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from pipeline.evaluate.indexes.building import Gallery
 from pipeline.evaluate.indexes.faiss_index import training_sample, training_vectors
@@ -19,24 +16,13 @@ from pipeline.evaluate.indexes.parts.plan import (
     read_plan,
     write_plan,
 )
+from pipeline.evaluate.indexes.tuning import Queries
 from pipeline.store.locks import lock
 
 LOCK = ".plan.lock"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Queries:
-    """What an index is asked."""
-
-    vectors: Tensor
-    """[Q, D]."""
-    kind: str
-    """captions or images."""
-
-
-def plan_and_train(
-    folder: Path, wanted: Wanted, gallery: Gallery, queries: Callable[[], Queries], memory: int
-) -> Plan:
+def plan_and_train(folder: Path, wanted: Wanted, gallery: Gallery, queries: Callable[[], Queries], memory: int) -> Plan:
     """Return the folder's plan; whoever comes first trains, the others wait for it.
 
     Args:
