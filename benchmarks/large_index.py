@@ -35,7 +35,7 @@ from pipeline.evaluate.indexes.ivf import ListsIndex
 from pipeline.evaluate.indexes.on_disk import ON_DISK, read_beside
 from pipeline.evaluate.indexes.parts.add import add_part, lists_name
 from pipeline.evaluate.indexes.parts.merge import merge, merge_truth
-from pipeline.evaluate.indexes.parts.plan import BLOCK_ROWS, TRAINED, Plan, Wanted, read_plan
+from pipeline.evaluate.indexes.parts.plan import BLOCK_ROWS, LISTS, TRAINED, Plan, Wanted, read_plan
 from pipeline.evaluate.indexes.parts.train import plan_and_train
 from pipeline.evaluate.indexes.stored import read_index, write_index
 from pipeline.evaluate.indexes.tuning import Queries, recalls, tune
@@ -124,6 +124,8 @@ class Steps:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
+        if arguments.lists:
+            _fix_lists(arguments.kind, arguments.lists)
         self.drawn = Drawn(arguments.rows, arguments.width)
         self.gallery = Gallery(rows=arguments.rows, width=arguments.width, read=self.drawn.read)
         self.wanted = Wanted(
@@ -212,6 +214,12 @@ class Steps:
         return {"alone": alone, "together": together, "queries": len(queries)}
 
 
+def _fix_lists(kind: str, lists: int) -> None:
+    """Let a kind have so many lists for any number of rows."""
+    base = LISTS[kind]
+    LISTS[kind] = type(base.__name__, (base,), {"lists": classmethod(lambda cls, rows: lists)})
+
+
 def clocked(work: Callable[[], Any]) -> tuple[float, float]:
     """Return the seconds on the clock and the CPU seconds of some work."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -237,6 +245,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--parts", type=int, default=20)
     parser.add_argument("--kind", default="ivf")
+    parser.add_argument("--lists", type=int, default=0, help="4 times the root of the rows if unsaid")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--apart", action="store_true", help="search the parts unmerged too")
@@ -298,7 +307,7 @@ def _rates(name: str, found: dict[str, Any]) -> None:
 
 def _run(arguments: argparse.Namespace, step: str, *, part: int = 0, effort: int = 1) -> dict[str, Any]:
     flags = ["--step", step, "--part", str(part), "--effort", str(effort)]
-    for name in ("rows", "width", "parts", "kind", "queries", "threads", "beside"):
+    for name in ("rows", "width", "parts", "kind", "lists", "queries", "threads", "beside"):
         flags += [f"--{name}", str(getattr(arguments, name))]
     command = [sys.executable, "-m", "benchmarks.large_index", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
