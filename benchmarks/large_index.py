@@ -201,6 +201,7 @@ class Steps:
         opened = [faiss.read_index(str(self.parts / lists_name(number)), flags) for number in range(count)]
         pointers = faiss.InvertedListsPtrVector()
         for each in opened:
+            faiss.downcast_InvertedLists(each.invlists).prefetch_nthread = 0  # as the merged ones
             pointers.push_back(each.invlists)
         stacked = faiss.HStackInvertedLists(count, pointers.data())
         index = faiss.read_index(str(self.parts / TRAINED))
