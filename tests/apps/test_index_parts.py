@@ -17,6 +17,7 @@ from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.evaluate.indexes.stored import read_index
 from pipeline.extract.shares import Share
+from pipeline.store import sources
 from pipeline.store.locks import lock
 from tests.apps.index_runs import ROWS, config, index_bytes, write_run
 from tests.commands.running import done, refused
@@ -147,18 +148,16 @@ def test_only_one_process_merges(folder: Path) -> None:
 
 def test_a_worker_reads_its_own_shards_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each first read of a shard is verified; a worker does not pay for those of the others."""
-    from pipeline.store import reader
-
     make_parts(config(folder, parts=8), Share(index=0, count=8))
     (folder / "index.parts" / "part-00007.json").unlink()
     read: set[int] = set()
-    view = reader.view_source
+    view = sources.view_source
 
     def noted(root: Path, source: Any, *, verify: bool) -> Any:
         read.add(source.index)
         return view(root, source, verify=verify)
 
-    monkeypatch.setattr(reader, "view_source", noted)
+    monkeypatch.setattr("pipeline.store.reader.view_source", noted)
     assert make_parts(config(folder, parts=8), Share(index=7, count=8)).made == (7,)
     assert read == {8}
 

@@ -28,7 +28,7 @@ def trained(kind: type[ListsIndex] = IVFIndex) -> Any:
 
 def write_parts(folder: Path, empty: Any, edges: tuple[int, ...]) -> list[Path]:
     """Write a part for each two edges; two equal ones make a part without rows."""
-    paths = []
+    paths: list[Path] = []
     for start, stop in pairwise(edges):
         part = faiss.clone_index(empty)
         part.add_with_ids(VECTORS[start:stop], np.arange(start, stop))

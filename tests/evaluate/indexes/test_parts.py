@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from pipeline.errors import KeyMismatchError, PipelineError, UserError
 from pipeline.evaluate.indexes.building import Gallery
 from pipeline.evaluate.indexes.on_disk import ON_DISK
-from pipeline.evaluate.indexes.parts import merge as merging
 from pipeline.evaluate.indexes.parts import plan as planning
 from pipeline.evaluate.indexes.parts.add import add_part, check_memory, committed, missing
 from pipeline.evaluate.indexes.parts.merge import merge, merge_truth, remove_parts
@@ -230,7 +229,7 @@ def test_a_damaged_plan(plan: Plan, tmp_path: Path) -> None:
 
 def test_no_room(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "parts", plan)
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(PipelineError, match=r"expected [\d,]+ free bytes for the merged lists, found 1,000; make room"):
         merge(tmp_path / "parts", plan, tmp_path)
     assert missing(tmp_path / "parts", plan) == []
