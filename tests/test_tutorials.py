@@ -107,6 +107,35 @@ def test_the_loss_of_the_page_trains(folder: Path, printed: dict[str, str], monk
     assert run.record["config"]["recipe"]["loss"] == "focal"
 
 
+GROWING = "from-1k-to-10m.md"
+SMALL = {"--shard-rows 128": "--shard-rows 16"}
+"""What the page says → what stands for it where the pictures are few."""
+
+
+@pytest.fixture(
+    params=["drawn", pytest.param("openmoji", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
+def grown(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> dict[str, str]:
+    """Return what the page about growing prints: on the drawn pictures under that name; slowly, word by word."""
+    lines = [line for body in blocks(GROWING, "sh") for line in body.splitlines()]
+    with contextlib.chdir(tmp_path):
+        if request.param == "drawn":
+            done("data", "import", folder / "photos", "--out", "data/0_raw/openmoji")
+            lines.remove("pipeline data openmoji --out data/0_raw/openmoji")
+            for text, ours in SMALL.items():
+                lines = [line.replace(text, ours) for line in lines]
+        return {line: done(*shlex.split(line)[1:]).out for line in lines}
+
+
+def test_the_page_about_growing_works_on_a_small_scale(grown: dict[str, str]) -> None:
+    index = [text for line, text in grown.items() if line.startswith("pipeline index")]
+    assert "4 of 4 parts made here, 0 missing" in index[0]
+    assert "0 of 4 parts made here, 0 missing" in index[1]
+    assert "recall@10" in index[2]
+    (found,) = (text for line, text in grown.items() if line.startswith("pipeline search"))
+    assert len(found.splitlines()) == 2 + 5
+
+
 def test_files_that_the_page_names_exist() -> None:
     for page in TUTORIALS.glob("*.md"):
         for name in re.findall(r"`((?:pipeline|tests|docs)/[^`]*)`", page.read_text(encoding="utf-8")):

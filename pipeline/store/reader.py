@@ -111,6 +111,11 @@ class FeatureStore:
             raise DamagedStoreError(SAMPLES, "the ids of the committed rows", "other ids", str(self.path))
         return table
 
+    @property
+    def shard_edges(self) -> NDArray[np.int64]:
+        """Return the row numbers [S + 1], from 0 to N, between which the S shards lie."""
+        return np.cumsum([0, *(file.rows for file in first_files(self.manifest.shards))], dtype=np.int64)
+
     def layer(self, name: str) -> LayerInfo:
         """Return what is known of a layer.
 
@@ -167,10 +172,13 @@ class FeatureStore:
             layer: Layer to read.
             rows: Row numbers [B].
             dtype: Another dtype than the layer's own.
-            keep: Read the layer into memory once, if it fits, and keep it for the next draws; else map it.
+            keep: Read the layer into memory once, if it fits, and keep it for the next draws; else map those shards
+                that hold the rows.
         """
-        parts = self._stage(layer) if keep else self.memmaps(layer)
-        return self._tensor(gather(parts, rows), self.layer(layer), dtype)
+        info = self.layer(layer)
+        if keep:
+            return self._tensor(gather(self._stage(layer), rows), info, dtype)
+        return self._tensor(self._gather_mapped(layer, info, rows), info, dtype)
 
     def batches(
         self, layer: str, batch_size: int, *, shuffle: bool = False, seed: int = 0, drop_last: bool = False
@@ -205,6 +213,19 @@ class FeatureStore:
         views = view_source(self.path, source, verify=known not in self._verified)
         self._verified.add(known)
         return views
+
+    def _gather_mapped(self, layer: str, info: LayerInfo, rows: NDArray[np.int64]) -> Features:
+        """Open (and, the first time, verify) only the shards that hold some of the rows: others may read the rest."""
+        sources = self._sources(layer)
+        starts = np.cumsum([0, *(source.rows for source in sources)])
+        which = np.searchsorted(starts, rows, side="right") - 1
+        touched = np.unique(which)
+        if not len(touched):
+            return np.empty((0, info.width), storage_dtype(info.dtype).numpy)
+        counts = [sources[index].rows for index in touched]
+        first = np.cumsum([0, *counts[:-1]])[np.searchsorted(touched, which)]
+        views = [view for index in touched for view in self._view(sources[index])]
+        return gather(views, rows - starts[which] + first)
 
     def _stage(self, layer: str) -> list[Features]:
         if layer in self._staged:
