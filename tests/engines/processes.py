@@ -27,6 +27,14 @@ def named(parent: int, name: str) -> list[int]:
     return [process for process in below(parent) if _title(process).startswith(name)]
 
 
+def alive(process: int) -> bool:
+    """Say whether a process is there and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
 def kill_all(processes: list[int]) -> None:
     """Kill processes, in one go."""
     for process in processes:
