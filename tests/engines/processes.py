@@ -44,7 +44,7 @@ def kill_all(processes: list[int]) -> None:
             continue
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Wait for something."""
     end = time.monotonic() + seconds
     while not condition():
