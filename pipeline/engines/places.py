@@ -84,5 +84,6 @@ def _on_cpus(node: Node, workers: int | None) -> list[Place]:
 
 def _some(places: list[Place]) -> list[Place]:
     if not places:
-        raise UserError(expected="a cluster with CPUs for workers", found="none", where="--engine ray")
+        remedy = "wait until nodes have joined (`ray status`), or start some: `ray start --address HEAD:PORT`"
+        raise UserError(expected="a cluster with CPUs for workers", found="none", where="--engine ray", remedy=remedy)
     return places

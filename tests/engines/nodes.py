@@ -68,6 +68,12 @@ class Driver:
             stderr=(folder / "driver.log").open("ab"),
         )
 
+    def works(self) -> bool:
+        """Return true; where it has ended too early, stop the test at once."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the driver ended: {self.process.returncode}")
+        return True
+
     def result(self) -> dict[str, Any]:
         said, _ = self.process.communicate(timeout=900)
         return {"code": self.process.returncode, **(json.loads(said) if said else {})}
@@ -85,12 +91,14 @@ def scenario(folder: Path, nodes: Nodes, sockets: str) -> dict[str, Any]:
     )
     until(lambda: _listening(), "a head")
     workers = [nodes.start(f"--address={ADDRESS}", "--node-ip-address=127.0.0.1", "--num-cpus=1") for _ in range(2)]
+    until(lambda: all("Ray runtime started" in path.read_text() for path in folder.glob("node*.log")), "three nodes")
     first = Driver(folder)
-    until(lambda: all(named(node.pid, WORKER) for node in workers) and committed(out) >= 20, "20 shards by two workers")
+    until(lambda: first.works() and all(named(node.pid, WORKER) for node in workers), "two workers")
+    until(lambda: first.works() and committed(out) >= 20, "20 shards")
     at_work = len([process for node in workers for process in named(node.pid, WORKER)])
     nodes.kill(workers[0])
     at_node_kill = committed(out)
-    until(lambda: committed(out) >= at_node_kill + 20, "20 more shards by the worker that is left")
+    until(lambda: first.works() and committed(out) >= at_node_kill + 20, "20 more shards by the worker that is left")
     first.process.kill()
     first.process.wait()
     at_driver_kill = committed(out)

@@ -23,6 +23,7 @@ from pipeline.study.config import SweepConfig, methods_of
 from pipeline.study.sweep import sweep
 from tests.engines import pieces
 from tests.engines.processes import WORKER, committed, kill_all, named, until
+from tests.engines.recording import RECORD
 from tests.study.conftest import QUICK
 
 IMAGE, OTHER = "tests.engines.recording:Recording", "tests.extract.tiny_encoders:OtherImage"
@@ -50,7 +51,7 @@ def extract_with_a_kill(engine: Engine, folder: Path) -> dict[str, Any]:
         "killed": len(killed),
         "counts": counts,
         "said": [update.message for update in updates if update.message],
-        "record": (folder / "record").read_text().splitlines(),
+        "record": Path(os.environ[RECORD]).read_text().splitlines(),
     }
 
 

@@ -27,6 +27,14 @@ def named(parent: int, name: str) -> list[int]:
     return [process for process in below(parent) if _title(process).startswith(name)]
 
 
+def alive(process: int) -> bool:
+    """Say whether a process is there and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
 def kill_all(processes: list[int]) -> None:
     """Kill processes, in one go."""
     for process in processes:
@@ -36,7 +44,7 @@ def kill_all(processes: list[int]) -> None:
             continue
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Wait for something."""
     end = time.monotonic() + seconds
     while not condition():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from pipeline.store.reader import FeatureStore
 from pipeline.study.sweep import sweep
 from tests.align.conftest import Stores
 from tests.conftest import ROOT
+from tests.engines.processes import WORKER, alive, below, committed, named, until
 from tests.engines.recording import RECORD
 from tests.extract.building import IMAGE, write_raw
 from tests.study.conftest import MakeSweep, _one_thread, class_set, make_stores, make_sweep, stores
@@ -161,3 +163,28 @@ def test_failures_come_out_as_they_are(
     found = whole[work]
     assert (found["type"], found.get("code")) == (kind, code)
     assert words in found["sentence"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_of_it(folder: Path) -> None:
+    out = folder / "interrupted"
+    words = ["--dataset", folder / "raw", "--encoder", IMAGE, "--out", out, "--shard-rows", 4, "--batch-size", 2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "extract", *map(str, words), "--engine", "ray", "--workers", "1"],
+        cwd=ROOT,
+        env={**os.environ, "TINY_SLEEP": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until(lambda: committed(out) >= 1, "a shard")
+    started = below(process.pid)
+    assert len(named(process.pid, WORKER)) == 2
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, errors = process.communicate()
+    assert (process.returncode, said) == (130, "")
+    assert "Interrupted: what was finished stays" in errors
+    assert "Traceback" not in errors
+    until(lambda: not any(alive(each) for each in started), "that all processes of Ray end")
+    assert committed(out) < SHARDS
