@@ -50,6 +50,9 @@ def extract(
     num_workers: Annotated[
         int | None, typer.Option(help="How many there are; by itself from srun, torchrun and SLURM arrays.")
     ] = None,
+    lease_seconds: Annotated[
+        float | None, typer.Option(help="Silence after which what a worker of another machine held is taken over.")
+    ] = None,
     max_rejected: Annotated[float | None, typer.Option(help="Share of broken items at which the run stops.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Throw away a store of another key at --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
@@ -83,6 +86,7 @@ def extract(
         "workers": workers,
         "shard_rows": shard_rows,
         "format": file_format,
+        "lease_seconds": lease_seconds,
         "max_rejected": max_rejected,
         "replace": replace or None,
         "dry_run": dry_run or None,

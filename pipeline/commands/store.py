@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.output import emit_json, emit_table, size
+from pipeline.commands.status_text import status_lines
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
 
@@ -114,19 +115,50 @@ def gc(
 
 
 @app.command()
-def status(store: Store, json: Json = False) -> None:
-    """Say how far an extraction is: shards done, leased by a live process, missing.
+def status(
+    store: Store,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of the shards.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--summary", help="With --json: one object with counts, rate, workers, failures.")
+    ] = False,
+    watch: Annotated[
+        float | None, typer.Option(help="Say it again every so many seconds until the store is finished.", min=0.1)
+    ] = None,
+) -> None:
+    """Say how far an extraction is: shards done, leased, missing; rate, time left, workers, failures.
 
     Example: pipeline store status data/1_features/openmoji/efficientnet-lite0
-    """
-    from pipeline.store.inspect import status as look
 
-    shards = look(store)
-    if json:
-        emit_json([asdict(shard) for shard in shards])
-        return
-    counts = {state: sum(shard.state == state for shard in shards) for state in ("done", "leased", "missing")}
-    typer.echo(f"{store}: {len(shards)} shards: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    Example: pipeline store status data/1_features/openmoji/efficientnet-lite0 --watch 10
+    """
+    import time
+
+    from pipeline.store.inspect import status as look
+    from pipeline.store.inspect import summary
+
+    while True:
+        found = summary(store)
+        if not json:
+            typer.echo("\n".join(status_lines(store, found)))
+        else:
+            emit_json(asdict(found) if whole else [asdict(shard) for shard in look(store)])
+        if watch is None or found.finished:
+            return
+        time.sleep(watch)
+
+
+@app.command()
+def events(store: Store) -> None:
+    """Print what happened while a store was made: one log of all workers, a JSON object a line, sorted by time.
+
+    Example: pipeline store events data/1_features/openmoji/efficientnet-lite0
+    """
+    import json
+
+    from pipeline.store.inspect import read_events
+
+    for event in read_events(store):
+        typer.echo(json.dumps(event))
 
 
 @app.command()

@@ -1,10 +1,12 @@
 """Settings of the extract stage; every field is a flag of `pipeline extract`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.store.leases import LEASE_SECONDS
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 STORAGE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -58,6 +60,8 @@ class ExtractConfig:
     """Which of several workers on this store this is: what it begins with, never what the store holds."""
     num_workers: int = 1
     """How many workers there are; any of them finish the store, and one that dies may be started again."""
+    lease_seconds: float = LEASE_SECONDS
+    """A worker of another machine that shows no sign of life for so long is dead: what it held is taken over."""
     max_rejected: float = 0.05
     """Share of the items that may be broken before the run stops."""
     replace: bool = False
@@ -75,6 +79,8 @@ class ExtractConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(expected="1 or more", found=str(value), where=f"--{name.replace('_', '-')}")
+        if not 0 < self.lease_seconds < math.inf:
+            raise UserError(expected="more than 0 seconds", found=str(self.lease_seconds), where="--lease-seconds")
         if not 0 <= self.worker_index < self.num_workers:
             expected = f"0 to {self.num_workers - 1}, as --num-workers says"
             raise UserError(expected=expected, found=str(self.worker_index), where="--worker-index")

@@ -22,8 +22,10 @@ from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
 from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
+from pipeline.store.events import EventLog
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
+from pipeline.store.leases import FileLeases
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import PendingShard
@@ -133,9 +135,22 @@ def _one_store(
         report(Update(what=job.items.what, message=f"{job.root}: {cost.sentence()}"))
     if config.dry_run:
         return _result(config, job, None, layers, (), cost), header.key
-    writer = StoreWriter(job.root, header)
-    computed = _compute(config, job, encoder, layers, writer, cost, report)
-    manifest = writer.finish(job.items.samples, _provenance(config, encoder))
+    leases = FileLeases(job.root, config.lease_seconds)
+    writer = StoreWriter(job.root, header, leases)
+    with EventLog(job.root, leases.holder) as events:
+        if pending:
+            events.start(
+                index=config.worker_index,
+                of=config.num_workers,
+                shards=len(pending),
+                rows=cost.missing_rows,
+                layers=layers,
+                lease_seconds=config.lease_seconds,
+                kernel=leases.holder.kernel,
+            )
+        computed = _compute(config, job, encoder, layers, writer, cost, report, events)
+        manifest = writer.finish(job.items.samples, _provenance(config, encoder))
+        events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
     return _result(config, job, manifest, layers, computed, cost), header.key
 
 
@@ -155,6 +170,7 @@ def _compute(
     writer: StoreWriter,
     cost: Cost,
     report: Report,
+    events: EventLog,
 ) -> tuple[int, ...]:
     from pipeline.extract.compute import Computation
     from pipeline.extract.forward import Forward
@@ -168,6 +184,7 @@ def _compute(
         max_rejected=config.max_rejected,
         meter=Meter(report, job.items.what, cost.rows, cost.rows - cost.missing_rows),
         batch_size=batch_size,
+        events=events,
         share=Share(index=config.worker_index, count=config.num_workers),
     )
     work.run()

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.store.layout import is_lock, is_temp, temp_prefix
+from pipeline.store.layout import is_lock, is_temp, temp_of, temp_prefix
+from pipeline.store.lease_files import leased_elsewhere, sweep_leases
 from pipeline.store.locks import is_locked, lock, open_locked
 
 
@@ -66,14 +67,17 @@ def put(target: Path, data: bytes) -> None:
 
 
 def stale_temp_files(root: Path) -> list[Path]:
-    """Return the temp files of dead writers."""
-    return sorted(path for path in root.iterdir() if is_temp(path.name) and not is_locked(path))
+    """Return the temp files of dead writers; what another machine holds a lease of may be alive there."""
+    loose = sorted(path for path in root.iterdir() if is_temp(path.name) and not is_locked(path))
+    elsewhere = leased_elsewhere(root) if loose else set()
+    return [path for path in loose if temp_of(path.name) not in elsewhere]
 
 
 def sweep(root: Path) -> None:
-    """Remove the temp and lock files of dead writers."""
+    """Remove the temp, lease and lock files of dead writers."""
     for path in stale_temp_files(root):
         path.unlink(missing_ok=True)
+    sweep_leases(root)
     for path in [path for path in root.iterdir() if is_lock(path.name)]:
         with lock(path, block=False):
             pass

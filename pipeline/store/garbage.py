@@ -6,7 +6,8 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.store.atomic import stale_temp_files
 from pipeline.store.commit import writing
-from pipeline.store.layout import HEADER, MANIFEST, is_lock, lock_name, own_files, shard_index
+from pipeline.store.layout import HEADER, MANIFEST, is_lock, lease_of, lock_name, own_files, shard_index
+from pipeline.store.lease_files import leased_elsewhere, sightings
 from pipeline.store.locks import alone, is_locked, lock
 from pipeline.store.manifest import read_manifest
 
@@ -23,21 +24,22 @@ class Garbage:
 def garbage(path: Path) -> list[Garbage]:
     """Return what `gc` would remove.
 
-    Temp and lock files of dead processes; and, in a finished store without a live writer, shard files and commit
-    records that are not in the manifest, such as layers whose extraction was given up.
+    Temp, lock and lease files of dead processes; and, in a finished store without a live writer, shard files and commit
+    records that are not in the manifest, such as layers whose extraction was given up. Event logs stay.
 
     Raises:
         UserError: The folder is no store, or its manifest is damaged.
     """
     _require_store(path)
     with alone(path / HEADER) as free:
-        return _find(path, idle=free)
+        return _find(path, idle=free and not leased_elsewhere(path))
 
 
 def _find(path: Path, *, idle: bool) -> list[Garbage]:
     why = dict.fromkeys(stale_temp_files(path), "temp file of a dead process")
     locks = [file for file in own_files(path) if is_lock(file.name) and not is_locked(file)]
     why |= dict.fromkeys(locks, "lock file of a dead process")
+    why |= {seen.path: "lease of a dead process" for seen in sightings(path) if seen.dead}
     if idle and (path / MANIFEST).exists():
         why |= dict.fromkeys(_not_in_manifest(path), "not in the manifest")
     return [Garbage(file.name, file.stat().st_size, reason) for file, reason in why.items() if file.exists()]
@@ -54,7 +56,8 @@ def gc(path: Path, *, delete: bool = False) -> list[Garbage]:
         return garbage(path)
     with writing(path / HEADER):
         _require_store(path)
-        with lock(path / lock_name("store")), alone(path / HEADER) as idle:
+        with lock(path / lock_name("store")), alone(path / HEADER) as free:
+            idle = free and not leased_elsewhere(path)
             found = [each for each in _find(path, idle=idle) if each.name != lock_name("store")]
             for each in found:
                 _remove(path, each)
@@ -73,7 +76,11 @@ def _not_in_manifest(root: Path) -> list[Path]:
 
 
 def _remove(root: Path, each: Garbage) -> None:
-    index = shard_index(each.name)
+    leased = lease_of(each.name)
+    index = leased[0] if leased else shard_index(each.name)
+    if index == "store":  # its lock is held here
+        (root / each.name).unlink(missing_ok=True)
+        return
     held = each.name if is_lock(each.name) else lock_name("gc" if index is None else index)
     with lock(root / held, block=False) as free:
         if free:

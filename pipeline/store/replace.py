@@ -1,12 +1,24 @@
 """Remove a store, and nothing but the store, so that another may take its folder."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.store.commit import writing
-from pipeline.store.layout import CLASSES, HEADER, MANIFEST, is_lock, is_record, is_temp, own_files
+from pipeline.store.layout import (
+    CLASSES,
+    EVENTS,
+    HEADER,
+    MANIFEST,
+    event_files,
+    is_lock,
+    is_record,
+    is_temp,
+    lease_of,
+    own_files,
+)
+from pipeline.store.lease_files import sightings
 from pipeline.store.locks import alone, is_locked
 from pipeline.store.manifest import read_header, read_manifest, read_record
 
@@ -33,6 +45,10 @@ def replace_store(path: Path) -> list[Path]:
     with writing(path / MANIFEST), _idle(path, files):
         for file in sorted(files, key=_order):
             file.unlink(missing_ok=True)
+        for log in event_files(path):
+            log.unlink(missing_ok=True)
+        with suppress(OSError):  # none there, or somebody else's files in it
+            (path / EVENTS).rmdir()
         if not any(path.iterdir()):
             path.rmdir()
     return [*removed, *files]
@@ -46,7 +62,7 @@ def _order(file: Path) -> int:
 def _require_own(root: Path) -> None:
     if any(_is_sound(path) for path in own_files(root)):
         return
-    if all(is_lock(file.name) or is_temp(file.name) for file in own_files(root)):
+    if all(is_lock(file.name) or is_temp(file.name) or lease_of(file.name) for file in own_files(root)):
         return
     raise UserError(
         expected="a feature store to replace",
@@ -62,6 +78,7 @@ def _idle(root: Path, files: list[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         header = root / HEADER
         busy = [file.name for file in files if (is_lock(file.name) or is_temp(file.name)) and is_locked(file)]
+        busy += [seen.path.name for seen in sightings(root) if not seen.dead]
         if header.is_file() and not stack.enter_context(alone(header)):
             busy.append(HEADER)
         if busy:

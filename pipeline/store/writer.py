@@ -23,11 +23,14 @@ from pipeline.store.digests import dump_signed
 from pipeline.store.finish import finish, refresh
 from pipeline.store.formats.base import Features
 from pipeline.store.layout import HEADER, lock_name
+from pipeline.store.leases import FileLeases, Lease, Leases
 from pipeline.store.locks import lock, share
 from pipeline.store.manifest import Header, Manifest, read_header
 from pipeline.store.records import PendingShard, committed, committed_files, missing_layers, pending_shards
 from pipeline.store.samples import Samples
 
+_POLL = 0.05
+"""Seconds between two looks at the store's lease, which is held for as long as a manifest takes."""
 _REMEDY = "extract to another --out, or start over with --replace"
 
 
@@ -39,6 +42,7 @@ class StoreWriter:
     Args:
         root: The store's folder; created if it is not there.
         header: What is to be written. An existing store's shard_rows, file_format and layer_names win.
+        leases: Who hands out shards; files in the store's folder if unsaid.
 
     Raises:
         KeyMismatchError: The folder holds features of another key; names each field.
@@ -46,16 +50,17 @@ class StoreWriter:
         PipelineError: The folder cannot be written.
     """
 
-    def __init__(self, root: Path, header: Header) -> None:
+    def __init__(self, root: Path, header: Header, leases: Leases | None = None) -> None:
         self.root = root
+        self._leases = leases or FileLeases(root)
         with writing(root / HEADER):
             root.mkdir(parents=True, exist_ok=True)
-            with lock(root / lock_name("store")):
+            with self._alone() if not (root / HEADER).exists() else lock(root / lock_name("store")):
                 self.header, held = _agree(root, header)
             self._release = weakref.finalize(self, os.close, held)  # while it is held, nobody collects or replaces
             atomic.sweep(root)
         self._asked: tuple[str, ...] = ()
-        self._claimed: set[int] = set()
+        self._claimed: dict[int, Lease] = {}
 
     def pending(self, layers: Sequence[str]) -> list[PendingShard]:
         """Return what is left to do for these layers: the shards that lack some, each with those that it lacks.
@@ -75,18 +80,26 @@ class StoreWriter:
     def claim(self, index: int) -> Iterator[bool]:
         """Try to reserve a shard while it is computed.
 
-        Yields True if nobody else holds it and it still lacks a layer of the last `pending` call. The kernel releases a
-        dead process's claim.
+        Yields True if nobody else holds it and it still lacks a layer of the last `pending` call. What a dead process
+        held can be claimed again (see `pipeline.store.leases`).
         """
-        with self._locked(index, block=False) as free:
-            if not free or not self._lacks(index):
+        with ExitStack() as stack:
+            with writing(self.root / lock_name(index)):
+                lease = self._leases.take(index)
+            if lease is None:
                 yield False
                 return
-            self._claimed.add(index)
-            try:
-                yield True
-            finally:
-                self._claimed.discard(index)
+            stack.callback(lease.release)
+            if not self._lacks(index):
+                yield False
+                return
+            self._claimed[index] = lease
+            stack.callback(self._claimed.pop, index)
+            yield True
+
+    def holds(self, index: int) -> bool:
+        """Say whether a claimed shard is still this writer's: others take over what a stalled writer held."""
+        return index in self._claimed and not self._claimed[index].lost
 
     def work(self, layers: Sequence[str], poll: float = 0.5) -> Iterator[PendingShard]:
         """Yield shards to compute, each claimed until the next step, until none is left anywhere.
@@ -148,7 +161,7 @@ class StoreWriter:
             UserError: The samples are not the ones that were committed.
             DamagedStoreError: A committed file has changed.
         """
-        with writing(self.root / "manifest.json"), lock(self.root / lock_name("store")):
+        with writing(self.root / "manifest.json"), self._alone():
             return finish(self.root, self.header, self._asked, samples, provenance)
 
     def refresh_samples(self, samples: Samples) -> Manifest:
@@ -158,7 +171,7 @@ class StoreWriter:
             UnfinishedStoreError: There is no manifest yet.
             UserError: The sample ids are not the ones that were committed.
         """
-        with writing(self.root / "samples.parquet"), lock(self.root / lock_name("store")):
+        with writing(self.root / "samples.parquet"), self._alone():
             return refresh(self.root, self.header, samples)
 
     def _lacks(self, index: int) -> bool:
@@ -169,17 +182,22 @@ class StoreWriter:
     def _held(self, index: int) -> Iterator[None]:
         if index in self._claimed:
             yield
-        else:
-            with self._locked(index, block=True):
-                yield
-
-    @contextmanager
-    def _locked(self, index: int, *, block: bool) -> Iterator[bool]:
+            return
         path = self.root / lock_name(index)
         with ExitStack() as stack:
             with writing(path):
-                free = stack.enter_context(lock(path, block=block))
-            yield free
+                stack.enter_context(lock(path))
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the whole store; waits for whoever does."""
+        while (lease := self._leases.take("store")) is None:
+            time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            lease.release()
 
 
 def _agree(root: Path, header: Header) -> tuple[Header, int]:

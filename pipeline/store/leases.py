@@ -1,0 +1,200 @@
+"""Claims: a shard is computed by one worker at a time, and what a dead worker held is taken over.
+
+A claim is a lock and a lease. The lock is the kernel's (flock on `.00007.lock`): among the processes of one machine it
+says at once who is there and who died. Not every file system of a cluster carries it to other machines, and no object
+store does, so a claim is a lease as well: a small file `.00007.0.lease` that says who holds it and that its holder
+writes again every quarter of `seconds`. Nobody compares clocks: a lease whose bytes have not changed for `seconds` of
+the observer's own clock is dead. One of this machine's kernel is dead as soon as its lock can be had.
+
+Both are taken by creating a file that must not be there, which any file system does for one alone (and an object store
+by a conditional put). A lease is taken over by creating the file of the next generation, `.00007.1.lease`; who creates
+it while the dead one is still as it was, wins, and removes it. Two thieves cannot both win.
+
+Two holders at once do no harm: what they compute is the same and a commit is atomic. A lease only saves work.
+`lost` says that others took a stalled holder for dead; it then had better leave the shard to them.
+"""
+
+import os
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Protocol
+
+from pipeline.store.holder import Holder, this_process
+from pipeline.store.layout import lease_name, lock_name
+from pipeline.store.lease_files import LeaseRecord, lease_files, read_lease
+from pipeline.store.locks import lock
+
+LEASE_SECONDS = 60.0
+_BEATS = 4
+"""Renewals in `seconds`: three may fail before a living holder is taken for dead."""
+
+
+class Lease(Protocol):
+    """Something held."""
+
+    @property
+    def lost(self) -> bool:
+        """Say whether somebody else has taken it over."""
+
+    def release(self) -> None:
+        """Let it go; nothing happens where it is lost."""
+
+
+class Leases(Protocol):
+    """Hands out what one worker at a time should hold: shards by their index, the whole store as "store"."""
+
+    def take(self, what: int | str) -> Lease | None:
+        """Take something that nobody holds, or that a dead holder left; None if it is held. Does not wait."""
+
+
+class FileLeases:
+    """Leases in a store's folder; one for each writer, which may use it from several threads.
+
+    Args:
+        root: The store.
+        seconds: A holder that does not renew for so long is dead; the longer of the holder's and the observer's counts.
+        holder: Who takes them; this process if unsaid.
+        kernel: Take the kernel's locks too. False where they reach nobody: then the leases alone decide.
+    """
+
+    def __init__(
+        self, root: Path, seconds: float = LEASE_SECONDS, *, holder: Holder | None = None, kernel: bool = True
+    ) -> None:
+        self.root, self.seconds, self.kernel = root, seconds, kernel
+        self.holder = holder or this_process()
+        self._seen: dict[int | str, tuple[bytes, float]] = {}
+        self._held: set[FileLease] = set()
+        self._guard = Lock()
+        self._idle = Event()
+
+    def take(self, what: int | str) -> "FileLease | None":
+        """Take a shard, or the store, that nobody holds; None if somebody does.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        with ExitStack() as stack:
+            if self.kernel and not stack.enter_context(lock(self.root / lock_name(what), block=False)):
+                return None
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            record = LeaseRecord(holder=self.holder, since=since, seconds=self.seconds, locked=self.kernel, beat=0)
+            path = self._won(what, record.to_bytes())
+            if path is None:
+                return None
+            self._seen.pop(what, None)
+            lease = FileLease(self, path, record, stack.pop_all())
+        self._hold(lease)
+        return lease
+
+    def drop(self, lease: "FileLease") -> None:
+        """Stop renewing a lease."""
+        with self._guard:
+            self._held.discard(lease)
+            if not self._held:
+                self._idle.set()
+
+    def _hold(self, lease: "FileLease") -> None:
+        with self._guard:
+            self._held.add(lease)
+            if len(self._held) == 1:
+                self._idle = Event()
+                Thread(target=self._renew, args=(self._idle,), name="leases", daemon=True).start()
+
+    def _renew(self, idle: Event) -> None:
+        while not idle.wait(self.seconds / _BEATS):
+            with self._guard:
+                held = list(self._held)
+            for lease in held:
+                lease.renew()
+
+    def _won(self, what: int | str, data: bytes) -> Path | None:
+        """Create the file of the next generation, and withdraw it where somebody came in between."""
+        files = lease_files(self.root, what)
+        generation, old = files[-1] if files else (-1, None)
+        left = read_lease(old) if old else None
+        if old and (left is None or not self._is_dead(what, left)):
+            return None
+        path = self.root / lease_name(what, generation + 1)
+        if not _created(path, data):
+            return None
+        if read_lease(old) != left if old else len(lease_files(self.root, what)) > 1:
+            path.unlink(missing_ok=True)
+            return None
+        for _, each in files:
+            each.unlink(missing_ok=True)
+        return path
+
+    def _is_dead(self, what: int | str, left: bytes) -> bool:
+        record = LeaseRecord.from_bytes(left)
+        if record and record.locked and self.kernel and record.holder.kernel == self.holder.kernel:
+            return True  # its lock is ours now
+        seen, first = self._seen.get(what, (None, 0.0))
+        now = time.monotonic()
+        if seen != left:
+            self._seen[what] = (left, now)
+            return False
+        return now - first >= max(self.seconds, record.seconds if record else 0.0)
+
+
+def _created(path: Path, data: bytes) -> bool:
+    """Create a file that must not be there; the file system lets one alone do it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, data)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+class FileLease:
+    """A lease that is held; made by `FileLeases.take`."""
+
+    def __init__(self, leases: FileLeases, path: Path, record: LeaseRecord, kernel: ExitStack) -> None:
+        self._leases, self._path, self._record, self._kernel = leases, path, record, kernel
+        self._lost = False
+        self._guard = Lock()
+
+    @property
+    def lost(self) -> bool:
+        """Say whether somebody else has taken it over; looks at the file."""
+        with self._guard, suppress(OSError):
+            self._look(read_lease(self._path))
+        return self._lost
+
+    def renew(self) -> None:
+        """Show that the holder lives; where the disk fails now, the next time may do."""
+        with self._guard, suppress(OSError):
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self._lost = True
+                return
+            try:
+                self._look(os.read(descriptor, 4096))
+                if not self._lost:
+                    self._record = replace(self._record, beat=self._record.beat + 1)
+                    os.pwrite(descriptor, self._record.to_bytes(), 0)
+            finally:
+                os.close(descriptor)
+
+    def release(self) -> None:
+        """Let it go."""
+        self._leases.drop(self)
+        if not self.lost:
+            self._path.unlink(missing_ok=True)
+        self._lost = True
+        self._kernel.close()
+
+    def _look(self, left: bytes | None) -> None:
+        record = LeaseRecord.from_bytes(left or b"")
+        self._lost = self._lost or record is None or record.holder != self._record.holder
