@@ -39,11 +39,10 @@ def index(
 ) -> None:
     """Build a search index over a run's images, for `pipeline search --index`.
 
-    Below a million images exact search needs none: auto then stores an exact one.
+    Below a million images exact search needs none: auto then stores an exact one. Far above, several workers make its
+    parts and a last call without a worker's number merges them.
 
     Example: pipeline index data/2_projectors/combined --out data/index
-
-    Above ten million, several workers make its parts and a last call without a worker's number merges them.
 
     Example: pipeline index data/2_projectors/combined --kind hnsw --recall 0.99 --out data/index
 

@@ -107,8 +107,8 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Return what names this plan in the records of its parts."""
-        return json_digest(self.to_json())
+        """Return what names this plan in the records of its parts; the time it took is no part of it."""
+        return json_digest({name: value for name, value in self.to_json().items() if name != "seconds"})
 
     def to_json(self) -> dict[str, Any]:
         """Return what the file says."""
