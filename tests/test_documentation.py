@@ -46,6 +46,8 @@ TUTORIAL = "tests/test_tutorials.py::test_every_command_works"
 CURL = "tests/apps/serve/test_docs.py::test_every_curl_line_works"
 SWAP = "tests/test_end_to_end.py::test_swapping_one_encoder_leaves_the_other_alone"
 EXPERIMENT = "tests/test_dvc.py::test_an_experiment_trains_its_own_method_alone"
+WORKERS = "tests/test_many_workers.py::test_every_command_of_the_page_works"
+CLUSTER = "tests/engines/test_nodes.py::test_nothing_is_lost_or_doubled"
 REMOTE = "tests/test_dvc.py::test_one_encoder_comes_back_from_a_remote"
 
 ELSEWHERE: dict[Key, str] = {
@@ -65,6 +67,14 @@ ELSEWHERE: dict[Key, str] = {
     ("docs/export.md", "python -m pipeline.apps.export.clip_benchmark"): (
         "tests/apps/export/test_clip_benchmark.py::test_its_command_line_knows_the_type"
     ),
+    ("docs/many-workers.md", "--worker-index 0"): WORKERS,
+    ("docs/many-workers.md", "torchrun"): WORKERS,
+    ("docs/many-workers.md", "#SBATCH --array"): WORKERS,
+    ("docs/many-workers.md", "--watch 10"): WORKERS,
+    ("docs/ray.md", "pip install 'fewpairs[ray]'"): "tests/engines/test_ray.py::test_a_finished_store_is_found",
+    ("docs/ray.md", "ray start"): CLUSTER,
+    ("docs/ray.md", "--address auto"): CLUSTER,
+    ("docs/ray.md", "pipeline sweep"): "tests/engines/test_ray.py::test_a_sweep_has_the_same_digits",
     ("docs/serve.md", "pipeline serve"): "tests/apps/serve/test_server.py::test_served_until_interrupted",
     ("docs/serve.md", "/api/runs"): CURL,
     ("docs/serve.md", "/api/search "): CURL,
@@ -83,6 +93,11 @@ ELSEWHERE |= {
     (block.page, block.text): TUTORIAL
     for block in BLOCKS
     if block.page in ("docs/tutorials/your-own-photos.md", "docs/tutorials/swap-an-encoder.md") and block.kind == "sh"
+}
+ELSEWHERE |= {
+    (block.page, block.text): "tests/test_tutorials.py::test_the_page_about_growing_works_on_a_small_scale"
+    for block in BLOCKS
+    if block.page == "docs/tutorials/from-1k-to-10m.md"
 }
 
 INSTALLS = "installs from PyPI: .ci/run does it with the same line; tests/test_end_to_end.py runs `dvc repro`"
