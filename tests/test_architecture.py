@@ -17,6 +17,7 @@ FLOORS = {
     "config": 1,
     "layers": 1,
     "messages": 1,
+    "remote": 1,
     "store": 2,
     "encoders": 2,
     "projectors": 2,
@@ -30,6 +31,7 @@ FLOORS = {
     "cli": 6,
 }
 HEAVY = ("torch", "faiss", "h5py", "pyarrow", "numpy", "transformers", "timm", "open_clip", "matplotlib", "PIL")
+HEAVY += ("fsspec", "s3fs")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

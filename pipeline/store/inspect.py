@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.remote.binding import address
 from pipeline.store.convert import convert
+from pipeline.store.distant import pull_tables, sizes_of
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.garbage import garbage, gc
 from pipeline.store.ingest import IngestConfig, ingest
@@ -59,7 +61,7 @@ def ls(path: Path) -> dict[str, Any]:
     store = FeatureStore.open(path)
     manifest = store.manifest
     return {
-        "path": str(path),
+        "path": address(path),
         "rows": store.rows,
         "items": manifest.header.items,
         "rejected": manifest.header.items - store.rows,
@@ -85,7 +87,7 @@ def du(path: Path) -> dict[str, int]:
         UserError: The folder is no store, unfinished or damaged.
     """
     store = FeatureStore.open(path)
-    sizes = {file.name: file.stat().st_size for file in own_files(path)}
+    sizes = sizes_of(path, own_files(path))
     shards = sum(
         size for name, size in sizes.items() if name.endswith((".h5", ".parquet")) and shard_index(name) is not None
     )
@@ -110,6 +112,7 @@ def status(path: Path) -> list[ShardStatus]:
     Raises:
         UserError: The folder is no store.
     """
+    pull_tables(path)
     if not (path / HEADER).is_file():
         raise UserError(expected="a feature store", found="no store.json", where=str(path))
     header = read_header(path)

@@ -20,6 +20,7 @@ from pipeline.store import atomic
 from pipeline.store.checks import check_layers, check_same_rows, checked_features, checked_ids
 from pipeline.store.commit import commit_file, writing
 from pipeline.store.digests import dump_signed
+from pipeline.store.distant import agreed, publish_first, pull_tables
 from pipeline.store.finish import finish, refresh
 from pipeline.store.formats.base import Features
 from pipeline.store.layout import HEADER, lock_name
@@ -149,7 +150,7 @@ class StoreWriter:
             DamagedStoreError: A committed file has changed.
         """
         with writing(self.root / "manifest.json"), lock(self.root / lock_name("store")):
-            return finish(self.root, self.header, self._asked, samples, provenance)
+            return agreed(self.root, lambda: finish(self.root, self.header, self._asked, samples, provenance))
 
     def refresh_samples(self, samples: Samples) -> Manifest:
         """Rewrite samples.parquet of a finished store whose splits, labels or contents changed; no shard is touched.
@@ -159,7 +160,7 @@ class StoreWriter:
             UserError: The sample ids are not the ones that were committed.
         """
         with writing(self.root / "samples.parquet"), lock(self.root / lock_name("store")):
-            return refresh(self.root, self.header, samples)
+            return agreed(self.root, lambda: refresh(self.root, self.header, samples))
 
     def _lacks(self, index: int) -> bool:
         files = committed_files(self.root, self.header, index)
@@ -184,9 +185,10 @@ class StoreWriter:
 
 def _agree(root: Path, header: Header) -> tuple[Header, int]:
     """Return the store's header and a descriptor that shares its lock; writes the header if there is none."""
+    pull_tables(root)
     while (held := share(root / HEADER)) is None:
         committed(root, header)
-        atomic.put(root / HEADER, dump_signed(header.to_json()))
+        publish_first(root / HEADER, dump_signed(header.to_json()))
     try:
         return _same_key(root, header), held
     except BaseException:

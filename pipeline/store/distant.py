@@ -1,0 +1,146 @@
+"""A store at a URL: which of its files are brought when, and in which order they go there.
+
+Tables and records are small and brought whole; a shard file is brought when a layer in it is first read, and checked
+against the sha256 of its record. Going there: shard file, then its record; side tables, and the manifest last. A
+process that dies in between leaves nothing that counts. For a folder that is not at a URL all of this does nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.errors import PipelineError
+from pipeline.remote.mirror import mirror_of, together
+from pipeline.store import atomic
+from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES, is_record
+
+T = TypeVar("T")
+
+_TABLES = (MANIFEST, HEADER, SAMPLES, REJECTED)
+_ROUNDS = 5
+
+
+class OvertakenError(PipelineError):
+    """Another machine wrote the manifest while this one was about to: look again and decide anew."""
+
+
+def pull_tables(root: Path) -> None:
+    """Bring what a store says about itself, and what the store of class prompts inside it says."""
+    mirror = mirror_of(root)
+    if mirror is not None:
+        mirror.look()
+        mirror.pull([*_TABLES, *(f"{CLASSES}/{name}" for name in _TABLES)])
+
+
+def pull_records(root: Path, index: int | None = None) -> None:
+    """Bring the commit records of a store, or of one shard of it."""
+    mirror = mirror_of(root)
+    if mirror is not None:
+        prefix = "" if index is None else f"{index:05d}-"
+        there = [name for name in mirror.look(prefix) if is_record(name) and name.startswith(prefix)]
+        here = [path.name for path in mirror.folder.glob(f"{prefix}*.json") if is_record(path.name)]
+        mirror.pull([*there, *here])
+
+
+def size_of(path: Path) -> int | None:
+    """Return the size of a store's file: of its object as last seen where the store is at a URL; None: no such file."""
+    mirror = mirror_of(path.parent)
+    if mirror is not None:
+        return mirror.size(path.name)
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def sizes_of(root: Path, names: Iterable[Path]) -> dict[str, int]:
+    """Return the sizes of a store's files: of these where it is a folder, of its objects where it is at a URL."""
+    mirror = mirror_of(root)
+    if mirror is None:
+        return {path.name: path.stat().st_size for path in names}
+    return {name: each.size for name, each in mirror.seen().items() if "/" not in name}
+
+
+def bring_shards(root: Path, files: Iterable[tuple[str, str, int]], *, again: bool = False) -> None:
+    """Bring shard files that are not here yet.
+
+    Args:
+        root: The store.
+        files: (name, sha256, bytes) of each.
+        again: Also those that are here, to read what is at the URL now.
+
+    Raises:
+        DamagedStoreError: An object is not what was committed, or it is gone.
+    """
+    mirror = mirror_of(root)
+    if mirror is None:
+        return
+    wanted = {name: (sha256, size) for name, sha256, size in files}
+    for name in wanted if again else ():
+        mirror.refetch(name)
+    together(lambda name: mirror.bring_checked(name, *wanted[name]), list(wanted))
+
+
+def push_shard(path: Path, sha256: str) -> None:
+    """Put a committed shard file there and see that it has come whole.
+
+    Raises:
+        OSError: It has not.
+    """
+    mirror = mirror_of(path.parent)
+    if mirror is not None:
+        mirror.upload(path.name, sha256)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Write a small file of a store: its object first, where there is one."""
+    mirror = mirror_of(path.parent)
+    if mirror is None:
+        atomic.put(path, data)
+    else:
+        mirror.put(path.name, data)
+
+
+def publish_first(path: Path, data: bytes) -> None:
+    """Write a file that the first of many writers decides: whoever comes later gets what the first one wrote."""
+    mirror = mirror_of(path.parent)
+    if mirror is None:
+        atomic.put(path, data)
+    else:
+        mirror.put_first(path.name, data)
+
+
+def publish_over(path: Path, data: bytes) -> None:
+    """Write a file in the place of the one that was last brought.
+
+    Raises:
+        OvertakenError: Another machine has written it since.
+    """
+    mirror = mirror_of(path.parent)
+    if mirror is None:
+        atomic.put(path, data)
+    elif not mirror.put_over(path.name, data):
+        raise OvertakenError(
+            expected=f"{path.name} as it was last read",
+            found="another one, time and again",
+            where=mirror.objects.url,
+            remedy="run again when no other machine finishes this store",
+        )
+
+
+def agreed(root: Path, action: Callable[[], T]) -> T:
+    """Do something that ends by writing over the manifest, again where another machine was faster."""
+    for _ in range(_ROUNDS if mirror_of(root) is not None else 0):
+        pull_tables(root)
+        try:
+            return action()
+        except OvertakenError:
+            continue
+    return action()
+
+
+def withdraw(path: Path) -> None:
+    """Remove the object of a file that was there at the last look."""
+    mirror = mirror_of(path.parent)
+    if mirror is not None:
+        mirror.remove([path.name])
