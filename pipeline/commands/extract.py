@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.data import make_missing
-from pipeline.commands.output import emit_json
+from pipeline.commands.output import emit_json, say
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.extract.config import ExtractConfig
 
 
+@takes_urls("dataset", "out")
 def extract(
     dataset: Annotated[Path | None, typer.Option(help="Data set folder, data/0_raw/<name>.")] = None,
     encoder: Annotated[
@@ -88,7 +90,7 @@ def extract(
             result = run(config, report)
         results.append(result)
         if not json:
-            typer.echo(result.sentence())
+            say(result.sentence())
     if json:
         plain = [result.to_json() for result in results]
         emit_json(plain[0] if dataset else plain)

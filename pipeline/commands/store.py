@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.output import emit_json, emit_table, size
+from pipeline.commands.output import emit_json, emit_table, say, size
+from pipeline.commands.urls import takes_urls
+from pipeline.remote.binding import addressed
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
 
@@ -15,6 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
+@takes_urls("store")
 def ls(store: Store, json: Json = False) -> None:
     """Say what a store holds: rows, layers, key, digests.
 
@@ -26,18 +29,19 @@ def ls(store: Store, json: Json = False) -> None:
     if json:
         emit_json(found)
         return
-    typer.echo(f"{store}: {found['rows']} rows, {found['shards']} shards, {size(found['bytes'])}, {found['format']}")
-    typer.echo(f"key {found['key_digest']}\ncontent {found['content_digest']}")
-    typer.echo("splits " + ", ".join(f"{name or '(none)'} {rows}" for name, rows in found["splits"].items()))
+    say(f"{store}: {found['rows']} rows, {found['shards']} shards, {size(found['bytes'])}, {found['format']}")
+    say(f"key {found['key_digest']}\ncontent {found['content_digest']}")
+    say("splits " + ", ".join(f"{name or '(none)'} {rows}" for name, rows in found["splits"].items()))
     if found["rejected"]:
-        typer.echo(f"{found['rejected']} items left out, see {store / 'rejected.csv'}")
+        say(f"{found['rejected']} items left out, see {store / 'rejected.csv'}")
     typer.echo()
     emit_table(found["layers"], ("name", "width", "dtype", "nonfinite"))
     if found["classes"]:
-        typer.echo(f"\nclass prompts: {store / 'classes'}, {found['classes']['rows']} rows")
+        say(f"\nclass prompts: {store / 'classes'}, {found['classes']['rows']} rows")
 
 
 @app.command()
+@takes_urls("store")
 def verify(
     store: Store,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte, not only names, sizes and records.")] = False,
@@ -53,14 +57,15 @@ def verify(
     if json:
         emit_json([asdict(problem) for problem in problems])
     for problem in problems:
-        typer.echo(problem.sentence, err=True)
+        typer.echo(addressed(problem.sentence), err=True)
     if problems:
         raise typer.Exit(1)
     if not json:
-        typer.echo(f"{store}: as it was committed ({'every byte read' if deep else 'names, sizes and records'})")
+        say(f"{store}: as it was committed ({'every byte read' if deep else 'names, sizes and records'})")
 
 
 @app.command()
+@takes_urls("first", "second")
 def diff(first: Store, second: Store, json: Json = False) -> None:
     """Say in words why two stores differ; exit code 1 if they do.
 
@@ -72,12 +77,13 @@ def diff(first: Store, second: Store, json: Json = False) -> None:
     if json:
         emit_json(sentences)
     else:
-        typer.echo("\n".join(sentences) or "The same ids, the same values, the same key.")
+        say("\n".join(sentences) or "The same ids, the same values, the same key.")
     if sentences:
         raise typer.Exit(1)
 
 
 @app.command()
+@takes_urls("store")
 def du(store: Store, json: Json = False) -> None:
     """Say what takes the space.
 
@@ -93,6 +99,7 @@ def du(store: Store, json: Json = False) -> None:
 
 
 @app.command()
+@takes_urls("store")
 def gc(
     store: Store,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only named.")] = False,
@@ -110,10 +117,11 @@ def gc(
     else:
         verb = "removed" if delete else "could be removed (--delete does it)"
         lines = [f"{store / file.name}: {file.reason}, {size(file.bytes)}, {verb}" for file in files]
-        typer.echo("\n".join(lines) or "Nothing to clean.")
+        say("\n".join(lines) or "Nothing to clean.")
 
 
 @app.command()
+@takes_urls("store")
 def status(store: Store, json: Json = False) -> None:
     """Say how far an extraction is: shards done, leased by a live process, missing.
 
@@ -126,10 +134,11 @@ def status(store: Store, json: Json = False) -> None:
         emit_json([asdict(shard) for shard in shards])
         return
     counts = {state: sum(shard.state == state for shard in shards) for state in ("done", "leased", "missing")}
-    typer.echo(f"{store}: {len(shards)} shards: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    say(f"{store}: {len(shards)} shards: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
 @app.command()
+@takes_urls("store", "text")
 def convert(
     store: Store,
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
@@ -150,10 +159,11 @@ def convert(
     names = [layer.name for layer in FeatureStore.open(store).layers]
     chosen = select_layers("last" if to == "clip-retrieval" and layers == "all" else layers, names)
     for path in write(store, out, to, layers=chosen, text=text):
-        typer.echo(path)
+        say(path)
 
 
 @app.command()
+@takes_urls("out")
 def ingest(
     vectors: Annotated[Path, typer.Argument(help="Features that others computed: .npy [N, D] or .parquet.")],
     out: Annotated[Path, typer.Option("--out", help="Feature store to make.")],
@@ -191,4 +201,4 @@ def ingest(
     if json:
         emit_json(found)
     else:
-        typer.echo(f"{out}: {found['rows']} rows, layer {layer}, content {found['content_digest']}")
+        say(f"{out}: {found['rows']} rows, layer {layer}, content {found['content_digest']}")

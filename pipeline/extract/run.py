@@ -21,6 +21,8 @@ from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt
 from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
 from pipeline.layers import select_layers
+from pipeline.remote.binding import address
+from pipeline.store.distant import pull_tables
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
 from pipeline.store.manifest import Manifest
@@ -44,6 +46,7 @@ def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
     """
     start = time.perf_counter()
     dataset = open_dataset(config.dataset)
+    pull_tables(config.out)
     require_free(config.out)
     found = _unchanged(config, dataset)
     if found is None:
@@ -129,7 +132,7 @@ def _one_store(
     if config.dry_run:
         cost = _timed(cost, encoder, job.items, pending, batch_size_of(config, encoder.modality))
     if pending or config.dry_run:
-        report(Update(what=job.items.what, message=f"{job.root}: {cost.sentence()}"))
+        report(Update(what=job.items.what, message=f"{address(job.root)}: {cost.sentence()}"))
     if config.dry_run:
         return _result(config, job, None, layers, (), cost), header.key
     writer = StoreWriter(job.root, header)
@@ -178,7 +181,7 @@ def _provenance(config: ExtractConfig, encoder: Encoder) -> dict[str, Any]:
     return {
         "spec": config.encoder,
         "modality": encoder.modality,
-        "dataset": str(config.dataset),
+        "dataset": address(config.dataset),
         "device": config.device,
         "batch_size": batch_size_of(config, encoder.modality),
         "versions": versions(),

@@ -108,6 +108,11 @@ def address(path: Path) -> str:
     return f"{url_of(place.base)}/{place.inner}".rstrip("/")
 
 
+def name_of(path: Path) -> str:
+    """Return the last part of a path, or of its URL if it is bound."""
+    return address(path).rpartition("/")[2] if bound(path) else path.resolve().name
+
+
 def addressed(text: str) -> str:
     """Return a text with the URL in place of every bound folder."""
     if MARK not in text:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import PipelineError
+from pipeline.remote.lease import ObjectLeases, lease_object
 from pipeline.remote.mirror import mirror_of, together
 from pipeline.store import atomic
 from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES, is_record
@@ -137,6 +138,17 @@ def agreed(root: Path, action: Callable[[], T]) -> T:
         except OvertakenError:
             continue
     return action()
+
+
+def leases_of(root: Path) -> ObjectLeases | None:
+    """Return what hands out the shards of a store at a URL to workers of any machine; None for a folder."""
+    return None if mirror_of(root) is None else ObjectLeases(root)
+
+
+def leased_there(root: Path, index: int) -> bool:
+    """Say whether a worker of any machine held a shard of a store at a URL at the last look."""
+    mirror = mirror_of(root)
+    return mirror is not None and lease_object(index) in mirror.seen()
 
 
 def withdraw(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.remote.binding import address
 from pipeline.store.convert import convert
-from pipeline.store.distant import pull_tables, sizes_of
+from pipeline.store.distant import leased_there, pull_tables, sizes_of
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.garbage import garbage, gc
 from pipeline.store.ingest import IngestConfig, ingest
@@ -129,7 +129,7 @@ def _shard_status(
     missing = missing_layers(files, names)
     held = tuple(name for name in names if name not in missing)
     state = "done" if files and not missing else "missing"
-    if is_locked(root / lock_name(index)):
+    if is_locked(root / lock_name(index)) or leased_there(root, index):
         state = "leased"
     return ShardStatus(index, *span, state, held)
 

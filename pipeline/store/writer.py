@@ -20,7 +20,7 @@ from pipeline.store import atomic
 from pipeline.store.checks import check_layers, check_same_rows, checked_features, checked_ids
 from pipeline.store.commit import commit_file, writing
 from pipeline.store.digests import dump_signed
-from pipeline.store.distant import agreed, publish_first, pull_tables
+from pipeline.store.distant import agreed, leases_of, publish_first, pull_tables
 from pipeline.store.finish import finish, refresh
 from pipeline.store.formats.base import Features
 from pipeline.store.layout import HEADER, lock_name
@@ -29,6 +29,8 @@ from pipeline.store.manifest import Header, Manifest, read_header
 from pipeline.store.records import PendingShard, committed, committed_files, missing_layers, pending_shards
 from pipeline.store.samples import Samples
 
+_POLL = 0.5
+"""Seconds between two looks at a lease that another machine holds."""
 _REMEDY = "extract to another --out, or start over with --replace"
 
 
@@ -55,6 +57,7 @@ class StoreWriter:
                 self.header, held = _agree(root, header)
             self._release = weakref.finalize(self, os.close, held)  # while it is held, nobody collects or replaces
             atomic.sweep(root)
+        self._leases = leases_of(root)
         self._asked: tuple[str, ...] = ()
         self._claimed: set[int] = set()
 
@@ -179,8 +182,19 @@ class StoreWriter:
         path = self.root / lock_name(index)
         with ExitStack() as stack:
             with writing(path):
-                free = stack.enter_context(lock(path, block=block))
+                free = stack.enter_context(lock(path, block=block)) and self._leased(stack, index, block=block)
             yield free
+
+    def _leased(self, stack: ExitStack, index: int, *, block: bool) -> bool:
+        """Keep workers of other machines away too, where the store is at a URL."""
+        if self._leases is None:
+            return True
+        while (lease := self._leases.take(index)) is None:
+            if not block:
+                return False
+            time.sleep(_POLL)
+        stack.callback(lease.release)
+        return True
 
 
 def _agree(root: Path, header: Header) -> tuple[Header, int]:
