@@ -147,6 +147,11 @@ def lease_object(what: int | str) -> str:
     return f".{what:05d}.lease" if isinstance(what, int) else f".{what}.lease"
 
 
+def is_lease(name: str) -> bool:
+    """Say whether an object's name is a lease's."""
+    return name.startswith(".") and name.endswith(".lease")
+
+
 def _seconds(data: bytes | None) -> float:
     try:
         return float(json.loads(data or b"{}").get("seconds", 0.0))

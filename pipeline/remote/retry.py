@@ -45,7 +45,7 @@ def is_transient(error: BaseException) -> bool:
         return True
     status = _status(error)
     if status is not None:
-        return status in (408, 409, 425, 429) or status >= 500
+        return status in (408, 409, 425, 429) or (status >= 500 and status != 501)  # 501: not implemented
     if isinstance(error, OSError) and error.errno in _ERRNO:
         return True
     return any(kind.__name__ in _NAMES for kind in type(error).__mro__)

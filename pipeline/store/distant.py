@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.errors import PipelineError
-from pipeline.remote.lease import ObjectLeases, lease_object
+from pipeline.errors import PipelineError, UserError
+from pipeline.remote.lease import ObjectLeases, is_lease, lease_object
 from pipeline.remote.mirror import mirror_of, together
 from pipeline.store import atomic
-from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES, is_record
+from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES, is_own, is_record
 
 T = TypeVar("T")
 
@@ -149,6 +149,24 @@ def leased_there(root: Path, index: int) -> bool:
     """Say whether a worker of any machine held a shard of a store at a URL at the last look."""
     mirror = mirror_of(root)
     return mirror is not None and lease_object(index) in mirror.seen()
+
+
+def withdraw_all(root: Path, order: Callable[[Path], int]) -> None:
+    """Remove a store's objects, and nothing but the store's, in this order.
+
+    Raises:
+        UserError: A worker of some machine holds a shard.
+    """
+    mirror = mirror_of(root)
+    if mirror is None:
+        return
+    there = [name for name in mirror.look() if "/" not in name]
+    held = [name for name in there if is_lease(name)]
+    if held:
+        remedy = "wait for the other run; where it died, remove that object"
+        where = mirror.objects.url
+        raise UserError(expected="a store that nobody writes", found=f"the lease {held[0]}", where=where, remedy=remedy)
+    mirror.remove(sorted((name for name in there if is_own(name)), key=lambda name: order(Path(name))))
 
 
 def withdraw(path: Path) -> None:

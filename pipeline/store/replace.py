@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.store.commit import writing
+from pipeline.store.distant import withdraw_all
 from pipeline.store.layout import CLASSES, HEADER, MANIFEST, is_lock, is_record, is_temp, own_files
 from pipeline.store.locks import alone, is_locked
 from pipeline.store.manifest import read_header, read_manifest, read_record
@@ -31,6 +32,7 @@ def replace_store(path: Path) -> list[Path]:
         return removed
     _require_own(path)
     with writing(path / MANIFEST), _idle(path, files):
+        withdraw_all(path, _order)
         for file in sorted(files, key=_order):
             file.unlink(missing_ok=True)
         if not any(path.iterdir()):

@@ -9,7 +9,8 @@ import pytest
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
 from pipeline.remote.binding import bind, bound
 from pipeline.remote.mirror import mirror_of
-from pipeline.store.inspect import diff, du, gc, ls, status, verify
+from pipeline.store.distant import pull_tables
+from pipeline.store.inspect import diff, du, gc, ls, replace_store, status, verify
 from pipeline.store.reader import FeatureStore
 from pipeline.store.writer import StoreWriter
 from tests.remote.conftest import Machine
@@ -209,6 +210,22 @@ def test_what_is_in_a_store_is_said_of_a_url(url: str, tmp_path: Path, machine: 
     assert du(bind(url)) == du(tmp_path / "here") | {"total": du(bind(url))["total"], "tables": du(bind(url))["tables"]}
     with pytest.raises(UserError, match=rf"^{url}: expected a folder to clean, found a URL; remove objects with"):
         gc(bind(url))
+
+
+def test_a_store_is_replaced_and_nothing_else(url: str, s3: str, machine: Machine) -> None:
+    fill(bind(url), header())
+    fill(bind(f"{url}/classes"), header())
+    for name in ("notes.txt", "other/manifest.json"):
+        put(s3, f"{url}/{name}", b"not ours")
+    machine("second")
+    pull_tables(bind(url))
+    put(s3, f"{url}/.00001.lease", b"{}")
+    with pytest.raises(UserError, match=r"expected a store that nobody writes, found the lease .00001.lease"):
+        replace_store(bind(url))
+    delete(s3, f"{url}/.00001.lease")
+    assert replace_store(bind(url))
+    assert names(s3, url) == ["notes.txt", "other/manifest.json"]
+    assert fill(bind(url), header(dtype="float32")).header.key.storage_dtype == "float32"
 
 
 def test_without_a_network_the_cache_is_read_if_that_is_wanted(
