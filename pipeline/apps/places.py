@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.remote.binding import bind, is_url
+from pipeline.remote.binding import bind_recorded, is_url
 from pipeline.store.side import Side
 
 
@@ -21,7 +21,7 @@ def locate(recorded: str, near: Path) -> Path | None:
     if not recorded:
         return None
     if is_url(recorded):
-        return bind(recorded)
+        return bind_recorded(recorded)
     bases = dict.fromkeys([*near.parents, Path(), *near.resolve().parents])
     return next((folder for base in bases if (folder := base / recorded).is_dir()), None)
 

@@ -34,7 +34,7 @@ from pipeline.evaluate.summary import Summary, summarise_runs
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
 from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.remote.binding import address, local_path, name_of
+from pipeline.remote.binding import address, bind_recorded, is_url, name_of
 from pipeline.remote.folder import push_folder
 from pipeline.store.side import Side
 
@@ -213,7 +213,9 @@ def counts(pairs: TestPairs, sets: Sequence[ZeroShotSet]) -> dict[str, Any]:
 def data_folder(config: EvaluateConfig, pairs: TestPairs) -> Path | None:
     """Return the folder that pictures come from: the one that is named, or the one that the store was made from."""
     stated = pairs.image.stores[0].manifest.provenance.get("dataset")
-    return config.data or (local_path(stated) if isinstance(stated, str) and stated else None)
+    if config.data or not isinstance(stated, str) or not stated:
+        return config.data
+    return bind_recorded(stated) if is_url(stated) else Path(stated)
 
 
 def _pictures_note(pictures: Pictures) -> str:

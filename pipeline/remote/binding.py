@@ -22,6 +22,7 @@ MARK = "fewpairs-remote"
 _BOUND = re.compile(rf"(?P<base>.*/{MARK}/[0-9a-f]{{32}})(?:/(?P<inner>.*))?", re.DOTALL)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _LOCAL = ("file", "local")
+_RECORDED = ("s3", "s3a", "gs", "gcs", "memory")
 
 
 class Bound(NamedTuple):
@@ -65,6 +66,14 @@ def bind(url: str) -> Path:
         temp.write_text(json.dumps({"url": clean}) + "\n", encoding="utf-8")
         temp.replace(note)
     return folder
+
+
+def bind_recorded(url: str) -> Path | None:
+    """Return the folder for a URL that a record names, such as the data set of a store; None for no object store.
+
+    A record may come from anybody: it is not to make this machine ask whatever server it names.
+    """
+    return bind(url) if url.partition("://")[0] in _RECORDED else None
 
 
 def cache_root() -> Path:

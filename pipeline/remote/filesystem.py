@@ -64,10 +64,16 @@ def asked(action: Callable[[], T], url: str) -> T:
         raise _explained(error, url) from error
 
 
-def conflict(error: BaseException) -> bool:
+def is_conflict(error: BaseException) -> bool:
     """Say whether a conditional request was refused because the object is another (HTTP 412)."""
     metadata = _response(error).get("ResponseMetadata", {})
     return isinstance(error, FileExistsError) or bool(metadata.get("HTTPStatusCode") == 412)
+
+
+def is_unknown(error: BaseException) -> bool:
+    """Say whether a request was refused because the store does not know its kind (HTTP 501)."""
+    metadata = _response(error).get("ResponseMetadata", {})
+    return isinstance(error, NotImplementedError) or bool(metadata.get("HTTPStatusCode") == 501)
 
 
 def _is_s3(protocol: str) -> bool:

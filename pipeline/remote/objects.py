@@ -4,14 +4,14 @@ A condition is kept by the store itself where it can (S3: If-None-Match and If-M
 replacing on a condition is otherwise look first, then write, which two writers may both pass.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.remote.filesystem import asked, conflict, filesystem
+from pipeline.remote.filesystem import asked, filesystem, is_conflict, is_unknown
 
 _TOKENS = ("ETag", "etag", "md5Hash", "generation", "mtime", "created", "LastModified", "last_modified")
 
@@ -93,11 +93,14 @@ class Objects:
 
         A request whose answer was lost is sent again and finds its own bytes: that counts as done.
         """
-        try:
-            asked(lambda: self._fs.pipe_file(self._path(name), data, mode="create"), self._url(name))
-        except FileExistsError:
-            return self.read(name) == data
-        return True
+
+        def send() -> None:
+            self._fs.pipe_file(self._path(name), data, mode="create")
+
+        done = self._on_condition(send, name)
+        if done is None and (done := self.stat(name) is None):
+            self.write(name, data)
+        return done or self.read(name) == data
 
     def replace(self, name: str, data: bytes, token: str) -> bool:
         """Put bytes in the place of the object of this token; False if it is another by now."""
@@ -112,23 +115,32 @@ class Objects:
                 continue
 
     def _replace(self, name: str, data: bytes, token: str) -> bool:
-        if not self.conditional:
-            now = self.stat(name)
-            if now is None or now.token != token:
-                return False
-            self.write(name, data)
-            return True
+        def send() -> None:
+            self._fs.pipe_file(self._path(name), data, IfMatch=token)
 
-        def send() -> bool:
+        done = self._on_condition(send, name) if self.conditional else None
+        if done is None:
+            now = self.stat(name)
+            done = now is not None and now.token == token
+            if done:
+                self.write(name, data)
+        return done
+
+    def _on_condition(self, send: Callable[[], None], name: str) -> bool | None:
+        """Send a conditional request: done, refused (False), or None where the store knows no conditions."""
+
+        def answer() -> bool | None:
             try:
-                self._fs.pipe_file(self._path(name), data, IfMatch=token)
-            except OSError as error:
-                if conflict(error) or isinstance(error, FileNotFoundError):
+                send()
+            except (OSError, NotImplementedError) as error:
+                if is_unknown(error):
+                    return None
+                if is_conflict(error) or isinstance(error, FileNotFoundError):
                     return False
                 raise
             return True
 
-        return asked(send, self._url(name))
+        return asked(answer, self._url(name))
 
     @property
     def _fs(self) -> Any:

@@ -93,6 +93,13 @@ def push_shard(path: Path, sha256: str) -> None:
         mirror.upload(path.name, sha256)
 
 
+def push_table(path: Path) -> None:
+    """Put a table there that was written here, for people to look at."""
+    mirror = mirror_of(path.parent)
+    if mirror is not None:
+        mirror.upload(path.name)
+
+
 def publish(path: Path, data: bytes) -> None:
     """Write a small file of a store: its object first, where there is one."""
     mirror = mirror_of(path.parent)
