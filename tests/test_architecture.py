@@ -20,6 +20,7 @@ FLOORS = {
     "config": 1,
     "layers": 1,
     "messages": 1,
+    "remote": 1,
     "store": 2,
     "encoders": 2,
     "projectors": 2,
@@ -33,7 +34,21 @@ FLOORS = {
     "commands": 5,
     "cli": 6,
 }
-HEAVY = ("torch", "faiss", "h5py", "pyarrow", "numpy", "transformers", "timm", "open_clip", "matplotlib", "PIL", "ray")
+HEAVY = (
+    "torch",
+    "faiss",
+    "h5py",
+    "pyarrow",
+    "numpy",
+    "transformers",
+    "timm",
+    "open_clip",
+    "matplotlib",
+    "PIL",
+    "ray",
+    "fsspec",
+    "s3fs",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

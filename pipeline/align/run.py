@@ -27,6 +27,7 @@ from pipeline.align.resume import (
     LAYER_FILE,
     SeedResult,
     finished_seed,
+    folder_of,
     known_scores,
     layers_digest,
     logged_seed,
@@ -39,7 +40,9 @@ from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained, train
 from pipeline.align.validation import selection_score
 from pipeline.errors import UserError
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import RUN_FILES, AlignedRun
+from pipeline.remote.binding import address, addressed
+from pipeline.remote.folder import pull_folder, push_folder, remove_file
 from pipeline.store.side import LayerRef, Side
 
 PACKAGES = ("fewpairs", "torch", "numpy")
@@ -62,6 +65,7 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
     if config.log_to:
         need_logger(config.log_to)
     device = _device(config.device)
+    pull_folder(config.out, RUN_FILES)
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     splits = split_pairs(image, text, config, report)
     chosen = _choose(image, text, splits, config, report)
@@ -104,7 +108,7 @@ class _Seeds:
             self.report(f"Reused from an earlier run with the same settings and features: seed {', '.join(reused)}.")
         results = {seed: result for seed, result in old.items() if result is not None}
         if left:
-            (self.config.out / "run.json").unlink(missing_ok=True)
+            remove_file(self.config.out / "run.json")
             results |= self._make(left, digests)
         return [results[seed] for seed in seeds]
 
@@ -125,6 +129,7 @@ class _Seeds:
             data = everything.pick(draw(*self.sides, self.splits.train, self.config, seed))
             trained = make_seed(self.recipe, data, validation, blocks, seed)
             results[seed] = save_seed(self.config.out, seed, digests[seed], trained)
+            push_folder(self.config.out, [f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
             self.report(
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
                 f"{trained.steps} steps, {trained.seconds:.1f} s{self._rate(trained)}."
@@ -204,7 +209,7 @@ def record_of(
     sides = {"image": (sides_of[0], chosen.image), "text": (sides_of[1], chosen.text)}
     return {
         "method": config.method,
-        "config": json.loads(json.dumps(config.to_json())),
+        "config": json.loads(addressed(json.dumps(config.to_json()))),
         "layers": {name: [side.label(layer) for layer in layers] for name, (side, layers) in sides.items()},
         "layers_by_store": {
             name: [[layer.name for layer in layers if layer.store == index] for index in range(len(side.stores))]
@@ -233,7 +238,7 @@ def _store(store: Any) -> dict[str, Any]:
         "content_digest": store.content_digest,
         "key": store.key.to_json(),
         "spec": str(store.manifest.provenance.get("spec", "")),
-        "path": str(store.path),
+        "path": address(store.path),
     }
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.checks import writable_folder
-from pipeline.commands.output import emit_json
+from pipeline.commands.output import emit_json, say
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.align.config import AlignConfig
 
 
+@takes_urls("image", "text", "out")
 def align(
     image: Annotated[list[Path] | None, typer.Option(help="Image store; several are concatenated.")] = None,
     text: Annotated[list[Path] | None, typer.Option(help="Text store; several are concatenated.")] = None,
@@ -66,7 +68,7 @@ def align(
         folder = run(config, _silent if quiet else on_stderr)
         done.append(folder)
         if not json:
-            typer.echo(str(folder))
+            say(str(folder))
     if json:
         from pipeline.projectors.run_record import AlignedRun
 

@@ -9,10 +9,12 @@ import typer
 
 from pipeline.commands.checks import at_least_one, writable_folder
 from pipeline.commands.output import emit_json, size
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
 
 
+@takes_urls("run", "store", "text_store")
 def index(
     run: Annotated[Path, typer.Argument(help="Folder of a run, data/2_projectors/<name>.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write: new, empty, or an older index.")],

@@ -22,10 +22,12 @@ from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
 from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
+from pipeline.remote.binding import address
+from pipeline.store.distant import leases_of, pull_tables
 from pipeline.store.events import EventLog
+from pipeline.store.holder import this_process
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
-from pipeline.store.leases import FileLeases
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import PendingShard
@@ -47,6 +49,7 @@ def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
     """
     start = time.perf_counter()
     dataset = open_dataset(config.dataset)
+    pull_tables(config.out)
     require_free(config.out)
     found = _unchanged(config, dataset)
     if found is None:
@@ -161,12 +164,12 @@ def _one_store(
     if config.dry_run:
         cost = _timed(cost, encoder, job.items, pending, batch_size_of(config, encoder.modality))
     if pending or config.dry_run:
-        report(Update(what=job.items.what, message=f"{job.root}: {cost.sentence()}"))
+        report(Update(what=job.items.what, message=f"{address(job.root)}: {cost.sentence()}"))
     if config.dry_run:
         return _result(config, job, None, layers, (), cost), header.key
-    leases = FileLeases(job.root, config.lease_seconds)
-    writer = StoreWriter(job.root, header, leases)
-    with EventLog(job.root, leases.holder) as events:
+    holder = this_process()
+    writer = StoreWriter(job.root, header, leases_of(job.root, config.lease_seconds, holder))
+    with EventLog(job.root, holder) as events:
         if pending:
             events.start(
                 index=config.worker_index,
@@ -175,7 +178,7 @@ def _one_store(
                 rows=cost.missing_rows,
                 layers=layers,
                 lease_seconds=config.lease_seconds,
-                kernel=leases.holder.kernel,
+                kernel=holder.kernel,
             )
         computed = _compute(config, job, encoder, layers, writer, cost, report, events)
         manifest = writer.finish(job.items.samples, _provenance(config, encoder))
@@ -226,7 +229,7 @@ def _provenance(config: ExtractConfig, encoder: Encoder) -> dict[str, Any]:
     return {
         "spec": config.encoder,
         "modality": encoder.modality,
-        "dataset": str(config.dataset),
+        "dataset": address(config.dataset),
         "device": config.device,
         "batch_size": batch_size_of(config, encoder.modality),
         "versions": versions(),

@@ -5,7 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.remote.binding import address
 from pipeline.store.convert import convert
+from pipeline.store.distant import sizes_of
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.events import read_events
 from pipeline.store.garbage import garbage, gc
@@ -50,7 +52,7 @@ def ls(path: Path) -> dict[str, Any]:
     store = FeatureStore.open(path)
     manifest = store.manifest
     return {
-        "path": str(path),
+        "path": address(path),
         "rows": store.rows,
         "items": manifest.header.items,
         "rejected": manifest.header.items - store.rows,
@@ -78,7 +80,7 @@ def du(path: Path) -> dict[str, int]:
         UserError: The folder is no store, unfinished or damaged.
     """
     store = FeatureStore.open(path)
-    sizes = {file.name: file.stat().st_size for file in own_files(path)}
+    sizes = sizes_of(path, own_files(path))
     shards = sum(
         size for name, size in sizes.items() if name.endswith((".h5", ".parquet")) and shard_index(name) is not None
     )

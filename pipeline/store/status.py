@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.store.distant import leased_there, pull_tables
 from pipeline.store.events import read_log, seconds_of
 from pipeline.store.holder import this_process
 from pipeline.store.layout import HEADER, MANIFEST, event_files, lock_name
@@ -137,6 +138,7 @@ class _Run:
 
 
 def _committed(path: Path) -> dict[int, list[ShardFile]]:
+    pull_tables(path)
     if not (path / HEADER).is_file():
         raise UserError(expected="a feature store", found="no store.json", where=str(path))
     return committed(path, read_header(path))
@@ -215,7 +217,8 @@ def _shard(
     held = tuple(name for name in names if name not in missing)
     state = "done" if files and not missing else "missing"
     record = seen.record if seen else None
-    if is_locked(root / lock_name(index)) or (seen and record and seen.silent <= _SILENT * record.seconds):
+    near = seen and record and seen.silent <= _SILENT * record.seconds
+    if is_locked(root / lock_name(index)) or near or leased_there(root, index):
         return ShardStatus(
             index, *span, "leased", held, record.holder.name if record else None, record.since if record else None
         )
