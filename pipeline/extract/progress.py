@@ -57,7 +57,7 @@ class Meter:
     def advance(self, rows: int = 1) -> None:
         """Count rows as done."""
         self._done += rows
-        if time.perf_counter() - self._told > 0.1 or self._done + self._others >= self._total:
+        if time.perf_counter() - self._told > 0.1 or self._done + self._others == self._total:
             self._tell()
 
     def elsewhere(self, rows: int) -> None:

@@ -191,7 +191,8 @@ class FileLease:
         """Let it go."""
         self._leases.drop(self)
         if not self.lost:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be removed now is dead soon
+                self._path.unlink(missing_ok=True)
         self._lost = True
         self._kernel.close()
 
