@@ -11,7 +11,7 @@ def write(seed: LoggedSeed, folder: Path) -> None:
     """Write a seed as one run; the same seed keeps its id, so that a second sync adds no second run."""
     mode: Literal["offline"] | None = None if "WANDB_MODE" in os.environ else "offline"  # None: what it says counts
     if os.environ.get("WANDB_MODE") != "online":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else a crash of its own is told to its makers
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it reports on itself, offline too
     import wandb
 
     settings = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
