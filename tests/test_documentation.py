@@ -28,6 +28,8 @@ HERE: list[Key] = [
     ("docs/export.md", "--format onnx"),
     ("docs/indexes.md", "pipeline index"),
     ("docs/store.md", "pipeline store ls"),
+    ("docs/training.md", "training.learning_rate=auto"),
+    ("docs/training.md", "--log-to tensorboard"),
 ]
 """Run in this order in one small project, with the names of `SMALL`."""
 
@@ -58,6 +60,7 @@ ELSEWHERE: dict[Key, str] = {
     ("docs/dvc.md", "-S align.layers=last"): "tests/test_dvc.py::test_another_setting_for_the_experiment_alone",
     ("docs/dvc.md", "dvc remote add"): REMOTE,
     ("docs/dvc.md", "dvc pull extract@"): REMOTE,
+    ("docs/dvc.md", "dvc repro --allow-missing"): REMOTE,
     ("docs/encoders.md", "class MeanColour"): "tests/test_readme.py::test_the_encoder_of_the_docs_works",
     ("docs/export.md", "--to text-model"): "tests/apps/export/test_sentence_transformer.py::test_linear_maps",
     ("docs/export.md", 'SentenceTransformer("text-model")'): (
@@ -179,3 +182,4 @@ def test_blocks_run_one_after_the_other(
     assert (project / "data/3_report/photos/report.html").is_file()
     assert (project / "model/image.onnx").is_file()
     assert (project / "export").is_dir()
+    assert list((project / "data/2_projectors/structure/logs/tensorboard/seed-1").glob("events.*"))

@@ -24,6 +24,8 @@ from pipeline.projectors.base import Projector
 
 DIVERGED = 1.5
 """The run ends when the smoothed loss is this many times as far above its lowest as its start was."""
+NOISE = 0.1
+"""Share of the first loss that a fall has to be, to say how far is far: batches of few pairs differ by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +128,8 @@ def _ramp(
 
 
 def _has_diverged(rows: list[RateRow]) -> bool:
-    low = min(row.smoothed for row in rows)
-    drop = rows[0].smoothed - low
-    return drop > 0 and rows[-1].smoothed > low + DIVERGED * drop
+    start, low = rows[0].smoothed, min(row.smoothed for row in rows)
+    return rows[-1].smoothed > low + DIVERGED * max(start - low, NOISE * abs(start))
 
 
 def _suggestion(rows: list[RateRow]) -> FoundRate:

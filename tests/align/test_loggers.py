@@ -87,7 +87,8 @@ def test_wandb_stays_offline(stores: Stores, tmp_path: Path, monkeypatch: pytest
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "")  # taken back afterwards, whoever sets it
+    monkeypatch.delenv("WANDB_ERROR_REPORTING")
     connect = socket.socket.connect
 
     def only_here(self: socket.socket, address: Any) -> None:
@@ -97,13 +98,14 @@ def test_wandb_stays_offline(stores: Stores, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(socket.socket, "connect", only_here)
     run = AlignedRun.open(align(config_of(stores, tmp_path / "run", log_to="wandb", seeds=(1,))))
     wandb.teardown()  # waits for its writing process
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
     (folder,) = (run.path / "logs/wandb/seed-1/wandb").glob("offline-run-*")
     (file,) = folder.glob("run-*.wandb")
     digest = json.loads((run.path / "seed-1/seed.json").read_text(encoding="utf-8"))["digest"]
     assert file.name == f"run-{digest[:16]}.wandb"
     written = file.read_bytes()
-    for name in (b"train/loss", f"val/{RECALL}".encode(), f"final/{RECALL}".encode(), b"learning_rate"):
-        assert name in written
+    for name in ("train/loss", f"val/{RECALL}", f"final/{RECALL}", "learning_rate"):
+        assert name.encode() in written
     assert str(history(run, 1)[0]["loss"]).encode() in written
 
 

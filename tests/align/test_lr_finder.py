@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.align.lr_finder import FoundRate, RateRow, find_learning_rate
+from pipeline.align.lr_finder import _has_diverged as has_diverged
 from pipeline.align.lr_finder import _suggestion as suggestion
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.align.start import starting_projectors
@@ -76,6 +77,20 @@ def test_projectors_and_random_state_are_left_alone() -> None:
         assert all(torch.equal(value, old[name]) for name, value in each.state_dict().items())
     assert find_learning_rate(DATA, made, projectors, seed=1) == one
     assert find_learning_rate(DATA, made, projectors, seed=2) != one
+
+
+@pytest.mark.parametrize(
+    ("losses", "ends"),
+    [([3.4, 3.39, 3.43], False), ([3.4, 3.39, 4.0], True), ([3.4, 1.0, 4.5], False), ([3.4, 1.0, 4.7], True)],
+)
+def test_noise_is_no_divergence(losses: list[float], ends: bool) -> None:
+    rows = [RateRow(rate=10.0**step, loss=loss, smoothed=loss) for step, loss in enumerate(losses)]
+    assert has_diverged(rows) == ends
+
+
+def test_few_pairs_with_noisy_batches_find_a_rate() -> None:
+    few = pairs(30, 0, captions=3)
+    assert 1e-5 < find("modest_align", few).rate < 1
 
 
 def test_stops_when_the_loss_runs_away() -> None:

@@ -2,15 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pipeline.align.loggers.base import LoggedSeed
 
 
 def write(seed: LoggedSeed, folder: Path) -> None:
     """Write a seed as one run; the same seed keeps its id, so that a second sync adds no second run."""
-    mode = os.environ.get("WANDB_MODE", "offline")
-    if mode != "online":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else a crash of its own is told to its makers
+    mode: Literal["offline"] | None = None if "WANDB_MODE" in os.environ else "offline"  # None: what it says counts
+    if os.environ.get("WANDB_MODE") != "online":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it reports on itself, offline too
     import wandb
 
     settings = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
