@@ -31,6 +31,7 @@ from pipeline.commands import (
     study,
     sweep,
 )
+from pipeline.commands.urls import urls_in_errors
 from pipeline.errors import exit_with_sentence
 
 
@@ -42,7 +43,7 @@ class Commands(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown escaped
                 stream.reconfigure(errors="backslashreplace")
-        with exit_with_sentence():
+        with exit_with_sentence(), urls_in_errors():
             return super().invoke(ctx)
 
 

@@ -4,6 +4,7 @@ Run from the checkout: `python stages/align.py --method structure`; settings: pa
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.align.config import align_config
@@ -15,6 +16,8 @@ from pipeline.messages import on_stderr
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", required=True, help="a name of pipeline.align.methods.METHODS")
+    parser.add_argument("--out", type=Path, help="folder of the run; data/2_projectors/<method> if unsaid")
     item = parser.parse_args()
     with exit_with_sentence():
-        align(align_config(load_params(Path("params.yaml")), item.method), on_stderr)
+        config = align_config(load_params(Path("params.yaml")), item.method)
+        align(replace(config, out=item.out or config.out), on_stderr)

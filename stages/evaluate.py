@@ -3,6 +3,8 @@
 Run from the checkout: `python stages/evaluate.py`; settings: params.yaml, section `evaluate`.
 """
 
+import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import load_params
@@ -12,5 +14,11 @@ from pipeline.evaluate.run import evaluate
 from pipeline.messages import on_stderr
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="this run alone, not those of all methods")
+    parser.add_argument("--out", type=Path, help="folder of the report; data/3_report if unsaid")
+    item = parser.parse_args()
     with exit_with_sentence():
-        evaluate(evaluate_config(load_params(Path("params.yaml"))), on_stderr)
+        config = evaluate_config(load_params(Path("params.yaml")))
+        runs = (item.run,) if item.run else config.runs
+        evaluate(replace(config, runs=runs, out=item.out or config.out), on_stderr)

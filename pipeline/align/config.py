@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.align.loggers.table import LOGGERS
 from pipeline.align.options import require
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.config import build, name, section
@@ -51,6 +52,8 @@ class AlignConfig:
     """Split that stops training and picks the best weights; a tenth of the training images where there is none."""
     device: str = "auto"
     """auto, cpu, cuda or another device of torch."""
+    log_to: str | None = None
+    """A name of `pipeline.align.loggers.table.LOGGERS` that gets the history of every seed; nothing said means none."""
 
     def __post_init__(self) -> None:
         require(bool(self.image) and bool(self.text), "image and text", "with a store each", "none")
@@ -62,6 +65,8 @@ class AlignConfig:
         require(count is None or count >= 1, "captions_per_image", "of 1 or more", count)
         if self.layer_metric not in LAYER_METRICS:
             raise UnknownNameError("layer metric", self.layer_metric, LAYER_METRICS, "layer_metric")
+        if self.log_to is not None and self.log_to not in LOGGERS:
+            raise UnknownNameError("logger", self.log_to, LOGGERS, "log_to")
         require(self.stack >= 1, "stack", "of 1 or more", self.stack)
         require(self.train_split != self.validation_split, "validation_split", "other than train_split", "the same")
         self.recipe()

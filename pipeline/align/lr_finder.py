@@ -1,7 +1,9 @@
 """A learning rate for a recipe and its training pairs: a short run whose rate rises until the loss turns up.
 
     found = find_learning_rate(train_data, recipe, (image_projector, text_projector), seed=1)
-    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, learning_rate=found.rate))
+    recipe = with_rate(recipe, found.rate)
+
+`training.learning_rate: auto` asks for it before each seed's training.
 
 The learning-rate range test (arXiv 1506.01186), on training pairs alone; the projectors stay as they were.
 """
@@ -136,7 +138,7 @@ def _suggestion(rows: list[RateRow]) -> FoundRate:
             expected="a loss that falls as the learning rate rises",
             found=f"{len(rows)} steps with a finite loss, the first of them as low as any",
             where="learning-rate finder",
-            remedy="begin with a lower rate, or look at the features and the start",
+            remedy="set training.learning_rate to a number, or look at the features and the start",
         )
     falls = [rows[row + 1].smoothed - rows[row - 1].smoothed for row in range(1, lowest)]
     steepest = 1 + min(range(len(falls)), key=falls.__getitem__)

@@ -36,6 +36,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "dcl": {"loss": "dcl"},
     "soft_targets": {"soft_targets": {"weight": 0.2}},
     "smoothing": {"smoothing": _SMOOTHING},
+    # the image side is left as it is. LiT (arXiv 2111.07991) trains the text tower behind its map, here frozen as well;
+    # ShareLock (arXiv 2410.07173) freezes both towers as we do, its text map is an MLP with batch norm, ours FuseMix's
+    "lit": {"image_projector": "identity"},
+    "sharelock": {"image_projector": "identity", "text_projector": "residual_mlp"},
     # the three papers, all three at once, and each two of them
     "modest_align": {"smoothing": _SMOOTHING, "perturbation": {"sigma": 0.1}},
     "variance_aware": {"direction": _VARIANCE},

@@ -5,7 +5,7 @@ recipe = make_recipe("structure", {"training": {"epochs": 40}, "dim": 256})
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline.align.methods import METHODS
@@ -15,6 +15,9 @@ from pipeline.errors import UnknownNameError
 
 CLOSED_FORMS = ("cca", "procrustes", "ridge", "pls", "asif")
 """Algorithms that need no training."""
+
+AUTO = "auto"
+"""A learning rate that is found before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,9 @@ class TrainingOptions:
     """Few pairs make few steps an epoch: at least this many steps are planned (still below `max_steps`)."""
     batch_size: int = 512
     """Pairs in a batch; batches of an epoch are cut to nearly equal size, nothing is dropped."""
-    learning_rate: float = 1e-3
-    """Peak of the schedule: linear warm-up, then half a cosine to 0."""
+    learning_rate: float | Literal["auto"] = 1e-3
+    """Peak of the schedule: linear warm-up, then half a cosine to 0. `auto`: each seed's own, found on its training
+    pairs before it trains (`pipeline.align.lr_finder`)."""
     warm_up: float = 0.05
     """Share of all steps that warm up."""
     weight_decay: float = 1e-4
@@ -47,7 +51,9 @@ class TrainingOptions:
     """Validations without improvement that end a run; 0 never does."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "learning_rate", "validations", "validation_images")
+        positive = ["epochs", "batch_size", "validations", "validation_images"]
+        if self.learning_rate != AUTO:
+            positive.append("learning_rate")
         for name in positive:
             require(0 < getattr(self, name) < math.inf, f"training.{name}", "above 0", getattr(self, name))
         for name in ("weight_decay", "clip", "patience", "min_steps"):
@@ -97,9 +103,16 @@ class Recipe(ObjectiveOptions):
         kinds = self.projectors
         linear = self.start == "random" or kinds == ("linear", "linear")
         require(linear, "projector", "linear where training starts from CCA", " and ".join(kinds))
+        rate_is_found = self.trained or self.training.learning_rate != AUTO
+        require(rate_is_found, "training.learning_rate", f"as a number: {self.algorithm} trains nothing", AUTO)
         trains = not self.trained or kinds != ("identity", "identity")
         require(self.layers.strip() != "auto", "layers", "of a method other than auto", self.layers)
         require(trains, "projector", "with something to train on one side at least", "identity on both")
+
+    @property
+    def finds_rate(self) -> bool:
+        """Whether the learning rate is found before training."""
+        return self.training.learning_rate == AUTO
 
     @property
     def projectors(self) -> tuple[str, str]:
@@ -110,6 +123,11 @@ class Recipe(ObjectiveOptions):
     def trained(self) -> bool:
         """Whether there is gradient descent."""
         return self.algorithm == "train"
+
+
+def with_rate(recipe: Recipe, rate: float) -> Recipe:
+    """Return a recipe with another peak of its learning rate."""
+    return replace(recipe, training=replace(recipe.training, learning_rate=rate))
 
 
 def make_recipe(method: str, settings: Mapping[str, Any] | None = None, *, where: str = "align settings") -> Recipe:

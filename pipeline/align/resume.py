@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import LayerScores
+from pipeline.align.loggers.base import LoggedSeed
 from pipeline.align.train import Trained
 from pipeline.projectors.files import read_json, save_projector, write_atomically
 from pipeline.store.side import LayerRef, Side
@@ -92,11 +93,27 @@ def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult
         "seconds": round(trained.seconds, 3),
         "temperature": trained.temperature,
         "temperature_source": trained.temperature_source,
+        "learning_rate": trained.learning_rate,
     }
     result = SeedResult(record, trained.image.d)
     about = {"digest": digest, "dim": result.dim, "record": record}
     write_atomically(folder / "seed.json", (json.dumps(about, indent=2) + "\n").encode())
     return result
+
+
+def logged_seed(config: AlignConfig, seed: int) -> LoggedSeed:
+    """Return a finished seed as loggers take it, all of it read from its folder."""
+    folder = config.out / folder_of(seed)
+    about = read_json(folder / "seed.json", "a finished seed")
+    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return LoggedSeed(
+        run=config.out.resolve().name,
+        seed=seed,
+        digest=about["digest"],
+        settings=config.to_json(),
+        history=tuple(json.loads(line) for line in lines),
+        record=about["record"],
+    )
 
 
 def folder_of(seed: int) -> str:

@@ -18,15 +18,19 @@ from pipeline.align import closed_form
 from pipeline.align.config import AlignConfig
 from pipeline.align.hubness import corrected
 from pipeline.align.layer_choice import ChosenLayers, choose_layers
+from pipeline.align.loggers.table import log_seeds, need_logger
+from pipeline.align.lr_finder import find_learning_rate
 from pipeline.align.pairs import Splits, draw, split_pairs
-from pipeline.align.recipe import Recipe
+from pipeline.align.recipe import Recipe, with_rate
 from pipeline.align.report import Report, silent
 from pipeline.align.resume import (
     LAYER_FILE,
     SeedResult,
     finished_seed,
+    folder_of,
     known_scores,
     layers_digest,
+    logged_seed,
     save_scores,
     save_seed,
     seed_digest,
@@ -36,7 +40,9 @@ from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained, train
 from pipeline.align.validation import selection_score
 from pipeline.errors import UserError
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import RUN_FILES, AlignedRun
+from pipeline.remote.binding import address, addressed
+from pipeline.remote.folder import pull_folder, push_folder, remove_file
 from pipeline.store.side import LayerRef, Side
 
 PACKAGES = ("fewpairs", "torch", "numpy")
@@ -52,9 +58,14 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
         report: Gets a sentence for each thing done, reused or decided.
 
     Raises:
-        UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings.
+        UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings, a
+            logger that is not installed.
+        PipelineError: The loss is no longer finite, or the logger failed.
     """
+    if config.log_to:
+        need_logger(config.log_to)
     device = _device(config.device)
+    pull_folder(config.out, RUN_FILES)
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     splits = split_pairs(image, text, config, report)
     chosen = _choose(image, text, splits, config, report)
@@ -64,6 +75,9 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
     )
     results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, report).run()
     AlignedRun.write(config.out, record_of(config, (image, text), chosen, splits, results))
+    if config.log_to:
+        seeds = [logged_seed(config, result.record["seed"]) for result in results]
+        report(f"Logged: {log_seeds(config.log_to, config.out, seeds)}.")
     return config.out
 
 
@@ -94,7 +108,7 @@ class _Seeds:
             self.report(f"Reused from an earlier run with the same settings and features: seed {', '.join(reused)}.")
         results = {seed: result for seed, result in old.items() if result is not None}
         if left:
-            (self.config.out / "run.json").unlink(missing_ok=True)
+            remove_file(self.config.out / "run.json")
             results |= self._make(left, digests)
         return [results[seed] for seed in seeds]
 
@@ -115,11 +129,15 @@ class _Seeds:
             data = everything.pick(draw(*self.sides, self.splits.train, self.config, seed))
             trained = make_seed(self.recipe, data, validation, blocks, seed)
             results[seed] = save_seed(self.config.out, seed, digests[seed], trained)
+            push_folder(self.config.out, [f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
             self.report(
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
-                f"{trained.steps} steps, {trained.seconds:.1f} s."
+                f"{trained.steps} steps, {trained.seconds:.1f} s{self._rate(trained)}."
             )
         return results
+
+    def _rate(self, trained: Trained) -> str:
+        return f", learning rate {trained.learning_rate:.2g} was found" if self.recipe.finds_rate else ""
 
 
 def make_seed(
@@ -132,11 +150,17 @@ def make_seed(
         data: Its training pairs.
         validation: Validation pairs.
         blocks: Widths of the concatenated layers of each side.
-        seed: Decides random weights, batches and noise.
+        seed: Decides random weights, batches and noise, and those of the search for a learning rate.
+
+    Raises:
+        UserError: The closed form or the start cannot be made of these pairs.
+        PipelineError: The loss is no longer finite, or no learning rate was found.
     """
     if not recipe.trained:
         return closed_form.fit(data, validation, recipe, blocks)
     projectors = starting_projectors(data, validation, recipe, blocks, seed)
+    if recipe.finds_rate:
+        recipe = with_rate(recipe, find_learning_rate(data, recipe, projectors, seed=seed).rate)
     return corrected(train(data, validation, recipe, projectors, seed=seed), data, validation, recipe)
 
 
@@ -185,7 +209,7 @@ def record_of(
     sides = {"image": (sides_of[0], chosen.image), "text": (sides_of[1], chosen.text)}
     return {
         "method": config.method,
-        "config": json.loads(json.dumps(config.to_json())),
+        "config": json.loads(addressed(json.dumps(config.to_json()))),
         "layers": {name: [side.label(layer) for layer in layers] for name, (side, layers) in sides.items()},
         "layers_by_store": {
             name: [[layer.name for layer in layers if layer.store == index] for index in range(len(side.stores))]
@@ -214,7 +238,7 @@ def _store(store: Any) -> dict[str, Any]:
         "content_digest": store.content_digest,
         "key": store.key.to_json(),
         "spec": str(store.manifest.provenance.get("spec", "")),
-        "path": str(store.path),
+        "path": address(store.path),
     }
 
 

@@ -18,7 +18,7 @@ from pipeline.align.recipe import Recipe, TrainingOptions
 from pipeline.align.step import Stepper
 from pipeline.align.tensors import PairTensors
 from pipeline.align.validation import quick_recalls, selection_score, validate
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UserError
 from pipeline.projectors.base import Projector
 
 
@@ -40,6 +40,8 @@ class Trained:
     """τ at the best step; of a closed form, the one fitted on validation pairs."""
     temperature_source: Literal["learned", "fixed", "validation"] = "learned"
     """Where it comes from."""
+    learning_rate: float | None = None
+    """Peak of the schedule; None for a closed form."""
 
 
 @dataclass
@@ -82,8 +84,15 @@ def train(
         tick: Is told (steps done, steps planned) at each validation.
 
     Raises:
+        UserError: The recipe's learning rate is still to be found (`pipeline.align.lr_finder`).
         PipelineError: The loss is no longer finite.
     """
+    if recipe.finds_rate:
+        raise UserError(
+            expected="a learning rate that was found before",
+            found="auto",
+            where="align settings: training.learning_rate",
+        )
     start = time.perf_counter()
     cuda = [train_data.device] if train_data.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -133,6 +142,7 @@ def _train(
         history=history.rows,
         temperature=best.temperature,
         temperature_source="learned" if recipe.temperature.learned else "fixed",
+        learning_rate=float(options.learning_rate),
     )
 
 
@@ -149,10 +159,10 @@ def batches_per_epoch(pairs: int, batch_size: int, least: int = 2) -> int:
 
 def learning_rate(step: int, total: int, options: TrainingOptions) -> float:
     """Return the rate of step 0, 1, …: linear warm-up, then half a cosine down to 0."""
-    warm_up = options.warm_up * total
+    peak, warm_up = float(options.learning_rate), options.warm_up * total
     if step < warm_up:
-        return options.learning_rate * (step + 1) / (math.floor(warm_up) + 1)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
+        return peak * (step + 1) / (math.floor(warm_up) + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
 def _validation_steps(total: int, count: int) -> list[int]:

@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from pipeline.apps.search import SearchResult
 from pipeline.errors import UserError
+from pipeline.remote.folder import bring
 
 EDGE = 224
 GAP = 12
@@ -48,7 +49,7 @@ def contact_sheet(result: SearchResult, out: Path, data: Path | None = None) -> 
 def _picture(folder: Path, file: str) -> Image.Image:
     empty = Image.new("RGB", (EDGE, EDGE), EMPTY)
     try:
-        path = (folder / file).resolve()
+        path = bring(folder / file).resolve()
         if not path.is_relative_to(folder.resolve()):
             return empty
         with Image.open(path) as image:

@@ -26,7 +26,7 @@ from pipeline.evaluate.indexes.faiss_module import need_faiss
 from pipeline.evaluate.indexes.kinds import MEMORY
 from pipeline.evaluate.indexes.stored import RECORD, read_index, read_record, write_index
 from pipeline.evaluate.indexes.table import INDEXES, choose_kind
-from pipeline.evaluate.indexes.tuning import Truth, exact_neighbours, recalls, tune
+from pipeline.evaluate.indexes.tuning import Queries, Truth, exact_neighbours, recalls, tune
 from pipeline.projectors.files import pack_projector
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.join import join
@@ -44,13 +44,51 @@ INDEX = OwnFolder(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queries:
-    """What the index is asked."""
+class Subject:
+    """The images that an index is built over."""
 
-    vectors: Tensor
-    """[Q, d]."""
-    kind: str
-    """captions or images."""
+    run: AlignedRun
+    """The run whose projector makes the vectors."""
+    side: Side
+    """Its image stores."""
+    rows: Rows
+    """[N] which of their images."""
+    seed: int
+    """Which seed's projector."""
+    split: str | None
+    """The split that they are; None for all."""
+
+    @classmethod
+    def open(cls, run: Path, image: Sequence[Path], seed: int | None, split: str | None) -> "Subject":
+        """Open a run and its image stores, those of the training where none is given.
+
+        Raises:
+            KeyMismatchError: A store holds features of another key than the run was trained on.
+            UserError: A folder or seed is missing, or no image is in the split.
+        """
+        opened = open_run(run)
+        side = open_images(opened, image)
+        check_side(opened, side)
+        chosen = opened.seeds[0] if seed is None else seed
+        return cls(run=opened, side=side, rows=rows_of(side, split), seed=chosen, split=split)
+
+    @property
+    def gallery(self) -> Gallery:
+        """Return their unit vectors, embedded when they are read."""
+        return Gallery(
+            rows=len(self.rows),
+            width=self.run.dim,
+            read=lambda at: embed(self.run, self.side, self.rows[at], self.seed),
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the index's rows and vectors."""
+        return identity(self.run, self.side, self.seed, self.split)
+
+    def queries(self, text: Sequence[Path]) -> Queries:
+        """Return what the index is asked, captions of these text stores if there are enough."""
+        return queries_of(self.run, self.side, text, self.rows, self.seed)
 
 
 def build(
@@ -89,28 +127,27 @@ def build(
         UserError: A folder or seed is missing, the kind does not fit the memory, or a number makes no sense.
     """
     need_faiss("stored indexes")
-    _check_numbers(kind, recall, k, memory)
+    check_numbers(kind, recall, k, memory)
     INDEX.check(out)
-    opened = open_run(run)
-    chosen = opened.seeds[0] if seed is None else seed
-    side = open_images(opened, image)
-    check_side(opened, side)
-    rows = rows_of(side, split)
-    gallery = Gallery(rows=len(rows), width=opened.dim, read=lambda at: embed(opened, side, rows[at], chosen))
+    subject = Subject.open(run, image, seed, split)
+    gallery = subject.gallery
     name = choose_kind(kind, gallery.rows, gallery.width, memory)
     cls = INDEXES[name]
     if not issubclass(cls, FaissIndex):
         raise UserError(expected="a kind that can be stored", found=name, where="--kind", remedy="take --kind flat")
     started = time.perf_counter()
     with INDEX.new(out) as folder:
-        built = build_in_blocks(cls, gallery, folder, seed=chosen, memory=memory)
+        built = build_in_blocks(cls, gallery, folder, seed=subject.seed, memory=memory)
         seconds = time.perf_counter() - started
+        queries = subject.queries(text)
+        blocks = gallery.blocks(gallery.block_rows(memory))
+        truth = exact_neighbours(queries.vectors, blocks, min(k, gallery.rows))
         about = {
-            "recall": measure(built.index, gallery, queries_of(opened, side, text, rows, chosen), recall, k, memory),
+            "recall": measure(built.index, truth, queries.kind, recall),
             "build": {"parts": built.parts, "memory": memory, "seconds": round(seconds, 3)},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        return write_index(folder, built.index, identity(opened, side, chosen, split), about)
+        return write_index(folder, built.index, subject.identity, about)
 
 
 def open_index(folder: Path, run: AlignedRun, side: Side, seed: int, split: str | None) -> FaissIndex:
@@ -169,29 +206,37 @@ def queries_of(run: AlignedRun, images: Side, text: Sequence[Path], rows: Rows, 
     return Queries(vectors=embed(run, images, chosen, seed), kind="images")
 
 
-def measure(
-    index: FaissIndex, gallery: Gallery, queries: Queries, wanted: float, k: int, memory: int
-) -> dict[str, Any]:
-    """Tune an index on one half of the queries and return its recall on the other half, for its record."""
-    k = min(k, gallery.rows)
-    truth = exact_neighbours(queries.vectors, gallery.blocks(gallery.block_rows(memory)), k)
-    half = max(1, len(queries.vectors) // 2)
+def measure(index: FaissIndex, truth: Truth, of: str, wanted: float) -> dict[str, Any]:
+    """Tune an index on one half of the queries and return its recall on the other half, for its record.
+
+    Args:
+        index: The index.
+        truth: What exact search finds.
+        of: What the queries are: captions or images.
+        wanted: The recall that is wanted.
+    """
+    half = max(1, len(truth.queries) // 2)
     tuned = tune(index, truth[:half], wanted)
-    held: Truth = truth[half:] if len(queries.vectors) > 1 else truth
+    held: Truth = truth[half:] if len(truth.queries) > 1 else truth
     reached = float(recalls(index, held).mean())
     return {
-        "k": k,
+        "k": truth.positions.shape[1],
         "wanted": wanted,
         "recall": reached,
         "queries": len(held.queries),
-        "of": queries.kind,
+        "of": of,
         "tuned_on": half,
         "recall_tuned": tuned.recall,
         "reached": tuned.reached,
     }
 
 
-def _check_numbers(kind: str, recall: float, k: int, memory: int) -> None:
+def check_numbers(kind: str, recall: float, k: int, memory: int) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: Says which.
+    """
     choose_kind(kind, 1)
     if kind == "torch":
         raise UserError(expected="a kind that can be stored", found=kind, where="--kind", remedy="take --kind flat")

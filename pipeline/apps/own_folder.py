@@ -59,8 +59,12 @@ class OwnFolder:
             raise self._occupied(to, f"{self.what} with {other[0]} added to it")
 
     @contextmanager
-    def new(self, to: Path) -> Iterator[Path]:
+    def new(self, to: Path, temporary: Path | None = None) -> Iterator[Path]:
         """Give a hidden folder beside the target to write into; without an exception it becomes the target.
+
+        Args:
+            to: The target.
+            temporary: The folder to write into in its place, on the same file system; emptied first.
 
         Raises:
             UserError: The target holds something else.
@@ -68,7 +72,10 @@ class OwnFolder:
         self.check(to)
         to = to.resolve()
         to.parent.mkdir(parents=True, exist_ok=True)
-        temporary = to.with_name(f".{to.name}.{secrets.token_hex(6)}.tmp")
+        if temporary is None:
+            temporary = to.with_name(f".{to.name}.{secrets.token_hex(6)}.tmp")
+        elif temporary.exists():
+            shutil.rmtree(temporary)
         temporary.mkdir()
         try:
             yield temporary

@@ -9,13 +9,19 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.remote.binding import bind_recorded, is_url
 from pipeline.store.side import Side
 
 
 def locate(recorded: str, near: Path) -> Path | None:
-    """Return the folder that a recorded path means, looked for from the folders above `near`; None where it is gone."""
+    """Return the folder that a recorded path means, looked for from the folders above `near`; None where it is gone.
+
+    A recorded URL is bound; whether anything is there shows when it is opened.
+    """
     if not recorded:
         return None
+    if is_url(recorded):
+        return bind_recorded(recorded)
     bases = dict.fromkeys([*near.parents, Path(), *near.resolve().parents])
     return next((folder for base in bases if (folder := base / recorded).is_dir()), None)
 

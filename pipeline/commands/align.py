@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.checks import writable_folder
-from pipeline.commands.output import emit_json
+from pipeline.commands.output import emit_json, say
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.align.config import AlignConfig
 
 
+@takes_urls("image", "text", "out")
 def align(
     image: Annotated[list[Path] | None, typer.Option(help="Image store; several are concatenated.")] = None,
     text: Annotated[list[Path] | None, typer.Option(help="Text store; several are concatenated.")] = None,
@@ -35,6 +37,9 @@ def align(
         typer.Option("--set", help="Change the recipe, such as training.epochs=40 or dim=128."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    log_to: Annotated[
+        str | None, typer.Option(help="Log each seed's history as well: dvclive, tensorboard or wandb (offline).")
+    ] = None,
     params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on the way.")] = False,
@@ -55,6 +60,7 @@ def align(
         "pairs": pairs,
         "seeds": seed or None,
         "device": device,
+        "log_to": log_to,
         "settings": settings_of(setting or []) or None,
     }
     done = []
@@ -62,7 +68,7 @@ def align(
         folder = run(config, _silent if quiet else on_stderr)
         done.append(folder)
         if not json:
-            typer.echo(str(folder))
+            say(str(folder))
     if json:
         from pipeline.projectors.run_record import AlignedRun
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.output import emit_json
+from pipeline.commands.urls import takes_urls
 
 if TYPE_CHECKING:
     from pipeline.extract.datasets.writing import Summary
@@ -27,6 +28,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 @app.command()
+@takes_urls()
 def openmoji(
     out: Out,
     size: Annotated[int, typer.Option(help="Pixels of a side.")] = 260,
@@ -50,6 +52,7 @@ def openmoji(
 
 
 @app.command("import")
+@takes_urls()
 def import_(
     source: Annotated[
         str,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.checks import writable_folder
-from pipeline.commands.output import emit_json, emit_table
+from pipeline.commands.output import emit_json, emit_table, say
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate.config import EvaluateConfig
 
 
+@takes_urls("runs", "image", "text", "out", "classes", "data")
 def evaluate(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs; several stand side by side.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="Image store.")] = None,
@@ -51,10 +53,11 @@ def evaluate(
     if json:
         emit_json(metrics)
     else:
-        typer.echo((config.out / "metrics.md").read_text(encoding="utf-8"))
-        typer.echo(f"Report: {config.out / 'report.html'}")
+        say((config.out / "metrics.md").read_text(encoding="utf-8"))
+        say(f"Report: {config.out / 'report.html'}")
 
 
+@takes_urls("first", "second")
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a report.")],
     second: Annotated[Path, typer.Argument(help="Folder of another report on the same queries.")],

@@ -8,8 +8,10 @@ import typer
 
 from pipeline.commands.checks import writable_folder
 from pipeline.commands.output import emit_json, emit_table, size
+from pipeline.commands.urls import takes_urls
 
 
+@takes_urls("run")
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, data/2_projectors/<name>.")],
     to: Annotated[Path, typer.Option("--to", help="Folder to write: new, empty, or an older export.")],

@@ -8,7 +8,8 @@ import typer
 
 from pipeline.commands import engine as engines
 from pipeline.commands.data import make_missing
-from pipeline.commands.output import emit_json
+from pipeline.commands.output import emit_json, say
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.extract.config import ExtractConfig
 
 
+@takes_urls("dataset", "out")
 def extract(
     dataset: Annotated[Path | None, typer.Option(help="Data set folder, data/0_raw/<name>.")] = None,
     encoder: Annotated[
@@ -107,7 +109,7 @@ def extract(
                 result = chosen.extract(config, report)
             results.append(result)
             if not json:
-                typer.echo(result.sentence())
+                say(result.sentence())
     if json:
         plain = [result.to_json() for result in results]
         emit_json(plain[0] if dataset else plain)

@@ -1,15 +1,20 @@
 """`pipeline index`: a search index over a run's images, tuned to a recall, stored as one folder."""
 
+import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.commands.checks import at_least_one, writable_folder
 from pipeline.commands.output import emit_json, size
+from pipeline.commands.urls import takes_urls
+from pipeline.errors import UserError
 from pipeline.messages import on_stderr
 
 
+@takes_urls("run", "store", "text_store")
 def index(
     run: Annotated[Path, typer.Argument(help="Folder of a run, data/2_projectors/<name>.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write: new, empty, or an older index.")],
@@ -21,34 +26,83 @@ def index(
     recall: Annotated[float, typer.Option(help="Wanted recall@k against exact search.")] = 0.95,
     k: Annotated[int, typer.Option(help="Neighbours that are compared.")] = 10,
     memory: Annotated[float, typer.Option(help="Gigabytes that vectors and codes may take.")] = 8.0,
+    parts: Annotated[
+        int | None, typer.Option(help="Build in so many parts that survive a kill, lists on the disk.")
+    ] = None,
+    worker_index: Annotated[
+        int | None, typer.Option(help="Which of several workers on the parts this is, from 0.", show_default=False)
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="How many there are; by itself from srun, torchrun and SLURM arrays.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only images of this split.")] = None,
     seed: Annotated[int | None, typer.Option(help="Which of the run's seeds; the first if unsaid.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what index.json says.")] = False,
 ) -> None:
     """Build a search index over a run's images, for `pipeline search --index`.
 
-    Below a million images exact search needs none: auto then stores an exact one.
+    Below a million images exact search needs none: auto then stores an exact one. Far above, several workers make its
+    parts and a last call without a worker's number merges them.
 
     Example: pipeline index data/2_projectors/combined --out data/index
 
     Example: pipeline index data/2_projectors/combined --kind hnsw --recall 0.99 --out data/index
+
+    Example: pipeline index data/2_projectors/combined --parts 64 --worker-index 3 --num-workers 16 --out data/index
     """
     at_least_one(k, "--k")
     writable_folder(out, "--out")
-    from pipeline.apps.indexing import build
+    options: dict[str, Any] = {
+        "image": store or (),
+        "text": text_store or (),
+        "seed": seed,
+        "split": split,
+        "kind": kind,
+        "recall": recall,
+        "k": k,
+        "memory": int(memory * 2**30),
+    }
+    if parts is not None:
+        made = _in_parts({**options, "run": run, "out": out, "parts": parts}, worker_index, num_workers, json=json)
+        if made is None:
+            return
+    else:
+        _no_workers(worker_index, num_workers)
+        from pipeline.apps.indexing import build
 
-    made = build(
-        run,
-        out,
-        image=store or (),
-        text=text_store or (),
-        seed=seed,
-        split=split,
-        kind=kind,
-        recall=recall,
-        k=k,
-        memory=int(memory * 2**30),
-    )
+        made = build(run, out, **options)
+    _say(made, out, json=json)
+
+
+def _no_workers(worker_index: int | None, num_workers: int | None) -> None:
+    if worker_index is not None or num_workers is not None:
+        raise UserError(
+            expected="--parts with --worker-index and --num-workers", found="no --parts", where="pipeline index"
+        )
+
+
+def _in_parts(
+    options: dict[str, Any], worker_index: int | None, num_workers: int | None, *, json: bool
+) -> dict[str, Any] | None:
+    """Do one worker's share and say so, or finish the index and return its record."""
+    from pipeline.apps.index_parts import PartsConfig, finish, make_parts
+    from pipeline.extract.shares import share_of
+
+    share = share_of(worker_index, num_workers, os.environ)
+    config = PartsConfig(**options)
+    if share.count == 1 and worker_index is None:
+        return finish(config)
+    done = make_parts(config, share)
+    if json:
+        emit_json(asdict(done))
+        return None
+    typer.echo(f"{len(done.made)} of {done.parts} parts made here, {len(done.missing)} missing: {done.folder}")
+    if not done.missing:
+        typer.echo("The same command without a worker's number merges them.")
+    return None
+
+
+def _say(made: dict[str, Any], out: Path, *, json: bool) -> None:
     found = made["recall"]
     if not found["reached"]:
         on_stderr(

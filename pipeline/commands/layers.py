@@ -7,6 +7,7 @@ import typer
 
 from pipeline.commands.checks import at_least_one
 from pipeline.commands.output import emit_json, emit_table
+from pipeline.commands.urls import takes_urls
 from pipeline.messages import on_stderr
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.align.layer_choice import LayerScores
 
 
+@takes_urls("image", "text")
 def layers(
     image: Annotated[Path, typer.Argument(help="Image store.")],
     text: Annotated[Path, typer.Argument(help="Text store of the same data set.")],

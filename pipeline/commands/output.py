@@ -7,11 +7,13 @@ from typing import Any
 
 import typer
 
+from pipeline.remote.binding import addressed
+
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on standard output."""
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=plain, default=str))
+    say(json.dumps(value, indent=2, ensure_ascii=plain, default=str))
 
 
 def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -19,7 +21,12 @@ def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
     cells = [[str(row.get(column, "")) for column in columns] for row in rows]
     widths = [max([len(column), *(len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
     for line in [list(columns), ["─" * width for width in widths], *cells]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def say(text: object) -> None:
+    """Print a line on standard output; a place at a URL is said by its URL."""
+    typer.echo(addressed(str(text)))
 
 
 def size(count: float) -> str:

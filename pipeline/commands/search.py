@@ -8,12 +8,14 @@ import typer
 
 from pipeline.commands.checks import at_least_one, writable_file
 from pipeline.commands.output import emit_json, emit_table
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.apps.search import SearchResult
 
 
+@takes_urls("run", "store", "text_store")
 def search(
     run: Annotated[Path, typer.Argument(help="Folder of a run, data/2_projectors/<name>.")],
     query: Annotated[str | None, typer.Argument(help="What to look for.")] = None,

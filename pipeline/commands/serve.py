@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import MissingExtraError, UserError
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart")
 HIGHEST_PORT = 65535
 
 
+@takes_urls("runs", "store", "text_store", "data")
 def serve(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, data/2_projectors/<name>; the first is shown.")],
     port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8000,

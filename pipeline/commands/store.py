@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.output import emit_json, emit_table, size
+from pipeline.commands.output import emit_json, emit_table, say, size
+from pipeline.commands.status_text import status_lines
+from pipeline.commands.urls import takes_urls
+from pipeline.remote.binding import addressed
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
 
@@ -15,6 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
+@takes_urls("store")
 def ls(store: Store, json: Json = False) -> None:
     """Say what a store holds: rows, layers, key, digests.
 
@@ -26,18 +30,19 @@ def ls(store: Store, json: Json = False) -> None:
     if json:
         emit_json(found)
         return
-    typer.echo(f"{store}: {found['rows']} rows, {found['shards']} shards, {size(found['bytes'])}, {found['format']}")
-    typer.echo(f"key {found['key_digest']}\ncontent {found['content_digest']}")
-    typer.echo("splits " + ", ".join(f"{name or '(none)'} {rows}" for name, rows in found["splits"].items()))
+    say(f"{store}: {found['rows']} rows, {found['shards']} shards, {size(found['bytes'])}, {found['format']}")
+    say(f"key {found['key_digest']}\ncontent {found['content_digest']}")
+    say("splits " + ", ".join(f"{name or '(none)'} {rows}" for name, rows in found["splits"].items()))
     if found["rejected"]:
-        typer.echo(f"{found['rejected']} items left out, see {store / 'rejected.csv'}")
+        say(f"{found['rejected']} items left out, see {store / 'rejected.csv'}")
     typer.echo()
     emit_table(found["layers"], ("name", "width", "dtype", "nonfinite"))
     if found["classes"]:
-        typer.echo(f"\nclass prompts: {store / 'classes'}, {found['classes']['rows']} rows")
+        say(f"\nclass prompts: {store / 'classes'}, {found['classes']['rows']} rows")
 
 
 @app.command()
+@takes_urls("store")
 def verify(
     store: Store,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte, not only names, sizes and records.")] = False,
@@ -53,14 +58,15 @@ def verify(
     if json:
         emit_json([asdict(problem) for problem in problems])
     for problem in problems:
-        typer.echo(problem.sentence, err=True)
+        typer.echo(addressed(problem.sentence), err=True)
     if problems:
         raise typer.Exit(1)
     if not json:
-        typer.echo(f"{store}: as it was committed ({'every byte read' if deep else 'names, sizes and records'})")
+        say(f"{store}: as it was committed ({'every byte read' if deep else 'names, sizes and records'})")
 
 
 @app.command()
+@takes_urls("first", "second")
 def diff(first: Store, second: Store, json: Json = False) -> None:
     """Say in words why two stores differ; exit code 1 if they do.
 
@@ -72,12 +78,13 @@ def diff(first: Store, second: Store, json: Json = False) -> None:
     if json:
         emit_json(sentences)
     else:
-        typer.echo("\n".join(sentences) or "The same ids, the same values, the same key.")
+        say("\n".join(sentences) or "The same ids, the same values, the same key.")
     if sentences:
         raise typer.Exit(1)
 
 
 @app.command()
+@takes_urls("store")
 def du(store: Store, json: Json = False) -> None:
     """Say what takes the space.
 
@@ -93,6 +100,7 @@ def du(store: Store, json: Json = False) -> None:
 
 
 @app.command()
+@takes_urls("store")
 def gc(
     store: Store,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only named.")] = False,
@@ -110,26 +118,60 @@ def gc(
     else:
         verb = "removed" if delete else "could be removed (--delete does it)"
         lines = [f"{store / file.name}: {file.reason}, {size(file.bytes)}, {verb}" for file in files]
-        typer.echo("\n".join(lines) or "Nothing to clean.")
+        say("\n".join(lines) or "Nothing to clean.")
 
 
 @app.command()
-def status(store: Store, json: Json = False) -> None:
-    """Say how far an extraction is: shards done, leased by a live process, missing.
+@takes_urls("store")
+def status(
+    store: Store,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of the shards.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--summary", help="With --json: one object with counts, rate, workers, failures.")
+    ] = False,
+    watch: Annotated[
+        float | None, typer.Option(help="Say it again every so many seconds until the store is finished.", min=0.1)
+    ] = None,
+) -> None:
+    """Say how far an extraction is: shards done, leased, missing; rate, time left, workers, failures.
 
     Example: pipeline store status data/1_features/openmoji/efficientnet-lite0
-    """
-    from pipeline.store.inspect import status as look
 
-    shards = look(store)
-    if json:
-        emit_json([asdict(shard) for shard in shards])
-        return
-    counts = {state: sum(shard.state == state for shard in shards) for state in ("done", "leased", "missing")}
-    typer.echo(f"{store}: {len(shards)} shards: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    Example: pipeline store status data/1_features/openmoji/efficientnet-lite0 --watch 10
+    """
+    import time
+
+    from pipeline.store.inspect import status as look
+    from pipeline.store.inspect import summary
+
+    while True:
+        found = summary(store)
+        if not json:
+            say("\n".join(status_lines(store, found)))
+        else:
+            emit_json(asdict(found) if whole else [asdict(shard) for shard in look(store)])
+        if watch is None or found.finished:
+            return
+        time.sleep(watch)
 
 
 @app.command()
+@takes_urls("store")
+def events(store: Store) -> None:
+    """Print what happened while a store was made: one log of all workers, a JSON object a line, sorted by time.
+
+    Example: pipeline store events data/1_features/openmoji/efficientnet-lite0
+    """
+    import json
+
+    from pipeline.store.inspect import read_events
+
+    for event in read_events(store):
+        typer.echo(json.dumps(event))
+
+
+@app.command()
+@takes_urls("store", "text")
 def convert(
     store: Store,
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
@@ -150,10 +192,11 @@ def convert(
     names = [layer.name for layer in FeatureStore.open(store).layers]
     chosen = select_layers("last" if to == "clip-retrieval" and layers == "all" else layers, names)
     for path in write(store, out, to, layers=chosen, text=text):
-        typer.echo(path)
+        say(path)
 
 
 @app.command()
+@takes_urls("out")
 def ingest(
     vectors: Annotated[Path, typer.Argument(help="Features that others computed: .npy [N, D] or .parquet.")],
     out: Annotated[Path, typer.Option("--out", help="Feature store to make.")],
@@ -191,4 +234,4 @@ def ingest(
     if json:
         emit_json(found)
     else:
-        typer.echo(f"{out}: {found['rows']} rows, layer {layer}, content {found['content_digest']}")
+        say(f"{out}: {found['rows']} rows, layer {layer}, content {found['content_digest']}")

@@ -8,12 +8,14 @@ import typer
 from pipeline.commands import engine as engines
 from pipeline.commands.checks import at_least_one, writable_file, writable_folder
 from pipeline.commands.data import make_missing
+from pipeline.commands.urls import takes_urls
 from pipeline.messages import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.study.plan import StudyConfig
 
 
+@takes_urls()
 def study(
     file: Annotated[Path, typer.Argument(help="The study's YAML, such as examples/study.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("data/4_study"),

@@ -9,6 +9,7 @@ from pipeline.commands import engine as engines
 from pipeline.commands.align import settings_of
 from pipeline.commands.checks import at_least_one, writable_folder
 from pipeline.commands.output import emit_json, emit_table
+from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.messages import on_stderr
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.study.config import SweepConfig
 
 
+@takes_urls("image", "text")
 def sweep(
     image: Annotated[list[Path] | None, typer.Option(help="Image store; several are concatenated.")] = None,
     text: Annotated[list[Path] | None, typer.Option(help="Text store; several are concatenated.")] = None,

@@ -11,9 +11,11 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.evaluate.measures import measures_of, value_by_seed
+from pipeline.evaluate.output import OWN
 from pipeline.evaluate.queries import QueryRanks, read_queries
 from pipeline.evaluate.resampling import interval, p_value
 from pipeline.evaluate.single import resample
+from pipeline.remote.folder import pull_folder
 
 Directions = dict[str, QueryRanks]
 
@@ -47,6 +49,8 @@ def compare(
     Raises:
         UserError: A folder holds no table of queries, or the two share no run or no query.
     """
+    for folder in (first, second):
+        pull_folder(folder, OWN)
     left, right = read_queries(first), read_queries(second)
     rows = []
     for name, a, b in _matched(left, right, f"{first} and {second}"):

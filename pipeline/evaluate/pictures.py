@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from pipeline.remote.folder import bring
+
 EDGE = 176
 
 
@@ -41,7 +43,7 @@ class Pictures:
     def _make(self, file: str) -> str:
         folder = (self.folder or Path()).resolve()
         try:
-            path = (folder / file).resolve()
+            path = bring(folder / file).resolve()
             if not path.is_relative_to(folder) or not path.is_file():
                 return ""
             return encode_thumbnail(path)

@@ -20,7 +20,7 @@ from pipeline.evaluate.data import TestPairs, pairs_of_split
 from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates
 from pipeline.evaluate.examples import Gallery, example_groups
 from pipeline.evaluate.measures import chance_level, measures_of
-from pipeline.evaluate.output import fresh_output
+from pipeline.evaluate.output import MARK, OWN, fresh_output
 from pipeline.evaluate.pictures import Pictures
 from pipeline.evaluate.probes import Probe, probe_rows, probe_set
 from pipeline.evaluate.queries import FILE, IMAGE_RETRIEVAL, TEXT_RETRIEVAL, write_queries, zero_shot_direction
@@ -34,6 +34,8 @@ from pipeline.evaluate.summary import Summary, summarise_runs
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
 from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.remote.binding import address, bind_recorded, is_url, name_of
+from pipeline.remote.folder import push_folder
 from pipeline.store.side import Side
 
 Progress = Callable[[str], None]
@@ -119,7 +121,8 @@ def _write(
         write_tables(new, summary, values, duplicates, probes)
         (new / "report.html").write_text(html, encoding="utf-8")
         write_plain(new, page)
-    say(f"wrote {config.out / 'report.html'}")
+    push_folder(config.out, OWN, last=MARK)
+    say(f"wrote {address(config.out / 'report.html')}")
     return values
 
 
@@ -151,7 +154,7 @@ def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:
     methods = Counter(run.method for run in runs)
     named: dict[str, AlignedRun] = {}
     for run in runs:
-        base = name = run.method if methods[run.method] == 1 else run.path.resolve().name
+        base = name = run.method if methods[run.method] == 1 else name_of(run.path)
         number = 2
         while name in named:
             name, number = f"{base} ({number})", number + 1
@@ -210,7 +213,9 @@ def counts(pairs: TestPairs, sets: Sequence[ZeroShotSet]) -> dict[str, Any]:
 def data_folder(config: EvaluateConfig, pairs: TestPairs) -> Path | None:
     """Return the folder that pictures come from: the one that is named, or the one that the store was made from."""
     stated = pairs.image.stores[0].manifest.provenance.get("dataset")
-    return config.data or (Path(stated) if isinstance(stated, str) and stated else None)
+    if config.data or not isinstance(stated, str) or not stated:
+        return config.data
+    return bind_recorded(stated) if is_url(stated) else Path(stated)
 
 
 def _pictures_note(pictures: Pictures) -> str:

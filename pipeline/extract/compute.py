@@ -6,7 +6,7 @@ In memory: the shard at work, the one being written, and a few decoded items.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -19,10 +19,12 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.extract.forward import Arrays, Forward, batches_by_length, batches_in_order
 from pipeline.extract.items import Items
+from pipeline.extract.others import Others
 from pipeline.extract.prepare import Prepared, prepare
 from pipeline.extract.progress import Meter
 from pipeline.extract.rejected import check_share, write_rejected
 from pipeline.extract.shares import Share, in_turn
+from pipeline.store.events import EventLog
 from pipeline.store.layout import MANIFEST, REJECTED
 from pipeline.store.records import PendingShard, committed
 from pipeline.store.writer import StoreWriter
@@ -70,6 +72,7 @@ class Computation:
         meter: Is told of finished rows.
         batch_size: Rows a batch is cut to; what the device takes at once may be less (see `Forward`).
         share: Which shards are taken first.
+        events: Is told of every shard.
     """
 
     writer: StoreWriter
@@ -80,8 +83,11 @@ class Computation:
     meter: Meter
     batch_size: int
     share: Share
+    events: EventLog
     shards: set[int] = field(default_factory=set)
     """Shards that this run computed (some layers of)."""
+    others: Others = field(init=False)
+    """Counts what other workers commit."""
     rejected: dict[str, str] = field(default_factory=dict)
     """Id → reason of the items that this run and the ones before it found broken."""
 
@@ -95,19 +101,23 @@ class Computation:
         self.rejected |= rejected_before(self.writer)
         self._check_rejected([])
         wait = _POLL
+        self.others = Others(self.writer.root, self.writer.pending(self.forward.layers), self.shards)
         while left := self.writer.pending(self.forward.layers):
             turns = in_turn(left, self.writer.header.shards, self.share.index, self.share.count)
             if self._pass(turns):
                 wait = _POLL
             else:
+                self.events.touch()
+                self.meter.elsewhere(self.others.rows())
                 time.sleep(wait)
                 wait = min(1.5 * wait, _LONGEST_POLL)
+        self.meter.elsewhere(self.others.rows(again=0))
 
     def _pass(self, left: Sequence[PendingShard]) -> int:
         """Compute those of the shards that nobody else is at; return how many."""
         took, written = 0, None
         with ExitStack() as stack:
-            claims = stack.enter_context(Claims(self.writer))
+            claims = stack.enter_context(Claims(self.writer, self.events))
             committer = stack.enter_context(ThreadPoolExecutor(1, "write"))
             decoders = stack.enter_context(ThreadPoolExecutor(self.workers, "decode"))
             several = _TEXTS_AT_ONCE if self.forward.encoder.modality == "text" else 1
@@ -172,15 +182,23 @@ class Computation:
             else:
                 yield item
 
-    def _commit(
-        self,
-        claims: "Claims",
-        shard: PendingShard,
-        rows: Rows,
-    ) -> None:
-        if self.writer.holds(shard.index):  # not where this process stalled and others took it over
+    def _commit(self, claims: "Claims", shard: PendingShard, rows: Rows) -> None:
+        ids, _, rejected = rows
+        if self.writer.holds(shard.index):
             self.writer.commit(shard, *rows)
             self.shards.add(shard.index)
+            self.events.write(
+                "committed",
+                shard=shard.index,
+                items=shard.stop - shard.start,
+                rows=len(ids),
+                seconds=round(claims.seconds(shard.index), 3),
+                layers=shard.layers,
+                rejected=Counter(reason for _, reason in rejected),
+            )
+        else:  # this process stalled for so long that others took it over
+            self.events.write("lost", shard=shard.index)
+        self.meter.elsewhere(self.others.rows())
         claims.release(shard.index)
 
     def _check_rejected(self, rejected: list[tuple[str, str]]) -> None:
@@ -203,9 +221,10 @@ def rejected_before(writer: StoreWriter) -> dict[str, str]:
 class Claims:
     """The shards that this process has claimed and not yet committed; all are let go at the end."""
 
-    def __init__(self, writer: StoreWriter) -> None:
-        self._writer = writer
+    def __init__(self, writer: StoreWriter, events: EventLog) -> None:
+        self._writer, self._events = writer, events
         self._held: dict[int, ExitStack] = {}
+        self._since: dict[int, float] = {}
 
     def __enter__(self) -> "Claims":
         return self
@@ -220,7 +239,13 @@ class Claims:
             with ExitStack() as stack:
                 if stack.enter_context(self._writer.claim(shard.index)):
                     self._held[shard.index] = stack.pop_all()
+                    self._since[shard.index] = time.monotonic()
+                    self._events.write("claimed", shard=shard.index)
                     yield shard
+
+    def seconds(self, index: int) -> float:
+        """Return for how long a shard has been held."""
+        return time.monotonic() - self._since[index]
 
     def release(self, index: int) -> None:
         """Let a shard go."""

@@ -18,13 +18,15 @@ class Update:
     what: str
     """What is being worked on, such as "features" or "images"."""
     done: int = 0
-    """Rows done, the ones of earlier runs included."""
+    """Rows done, the ones of earlier runs and of other workers included."""
     total: int = 0
     """Rows in all; 0 where nobody knows."""
     rate: float = 0.0
-    """Rows a second of this run; 0 before the first is done."""
+    """Rows a second of this run, others' left out; 0 before the first is done."""
+    others: int = 0
+    """Rows that other workers did while this run worked."""
     eta: float | None = None
-    """Seconds still to go, or None where that cannot be said."""
+    """Seconds still to go for all workers together, or None where that cannot be said."""
     message: str = ""
     """A sentence for the user, such as the cost of the work; empty for a mere count."""
 
@@ -48,21 +50,32 @@ class Meter:
 
     def __init__(self, report: Report, what: str, total: int, done: int = 0) -> None:
         self._report, self._what, self._total, self._done, self._first = report, what, total, done, done
+        self._others = 0
         self._start = self._told = time.perf_counter()
         self._tell()
 
     def advance(self, rows: int = 1) -> None:
         """Count rows as done."""
         self._done += rows
-        if time.perf_counter() - self._told > 0.1 or self._done == self._total:
+        if time.perf_counter() - self._told > 0.1 or self._done + self._others >= self._total:
+            self._tell()
+
+    def elsewhere(self, rows: int) -> None:
+        """Say how many rows other workers have done since this run began."""
+        if rows != self._others:
+            self._others = rows
             self._tell()
 
     def _tell(self) -> None:
         self._told = time.perf_counter()
-        new = self._done - self._first
-        rate = new / max(self._told - self._start, 1e-9) if new else 0.0
-        eta = (self._total - self._done) / rate if rate and self._total else None
-        self._report(Update(what=self._what, done=self._done, total=self._total, rate=rate, eta=eta))
+        took = max(self._told - self._start, 1e-9)
+        own = self._done - self._first
+        done = self._done + self._others
+        done = min(done, self._total) if self._total else done
+        together = (own + self._others) / took
+        eta = (self._total - done) / together if together and self._total else None
+        update = Update(what=self._what, done=done, total=self._total, rate=own / took, others=self._others, eta=eta)
+        self._report(update)
 
 
 @contextmanager
@@ -83,6 +96,8 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Report]:
             bars[update.what] = tqdm(
                 total=update.total or None, initial=update.done, desc=update.what, unit=" rows", dynamic_ncols=True
             )
+        if update.others:
+            bars[update.what].set_postfix_str(f"{update.rate:.1f} rows/s here", refresh=False)
         bars[update.what].update(update.done - bars[update.what].n)
 
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.store.commit import writing
+from pipeline.store.distant import push_table
 
 
 class RejectedInputError(Exception):
@@ -43,5 +44,7 @@ def write_rejected(table: Path, rejected: Sequence[tuple[str, str]]) -> None:
     Raises:
         PipelineError: The disk does not take it.
     """
-    with writing(table), table.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
+    with writing(table):
+        with table.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
+        push_table(table)

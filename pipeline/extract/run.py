@@ -22,9 +22,12 @@ from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
 from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
+from pipeline.remote.binding import address
+from pipeline.store.distant import leases_of, pull_tables
+from pipeline.store.events import EventLog
+from pipeline.store.holder import this_process
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
-from pipeline.store.leases import FileLeases
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import PendingShard
@@ -46,6 +49,7 @@ def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
     """
     start = time.perf_counter()
     dataset = open_dataset(config.dataset)
+    pull_tables(config.out)
     require_free(config.out)
     found = _unchanged(config, dataset)
     if found is None:
@@ -160,12 +164,25 @@ def _one_store(
     if config.dry_run:
         cost = _timed(cost, encoder, job.items, pending, batch_size_of(config, encoder.modality))
     if pending or config.dry_run:
-        report(Update(what=job.items.what, message=f"{job.root}: {cost.sentence()}"))
+        report(Update(what=job.items.what, message=f"{address(job.root)}: {cost.sentence()}"))
     if config.dry_run:
         return _result(config, job, None, layers, (), cost), header.key
-    writer = StoreWriter(job.root, header, FileLeases(job.root, config.lease_seconds))
-    computed = _compute(config, job, encoder, layers, writer, cost, report)
-    manifest = writer.finish(job.items.samples, _provenance(config, encoder))
+    holder = this_process()
+    writer = StoreWriter(job.root, header, leases_of(job.root, config.lease_seconds, holder))
+    with EventLog(job.root, holder) as events:
+        if pending:
+            events.start(
+                index=config.worker_index,
+                of=config.num_workers,
+                shards=len(pending),
+                rows=cost.missing_rows,
+                layers=layers,
+                lease_seconds=config.lease_seconds,
+                kernel=holder.kernel,
+            )
+        computed = _compute(config, job, encoder, layers, writer, cost, report, events)
+        manifest = writer.finish(job.items.samples, _provenance(config, encoder))
+        events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
     return _result(config, job, manifest, layers, computed, cost), header.key
 
 
@@ -185,6 +202,7 @@ def _compute(
     writer: StoreWriter,
     cost: Cost,
     report: Report,
+    events: EventLog,
 ) -> tuple[int, ...]:
     from pipeline.extract.compute import Computation
     from pipeline.extract.forward import Forward
@@ -198,6 +216,7 @@ def _compute(
         max_rejected=config.max_rejected,
         meter=Meter(report, job.items.what, cost.rows, cost.rows - cost.missing_rows),
         batch_size=batch_size,
+        events=events,
         share=Share(index=config.worker_index, count=config.num_workers),
     )
     work.run()
@@ -210,7 +229,7 @@ def _provenance(config: ExtractConfig, encoder: Encoder) -> dict[str, Any]:
     return {
         "spec": config.encoder,
         "modality": encoder.modality,
-        "dataset": str(config.dataset),
+        "dataset": address(config.dataset),
         "device": config.device,
         "batch_size": batch_size_of(config, encoder.modality),
         "versions": versions(),

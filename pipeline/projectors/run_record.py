@@ -25,7 +25,11 @@ from pipeline.projectors.run_json import (
     fill,
     key_differences,
 )
+from pipeline.remote.binding import name_of
+from pipeline.remote.folder import pull_folder, push_folder
 
+RUN_FILES = ("run.json", "layer_pairs.json", "seed-*/*")
+"""What a run's folder is made of, as patterns."""
 # The data set is what a run is applied to; every other field of a key says what the features are.
 OTHER_DATA = ("dataset_digest",)
 
@@ -69,6 +73,7 @@ class AlignedRun:
         Raises:
             UserError: The file is missing or damaged, or a field is missing or of the wrong kind.
         """
+        pull_folder(path, RUN_FILES)
         if not (path / "run.json").is_file():
             found = "no run.json in it" if path.is_dir() else "a file" if path.exists() else "no such folder"
             remedy = "make one with `pipeline align`"
@@ -91,6 +96,7 @@ class AlignedRun:
             raise UserError(expected="JSON values (NaN is none)", found=str(error), where=str(path)) from error
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "run.json", text.encode())
+        push_folder(path, RUN_FILES, last="run.json")
         return run
 
     def projector(self, side: str, seed: int | None = None) -> Projector:
@@ -152,7 +158,7 @@ class AlignedRun:
             if not _is_under(name, ignore)
         ]
         if differences:
-            remedy = f"extract the {side} features as the run {self.path.name!r} had them, or align these anew"
+            remedy = f"extract the {side} features as the run {name_of(self.path)!r} had them, or align these anew"
             raise KeyMismatchError(differences, where or str(self.path), remedy)
 
     def _load(self, side: str, seed: int) -> Projector:

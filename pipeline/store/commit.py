@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError, UserError
 from pipeline.store import atomic
 from pipeline.store.digests import array_xxh3, dump_signed, file_sha256, ids_digest
+from pipeline.store.distant import publish, push_shard, withdraw
 from pipeline.store.dtypes import StorageDtype, count_nonfinite, storage_dtype
 from pipeline.store.formats.base import Features, ShardFormat
 from pipeline.store.formats.table import file_format
@@ -51,6 +52,7 @@ def commit_file(
             sha256, size = digest.result(), temp.stat().st_size
             atomic.publish(temp, target)
             atomic.sync_folder(root)
+        push_shard(target, sha256)
         start, stop = header.span(index)
         record = ShardFile(
             name=target.name,
@@ -65,7 +67,7 @@ def commit_file(
             sha256=sha256,
             rejected=tuple((name, reason) for name, reason in rejected),
         )
-        atomic.put(record_path, dump_signed(record.to_json()))
+        publish(record_path, dump_signed(record.to_json()))
     return record
 
 
@@ -85,6 +87,7 @@ def describe(features: Mapping[str, Features], dtype: StorageDtype) -> tuple[Sha
 
 def retire(record: Path) -> None:
     """Remove the record of a damaged file before that file is replaced, so that no record describes another."""
+    withdraw(record)
     if record.exists():
         record.unlink()
         atomic.sync_folder(record.parent)

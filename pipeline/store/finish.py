@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
-from pipeline.store import atomic
 from pipeline.store.digests import content_digest, dump_signed, file_sha256, ids_digest
+from pipeline.store.distant import publish, publish_over
 from pipeline.store.layout import MANIFEST, REJECTED, SAMPLES
 from pipeline.store.manifest import Header, LayerInfo, Manifest, ShardFile, read_manifest
 from pipeline.store.records import committed, missing_layers
@@ -60,7 +60,7 @@ def finish(
     put_if_changed(root / REJECTED, rejected)
     if old is not None and replace(old, provenance=manifest.provenance) == manifest:
         return old
-    atomic.put(root / MANIFEST, dump_signed(manifest.to_json()))
+    publish_over(root / MANIFEST, dump_signed(manifest.to_json()))
     return manifest
 
 
@@ -74,7 +74,7 @@ def refresh(root: Path, header: Header, samples: Samples) -> Manifest:
     manifest = replace(old, samples=_sha256(table), next_samples="")
     _put_samples(root, old, table)
     if manifest != old:
-        atomic.put(root / MANIFEST, dump_signed(manifest.to_json()))
+        publish_over(root / MANIFEST, dump_signed(manifest.to_json()))
     return manifest
 
 
@@ -101,7 +101,7 @@ def rejected_bytes(files: Iterable[ShardFile]) -> bytes:
 def put_if_changed(path: Path, data: bytes) -> None:
     """Write a small file atomically unless it holds these bytes already."""
     if not path.is_file() or path.read_bytes() != data:
-        atomic.put(path, data)
+        publish(path, data)
 
 
 def _put_samples(root: Path, old: Manifest | None, table: bytes) -> None:
@@ -109,7 +109,7 @@ def _put_samples(root: Path, old: Manifest | None, table: bytes) -> None:
         path = root / SAMPLES
         found = file_sha256(path) if path.is_file() else ""
         now = found if found == old.next_samples and found else old.samples
-        atomic.put(root / MANIFEST, dump_signed(replace(old, samples=now, next_samples=_sha256(table)).to_json()))
+        publish_over(root / MANIFEST, dump_signed(replace(old, samples=now, next_samples=_sha256(table)).to_json()))
     put_if_changed(root / SAMPLES, table)
 
 

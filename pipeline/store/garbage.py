@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.remote.binding import address, bound
 from pipeline.store.atomic import stale_temp_files
 from pipeline.store.commit import writing
 from pipeline.store.layout import HEADER, MANIFEST, is_lock, lease_of, lock_name, own_files, shard_index
@@ -65,6 +66,9 @@ def gc(path: Path, *, delete: bool = False) -> list[Garbage]:
 
 
 def _require_store(path: Path) -> None:
+    if bound(path):
+        remedy = "remove objects with the store's own tools, such as `aws s3 rm`, when nobody writes"
+        raise UserError(expected="a folder to clean", found="a URL", where=address(path), remedy=remedy)
     if not (path / HEADER).is_file():
         raise UserError(expected="a feature store", found="no store.json", where=str(path))
 

@@ -1,27 +1,29 @@
 """What is in a store and how far it has come: the functions behind `pipeline store ...`, which return data."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.remote.binding import address
 from pipeline.store.convert import convert
+from pipeline.store.distant import sizes_of
 from pipeline.store.dtypes import storage_dtype
+from pipeline.store.events import read_events
 from pipeline.store.garbage import garbage, gc
 from pipeline.store.ingest import IngestConfig, ingest
-from pipeline.store.layout import CLASSES, HEADER, lock_name, own_files, shard_index
-from pipeline.store.locks import is_locked
-from pipeline.store.manifest import read_header
+from pipeline.store.layout import CLASSES, HEADER, event_files, own_files, shard_index
 from pipeline.store.reader import FeatureStore
-from pipeline.store.records import committed, missing_layers
 from pipeline.store.replace import replace_store
+from pipeline.store.status import ShardStatus, Summary, WorkerStatus, status, summary
 from pipeline.store.verify import Problem, verify
 
 __all__ = [
     "IngestConfig",
     "Problem",
     "ShardStatus",
+    "Summary",
+    "WorkerStatus",
     "convert",
     "diff",
     "du",
@@ -29,21 +31,12 @@ __all__ = [
     "gc",
     "ingest",
     "ls",
+    "read_events",
     "replace_store",
     "status",
+    "summary",
     "verify",
 ]
-
-
-@dataclass(frozen=True)
-class ShardStatus:
-    """How far one shard is: items [start, stop), state "done", "leased" or "missing", layers that are committed."""
-
-    index: int
-    start: int
-    stop: int
-    state: str
-    layers: tuple[str, ...]
 
 
 def ls(path: Path) -> dict[str, Any]:
@@ -59,7 +52,7 @@ def ls(path: Path) -> dict[str, Any]:
     store = FeatureStore.open(path)
     manifest = store.manifest
     return {
-        "path": str(path),
+        "path": address(path),
         "rows": store.rows,
         "items": manifest.header.items,
         "rejected": manifest.header.items - store.rows,
@@ -79,13 +72,15 @@ def ls(path: Path) -> dict[str, Any]:
 
 
 def du(path: Path) -> dict[str, int]:
-    """Return bytes on the disk: "total", "shards", "tables" and "layer:<name>" (values alone) for each layer.
+    """Return bytes on the disk: "total", "shards", "tables" (all that is no shard), and what is in those.
+
+    "events" are the logs of the runs that made the store, "layer:<name>" the values of each layer.
 
     Raises:
         UserError: The folder is no store, unfinished or damaged.
     """
     store = FeatureStore.open(path)
-    sizes = {file.name: file.stat().st_size for file in own_files(path)}
+    sizes = sizes_of(path, own_files(path))
     shards = sum(
         size for name, size in sizes.items() if name.endswith((".h5", ".parquet")) and shard_index(name) is not None
     )
@@ -98,37 +93,9 @@ def du(path: Path) -> dict[str, int]:
         )
         for layer in store.layers
     }
-    total = sum(sizes.values())
-    return {"total": total, "shards": shards, "tables": total - shards, **layers}
-
-
-def status(path: Path) -> list[ShardStatus]:
-    """Return the state of every shard of a store, finished or not.
-
-    A shard is done if it has every layer that any shard has, leased if a live process holds it, missing otherwise.
-
-    Raises:
-        UserError: The folder is no store.
-    """
-    if not (path / HEADER).is_file():
-        raise UserError(expected="a feature store", found="no store.json", where=str(path))
-    header = read_header(path)
-    done = committed(path, header)
-    names = tuple(dict.fromkeys(layer.name for files in done.values() for file in files for layer in file.layers))
-    return [
-        _shard_status(path, index, header.span(index), done.get(index, []), names) for index in range(header.shards)
-    ]
-
-
-def _shard_status(
-    root: Path, index: int, span: tuple[int, int], files: list[Any], names: tuple[str, ...]
-) -> ShardStatus:
-    missing = missing_layers(files, names)
-    held = tuple(name for name in names if name not in missing)
-    state = "done" if files and not missing else "missing"
-    if is_locked(root / lock_name(index)):
-        state = "leased"
-    return ShardStatus(index, *span, state, held)
+    events = sum(file.stat().st_size for file in event_files(path))
+    total = sum(sizes.values()) + events
+    return {"total": total, "shards": shards, "tables": total - shards, "events": events, **layers}
 
 
 def diff(first: Path, second: Path) -> list[str]:

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
+from pipeline.remote.binding import local_path
 from pipeline.store.batches import gather, row_batches
 from pipeline.store.digests import file_sha256, ids_digest
+from pipeline.store.distant import pull_tables
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.formats.base import Features
 from pipeline.store.key import FeatureKey
@@ -29,7 +31,7 @@ from pipeline.store.locks import is_locked, lock
 from pipeline.store.manifest import LayerInfo, Manifest, read_header, read_manifest
 from pipeline.store.records import committed, file_problem
 from pipeline.store.samples import Samples, read_samples
-from pipeline.store.sources import Source, first_files, layer_sources, read_source, view_source
+from pipeline.store.sources import Source, bring_sources, first_files, layer_sources, read_source, view_source
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +57,14 @@ class FeatureStore:
     def open(cls, path: Path | str) -> "FeatureStore":
         """Open a store: check the manifest, the side tables, and that every file is there with its size.
 
+        A URL, such as `s3://bucket/store`, is opened through the cache: see `pipeline.store.distant`.
+
         Raises:
             UserError: No such folder, or a folder that is no store.
             UnfinishedStoreError: Not all shards are committed.
             DamagedStoreError: The manifest, samples.parquet or a file is not what was committed.
         """
-        root = Path(path)
+        root = local_path(path)
         require_finished(root)
         try:
             return cls(root, _checked_manifest(root))
@@ -111,6 +115,11 @@ class FeatureStore:
             raise DamagedStoreError(SAMPLES, "the ids of the committed rows", "other ids", str(self.path))
         return table
 
+    @property
+    def shard_edges(self) -> NDArray[np.int64]:
+        """Return the row numbers [S + 1], from 0 to N, between which the S shards lie."""
+        return np.cumsum([0, *(file.rows for file in first_files(self.manifest.shards))], dtype=np.int64)
+
     def layer(self, name: str) -> LayerInfo:
         """Return what is known of a layer.
 
@@ -132,6 +141,7 @@ class FeatureStore:
         out = np.empty((self.rows, info.width), storage_dtype(info.dtype).numpy)
         sources = self._sources(layer)
         stops = np.cumsum([source.rows for source in sources])
+        bring_sources(self.path, sources)
         parts = [out[stop - source.rows : stop] for source, stop in zip(sources, stops, strict=True)]
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in pool.map(lambda source, part: read_source(self.path, source, part), sources, parts):
@@ -156,7 +166,9 @@ class FeatureStore:
             DamagedStoreError: A shard is not what was committed.
         """
         self.layer(layer)
-        return [view for source in self._sources(layer) for view in self._view(source)]
+        sources = self._sources(layer)
+        bring_sources(self.path, sources)
+        return [view for source in sources for view in self._view(source)]
 
     def gather(
         self, layer: str, rows: NDArray[np.int64], dtype: "torch.dtype | None" = None, *, keep: bool = True
@@ -167,10 +179,13 @@ class FeatureStore:
             layer: Layer to read.
             rows: Row numbers [B].
             dtype: Another dtype than the layer's own.
-            keep: Read the layer into memory once, if it fits, and keep it for the next draws; else map it.
+            keep: Read the layer into memory once, if it fits, and keep it for the next draws; else map those shards
+                that hold the rows.
         """
-        parts = self._stage(layer) if keep else self.memmaps(layer)
-        return self._tensor(gather(parts, rows), self.layer(layer), dtype)
+        info = self.layer(layer)
+        if keep:
+            return self._tensor(gather(self._stage(layer), rows), info, dtype)
+        return self._tensor(self._gather_mapped(layer, info, rows), info, dtype)
 
     def batches(
         self, layer: str, batch_size: int, *, shuffle: bool = False, seed: int = 0, drop_last: bool = False
@@ -206,6 +221,19 @@ class FeatureStore:
         self._verified.add(known)
         return views
 
+    def _gather_mapped(self, layer: str, info: LayerInfo, rows: NDArray[np.int64]) -> Features:
+        """Open (and, the first time, verify) only the shards that hold some of the rows: others may read the rest."""
+        sources = self._sources(layer)
+        starts = np.cumsum([0, *(source.rows for source in sources)])
+        which = np.searchsorted(starts, rows, side="right") - 1
+        touched = np.unique(which)
+        if not len(touched):
+            return np.empty((0, info.width), storage_dtype(info.dtype).numpy)
+        counts = [sources[index].rows for index in touched]
+        first = np.cumsum([0, *counts[:-1]])[np.searchsorted(touched, which)]
+        views = [view for index in touched for view in self._view(sources[index])]
+        return gather(views, rows - starts[which] + first)
+
     def _stage(self, layer: str) -> list[Features]:
         if layer in self._staged:
             return [self._staged[layer]]
@@ -240,6 +268,7 @@ def require_finished(root: Path) -> None:
         UserError: No such folder, or a folder that is no store.
         UnfinishedStoreError: Not all shards are committed.
     """
+    pull_tables(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise UserError(
@@ -257,6 +286,7 @@ def require_finished(root: Path) -> None:
 
 
 def _wait_for_writer(root: Path) -> None:
+    pull_tables(root)
     path = root / lock_name("store")
     with suppress(OSError):
         if is_locked(path):

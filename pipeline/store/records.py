@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import DamagedStoreError, UserError
+from pipeline.store.distant import pull_records, size_of
 from pipeline.store.layout import is_record, shard_index
 from pipeline.store.manifest import Header, ShardFile, read_record
 
@@ -33,6 +34,7 @@ def committed(root: Path, header: Header) -> dict[int, list[ShardFile]]:
     Raises:
         UserError: A record belongs to another key or another cut into shards.
     """
+    pull_records(root)
     found: defaultdict[int, list[ShardFile]] = defaultdict(list)
     names = sorted((shard_index(path.name) or 0, path) for path in root.iterdir() if is_record(path.name))
     for index, path in names:
@@ -44,6 +46,7 @@ def committed(root: Path, header: Header) -> dict[int, list[ShardFile]]:
 
 def committed_files(root: Path, header: Header, index: int) -> list[ShardFile]:
     """Return the committed files of one shard."""
+    pull_records(root, index)
     paths = sorted(path for path in root.glob(f"{index:05d}-*.json") if is_record(path.name))
     return [record for path in paths if (record := _sound_record(path, header)) is not None]
 
@@ -62,9 +65,8 @@ def pending_shards(root: Path, header: Header, layers: Sequence[str]) -> list[Pe
 
 def file_problem(root: Path, record: ShardFile) -> str:
     """Return what is wrong with a committed file at a glance: missing, or its size; "" = nothing."""
-    try:
-        size = (root / record.name).stat().st_size
-    except FileNotFoundError:
+    size = size_of(root / record.name)
+    if size is None:
         return "no file"
     return "" if size == record.bytes else f"{size} bytes"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.store.commit import writing
+from pipeline.store.distant import withdraw_all
 from pipeline.store.layout import (
     CLASSES,
     EVENTS,
@@ -43,6 +44,7 @@ def replace_store(path: Path) -> list[Path]:
         return removed
     _require_own(path)
     with writing(path / MANIFEST), _idle(path, files):
+        withdraw_all(path, _order)
         for file in sorted(files, key=_order):
             file.unlink(missing_ok=True)
         for log in event_files(path):

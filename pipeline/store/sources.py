@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
 
 from pipeline.errors import DamagedStoreError
 from pipeline.store.digests import array_xxh3
+from pipeline.store.distant import bring_shards
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.formats.base import Features, LayerExtents, ShardFormat
 from pipeline.store.formats.table import FORMATS
@@ -23,6 +24,9 @@ class Source:
     index: int
     rows: int
     layer: ShardLayer
+    sha256: str = field(default="", compare=False)
+    """Digest of the file and its bytes: they say what to bring from a URL, not what the layer is."""
+    bytes: int = field(default=0, compare=False)
 
 
 def layer_sources(files: Sequence[ShardFile], name: str) -> tuple[Source, ...]:
@@ -31,7 +35,7 @@ def layer_sources(files: Sequence[ShardFile], name: str) -> tuple[Source, ...]:
     for file in files:
         layer = file.layer(name)
         if layer is not None:
-            found.setdefault(file.index, Source(file.name, file.index, file.rows, layer))
+            found.setdefault(file.index, Source(file.name, file.index, file.rows, layer, file.sha256, file.bytes))
     return tuple(found[index] for index in sorted(found))
 
 
@@ -41,6 +45,15 @@ def first_files(files: Iterable[ShardFile]) -> list[ShardFile]:
     for file in files:
         first.setdefault(file.index, file)
     return [first[index] for index in sorted(first)]
+
+
+def bring_sources(root: Path, sources: Iterable[Source]) -> None:
+    """Bring the files of sources that lie at a URL, several at a time; nothing for a folder.
+
+    Raises:
+        DamagedStoreError: An object is not what was committed, or it is gone.
+    """
+    bring_shards(root, ((source.file, source.sha256, source.bytes) for source in sources))
 
 
 def read_source(root: Path, source: Source, out: Features) -> None:
@@ -80,6 +93,7 @@ def stream_digest(root: Path, sources: Sequence[Source]) -> str:
         DamagedStoreError: A file is not what was committed.
     """
     whole = hashlib.sha256()
+    bring_sources(root, sources)
     for source in sources:
         shard_format, extents = locate(root, source)
         part = xxhash.xxh3_128()
@@ -99,6 +113,7 @@ def locate(root: Path, source: Source) -> tuple[ShardFormat, LayerExtents]:
     Raises:
         DamagedStoreError: The file does not open, or says something else.
     """
+    bring_sources(root, [source])
     path = root / source.file
     shard_format = next(each for each in FORMATS.values() if each.suffix == path.suffix)
     try:

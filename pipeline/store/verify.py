@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import DamagedStoreError, PipelineError, UserError
 from pipeline.store.digests import content_digest, file_sha256, ids_digest
+from pipeline.store.distant import bring_shards, pull_records
 from pipeline.store.formats.table import file_format
 from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES
 from pipeline.store.manifest import Manifest, ShardFile, read_header, read_manifest, read_record
@@ -54,6 +55,7 @@ def _verify_one(root: Path, deep: bool) -> list[Problem]:
         manifest = read_manifest(root)
     except UserError as error:
         return [_problem(MANIFEST, error)]
+    pull_records(root)
     problems = _check_header(root, manifest)
     for record in manifest.shards:
         found = _check_shard(root, record) or (_check_deeply(root, record) if deep else [])
@@ -98,6 +100,10 @@ def _check_shard(root: Path, record: ShardFile) -> list[Problem]:
 
 def _check_deeply(root: Path, record: ShardFile) -> list[Problem]:
     path = root / record.name
+    try:
+        bring_shards(root, [(record.name, record.sha256, record.bytes)], again=True)
+    except DamagedStoreError as error:
+        return [_problem(record.name, error)]
     found = file_sha256(path)
     if found != record.sha256:
         return [Problem(record.name, f"{record.name}: expected sha256 {record.sha256}, found {found}")]

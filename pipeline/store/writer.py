@@ -20,10 +20,11 @@ from pipeline.store import atomic
 from pipeline.store.checks import check_layers, check_same_rows, checked_features, checked_ids
 from pipeline.store.commit import commit_file, writing
 from pipeline.store.digests import dump_signed
+from pipeline.store.distant import agreed, leases_of, publish_first, pull_tables
 from pipeline.store.finish import finish, refresh
 from pipeline.store.formats.base import Features
 from pipeline.store.layout import HEADER, lock_name
-from pipeline.store.leases import FileLeases, Lease, Leases
+from pipeline.store.leases import Lease, Leases
 from pipeline.store.locks import lock, share
 from pipeline.store.manifest import Header, Manifest, read_header
 from pipeline.store.records import PendingShard, committed, committed_files, missing_layers, pending_shards
@@ -52,7 +53,7 @@ class StoreWriter:
 
     def __init__(self, root: Path, header: Header, leases: Leases | None = None) -> None:
         self.root = root
-        self._leases = leases or FileLeases(root)
+        self._leases = leases or leases_of(root)
         with writing(root / HEADER):
             root.mkdir(parents=True, exist_ok=True)
             with self._alone() if not (root / HEADER).exists() else lock(root / lock_name("store")):
@@ -162,7 +163,7 @@ class StoreWriter:
             DamagedStoreError: A committed file has changed.
         """
         with writing(self.root / "manifest.json"), self._alone():
-            return finish(self.root, self.header, self._asked, samples, provenance)
+            return agreed(self.root, lambda: finish(self.root, self.header, self._asked, samples, provenance))
 
     def refresh_samples(self, samples: Samples) -> Manifest:
         """Rewrite samples.parquet of a finished store whose splits, labels or contents changed; no shard is touched.
@@ -172,7 +173,7 @@ class StoreWriter:
             UserError: The sample ids are not the ones that were committed.
         """
         with writing(self.root / "samples.parquet"), self._alone():
-            return refresh(self.root, self.header, samples)
+            return agreed(self.root, lambda: refresh(self.root, self.header, samples))
 
     def _lacks(self, index: int) -> bool:
         files = committed_files(self.root, self.header, index)
@@ -202,9 +203,10 @@ class StoreWriter:
 
 def _agree(root: Path, header: Header) -> tuple[Header, int]:
     """Return the store's header and a descriptor that shares its lock; writes the header if there is none."""
+    pull_tables(root)
     while (held := share(root / HEADER)) is None:
         committed(root, header)
-        atomic.put(root / HEADER, dump_signed(header.to_json()))
+        publish_first(root / HEADER, dump_signed(header.to_json()))
     try:
         return _same_key(root, header), held
     except BaseException:

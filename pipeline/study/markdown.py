@@ -36,7 +36,13 @@ def plain(values: NDArray[np.float64], decimals: int = 3) -> str:
 
 
 def signed(effect: Effect, scale: float = 100.0, decimals: int = 1) -> str:
-    """Return a difference with its interval, in points: `+0.3 [−0.5, +1.1]`, bold where the interval leaves out 0."""
+    """Return a difference with its interval, in points: `+0.3 [−0.5, +1.1]`, bold where the interval leaves out 0.
+
+    Where rounding would turn a bound of such an interval into 0, more decimals are shown.
+    """
+    bounds = (scale * effect.low, scale * effect.high)
+    while effect.clear and decimals < 4 and any(round(bound, decimals) == 0 for bound in bounds):
+        decimals += 1
     value, low, high = (_number(scale * number, decimals) for number in effect[:3])
     text = f"{value} [{low}, {high}]" if effect.high - effect.low < float("inf") else value
     return f"**{text}**" if effect.clear else text

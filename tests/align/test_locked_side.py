@@ -70,6 +70,14 @@ def test_settings_of_the_projector_are_for_the_trained_side(stores: Stores, tmp_
     assert run(stores, tmp_path / "run", **settings).projector("text", 1).settings()["depth"] == 1
 
 
+@pytest.mark.parametrize(("method", "kind"), [("lit", "linear"), ("sharelock", "residual_mlp")])
+def test_presets_leave_the_image_side_alone(stores: Stores, tmp_path: Path, method: str, kind: str) -> None:
+    opened = run(stores, tmp_path / "run", method=method)
+    assert [opened.projector(side, 1).name for side in ("image", "text")] == ["identity", kind]
+    assert opened.dim == WIDTHS["image"]
+    assert opened.trainings[0].validation["image_retrieval_recall@5"] > 4 * 5 / 60
+
+
 def test_two_kinds_of_projector(stores: Stores, tmp_path: Path) -> None:
     opened = run(stores, tmp_path / "run", image_projector="linear", text_projector="residual_low_rank")
     assert [opened.projector(side, 1).name for side in ("image", "text")] == ["linear", "residual_low_rank"]

@@ -14,6 +14,20 @@ def test_rate_and_time_left_count_this_run_alone() -> None:
     assert told[-1].rate > 0
 
 
+def test_what_other_workers_do_counts_for_the_whole_and_not_for_the_rate() -> None:
+    told: list[Update] = []
+    meter = Meter(told.append, "images", total=100, done=60)
+    meter.elsewhere(20)
+    assert (told[-1].done, told[-1].others, told[-1].rate) == (80, 20, 0.0)
+    assert told[-1].eta is not None
+    meter.elsewhere(20)
+    assert len(told) == 2, "nothing new"
+    meter.advance(20)
+    assert (told[-1].done, told[-1].eta) == (100, 0)
+    meter.advance(5)
+    assert told[-1].done == 100, "a shard that two computed counts once"
+
+
 def test_updates_are_few() -> None:
     told: list[Update] = []
     meter = Meter(told.append, "images", total=10**6)
@@ -28,10 +42,12 @@ def test_the_bar_is_drawn_on_standard_error(capsys: pytest.CaptureFixture[str]) 
         report(Update(what="images", done=1, total=4))
         report(Update(what="images", done=4, total=4))
         report(Update(what="captions", done=2))
+        report(Update(what="captions", done=9, others=4, rate=2.5))
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "it will cost this" in shown.err
     assert "4/4" in shown.err
+    assert "2.5 rows/s here" in shown.err
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,6 +156,29 @@ def test_staging_reads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(store.gather("output", np.array([3, 3, 0])).numpy(), stored("output")[[3, 3, 0]])
 
 
+@pytest.mark.parametrize("file_format", ["hdf5", "parquet"])
+@pytest.mark.parametrize(
+    ("rows", "shards"), [([21, 0, 20, 20], {0, 2}), ([12], {1}), ([], set()), (list(range(22)), {0, 1, 2})]
+)
+def test_a_gather_opens_the_shards_of_its_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str, rows: list[int], shards: set[int]
+) -> None:
+    fill(tmp_path, header(file_format))
+    store = FeatureStore.open(tmp_path)
+    assert store.shard_edges.tolist() == [0, 10, 19, 22]  # one item of the second is rejected
+    opened: set[int] = set()
+    view = FeatureStore._view
+
+    def noted(self: FeatureStore, source: Any) -> Any:
+        opened.add(source.index)
+        return view(self, source)
+
+    monkeypatch.setattr(FeatureStore, "_view", noted)
+    at = np.array(rows, dtype=np.int64)
+    np.testing.assert_array_equal(store.gather("a/b", at, keep=False).numpy(), stored("a/b")[at])
+    assert opened == shards
+
+
 def test_batches_do_not_write_through(tmp_path: Path) -> None:
     fill(tmp_path, header())
     store = FeatureStore.open(tmp_path)

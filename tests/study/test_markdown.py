@@ -10,6 +10,7 @@ def test_differences_say_their_sign_and_whether_they_are_clear() -> None:
     assert signed(Effect(0.0312, 0.021, 0.0449, 1, 1)) == "**+3.1 [+2.1, +4.5]**"
     assert signed(Effect(-0.0312, -0.05, 0.0004, 1, 0)) == "−3.1 [−5.0, 0.0]"
     assert signed(Effect(-0.0001, -0.02, 0.02, 1, 0)) == "0.0 [−2.0, +2.0]"
+    assert signed(Effect(-0.0104, -0.0213, -0.0002, 1, 0)) == "**−1.04 [−2.13, −0.02]**"
     assert signed(Effect(0.5, -np.inf, np.inf, 1, 1)) == "+50.0"
 
 

@@ -15,6 +15,7 @@ from pipeline.apps.serve.problems import ApiError
 from pipeline.apps.serve.served import ServedRun
 from pipeline.extract.decode import decode_image
 from pipeline.extract.rejected import RejectedInputError
+from pipeline.remote.folder import bring
 
 MEDIA_TYPE = "image/jpeg"
 QUALITY = 90
@@ -75,7 +76,7 @@ def _file(run: ServedRun, row: int) -> Path:
     if run.folder is None:
         raise _gone("no folder of pictures")
     folder = run.folder.resolve()
-    path = (folder / run.images.samples.content[row]).resolve()
+    path = bring(folder / run.images.samples.content[row]).resolve()
     if not path.is_relative_to(folder):
         raise _gone("a file outside the data set's folder")
     return path

@@ -20,8 +20,8 @@ from pipeline.evaluate.indexes.faiss_index import FaissIndex, training_sample, t
 from pipeline.evaluate.indexes.faiss_module import need_faiss
 from pipeline.evaluate.indexes.ivf import ListsIndex
 from pipeline.evaluate.indexes.kinds import MEMORY
+from pipeline.evaluate.indexes.on_disk import ON_DISK, merge_lists
 
-ON_DISK = "index.ivfdata"
 _ID_BYTES = 8
 _MOST_BLOCK_ROWS = 2**17
 
@@ -49,6 +49,13 @@ class Gallery:
         """Yield (position of the first row, vectors) of runs of rows."""
         for start in range(0, self.rows, rows):
             yield start, self.read(np.arange(start, min(start + rows, self.rows), dtype=np.int64))
+
+    def drawn(self, positions: NDArray[np.int64], rows: int) -> Tensor:
+        """Return the vectors [n, D] of some rows, so many read at once: what they are made of may be far wider."""
+        vectors = torch.empty(len(positions), self.width)
+        for start in range(0, len(positions), rows):
+            vectors[start : start + rows] = self.read(positions[start : start + rows])
+        return vectors
 
     def block_rows(self, memory: int) -> int:
         """Return how many rows an eighth of the memory holds."""
@@ -87,7 +94,7 @@ def build_in_blocks(
     sample = training_sample(gallery.rows, trained_on, seed)
     empty = kind.empty(gallery.width, gallery.rows, seed, len(sample))
     if issubclass(kind, ListsIndex):
-        empty.train(training_vectors(gallery.read(sample)))
+        empty.train(training_vectors(gallery.drawn(sample, gallery.block_rows(memory))))
         return _lists(kind, empty, gallery, folder, seed, memory)
     need = 4 * gallery.rows * gallery.width
     if need > memory:
@@ -121,7 +128,9 @@ def _lists(kind: type[ListsIndex], empty: Any, gallery: Gallery, folder: Path, s
     del part
     fits = gallery.rows * row_bytes <= memory
     data = folder / ON_DISK
-    merged = _merge(faiss, empty, saved) if fits else _merge_on_disk(faiss, empty, saved, data)
+    merged = _merge(faiss, empty, saved) if fits else empty
+    if not fits:
+        merge_lists(empty, saved, data)
     for path in saved:
         path.unlink()
     return Built(index=kind.wrap(merged, seed), parts=len(saved), files=() if fits else (data,))
@@ -136,11 +145,4 @@ def _save(faiss: Any, part: Any, folder: Path, number: int) -> Path:
 def _merge(faiss: Any, empty: Any, parts: list[Path]) -> Any:
     for path in parts:
         empty.merge_from(faiss.read_index(str(path)), 0)  # ids are global already
-    return empty
-
-
-def _merge_on_disk(faiss: Any, empty: Any, parts: list[Path], data: Path) -> Any:
-    from faiss.contrib.ondisk import merge_ondisk
-
-    merge_ondisk(empty, [str(path) for path in parts], str(data))
     return empty

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.evaluate.indexes.building import ON_DISK
 from pipeline.evaluate.indexes.faiss_index import FaissIndex
 from pipeline.evaluate.indexes.faiss_module import need_faiss
+from pipeline.evaluate.indexes.on_disk import ON_DISK, keeps_lists_on_disk, read_beside, write_beside
 from pipeline.evaluate.indexes.table import INDEXES
 from pipeline.projectors.files import read_json
 from pipeline.projectors.run_json import key_differences
@@ -34,7 +34,10 @@ def write_index(folder: Path, index: FaissIndex, of: Mapping[str, Any], about: M
         about: How it was built, and its recall.
     """
     faiss = need_faiss("stored indexes")
-    faiss.write_index(index.own, str(folder / FAISS))
+    if keeps_lists_on_disk(index.own):
+        write_beside(index.own, folder / FAISS)
+    else:
+        faiss.write_index(index.own, str(folder / FAISS))
     names = [name for name in (FAISS, ON_DISK) if (folder / name).is_file()]
     record = {
         "format": FORMAT,
@@ -75,7 +78,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path, of: Mapping[str, Any]) -> FaissIndex:
-    """Load a stored index.
+    """Load a stored index; lists on the disk are mapped, read-only, and their pages read when they are searched.
 
     Args:
         folder: Its folder.
@@ -96,7 +99,7 @@ def read_index(folder: Path, of: Mapping[str, Any]) -> FaissIndex:
     _check_files(folder, record["files"])
     faiss = need_faiss("stored indexes")
     try:
-        own = faiss.read_index(str(folder / FAISS), faiss.IO_FLAG_ONDISK_SAME_DIR)
+        own = read_beside(folder / FAISS) if ON_DISK in record["files"] else faiss.read_index(str(folder / FAISS))
     except RuntimeError as error:
         found = " ".join(str(error).split())[:200]
         expected = "an index that this faiss reads"

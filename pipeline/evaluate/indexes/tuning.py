@@ -20,6 +20,16 @@ _SAME = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queries:
+    """What an index is asked."""
+
+    vectors: Tensor
+    """[Q, D]."""
+    kind: str
+    """captions or images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Truth:
     """What exact search finds."""
 
@@ -47,6 +57,36 @@ class Tuned:
     """Whether the wanted recall was reached, 95 % sure."""
 
 
+class Nearest:
+    """The K nearest rows of each query among all rows shown so far, by exact search.
+
+    Args:
+        queries: [Q, D].
+        k: K; fewer where fewer rows were shown.
+    """
+
+    def __init__(self, queries: Tensor, k: int) -> None:
+        self.queries, self.k = queries, k
+        self._scores, self._positions = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+
+    def see(self, start: int, block: Tensor) -> None:
+        """Take in rows [n, D] whose positions begin at `start`."""
+        k = min(self.k, len(block))
+        parts = [torch.topk(part @ block.T, k, dim=1) for part in torch.split(self.queries, _QUERIES_AT_ONCE)]
+        self.merge(torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts]) + start)
+
+    def merge(self, scores: Tensor, positions: Tensor) -> None:
+        """Take in what exact search found among other rows, [Q, n] each."""
+        scores, positions = torch.cat([self._scores, scores], dim=1), torch.cat([self._positions, positions], dim=1)
+        kept = torch.topk(scores, min(self.k, scores.shape[1]), dim=1)
+        self._scores, self._positions = kept.values, positions.gather(1, kept.indices)
+
+    def truth(self) -> Truth:
+        """Return what was found, best first."""
+        scores, positions = order_ties(self._scores, self._positions)
+        return Truth(queries=self.queries, positions=positions, scores=scores)
+
+
 def exact_neighbours(queries: Tensor, blocks: Iterable[tuple[int, Tensor]], k: int) -> Truth:
     """Return the K = k nearest rows of each query, the gallery seen block by block.
 
@@ -55,17 +95,10 @@ def exact_neighbours(queries: Tensor, blocks: Iterable[tuple[int, Tensor]], k: i
         blocks: (position of the first row, rows [n, D]) of each block.
         k: At most the number of rows.
     """
-    best_scores, best = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    nearest = Nearest(queries, k)
     for start, block in blocks:
-        parts = [
-            torch.topk(part @ block.T, min(k, len(block)), dim=1) for part in torch.split(queries, _QUERIES_AT_ONCE)
-        ]
-        best_scores = torch.cat([best_scores, torch.cat([part.values for part in parts])], dim=1)
-        best = torch.cat([best, torch.cat([part.indices for part in parts]) + start], dim=1)
-        kept = torch.topk(best_scores, min(k, best_scores.shape[1]), dim=1)
-        best_scores, best = kept.values, best.gather(1, kept.indices)
-    scores, positions = order_ties(best_scores, best)
-    return Truth(queries=queries, positions=positions, scores=scores)
+        nearest.see(start, block)
+    return nearest.truth()
 
 
 def recalls(index: Index, truth: Truth) -> NDArray[np.float64]:

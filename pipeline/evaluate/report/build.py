@@ -18,6 +18,7 @@ from pipeline.evaluate.report.words import count
 from pipeline.evaluate.summary import Summary
 from pipeline.evaluate.tables import CURVE, training_images
 from pipeline.evaluate.zero_shot import ZeroShotSet
+from pipeline.remote.binding import address, addressed, name_of
 from pipeline.store.reader import FeatureStore
 
 
@@ -83,7 +84,7 @@ def _runs(summary: Summary) -> str:
 def specs(pairs: TestPairs, side: str) -> list[str]:
     """Return the encoders of a side as the user typed them."""
     stores = (pairs.image if side == "image" else pairs.text).stores
-    return [str(store.manifest.provenance.get("spec") or store.path.name) for store in stores]
+    return [str(store.manifest.provenance.get("spec") or name_of(store.path)) for store in stores]
 
 
 def _chance_curves(pairs: TestPairs) -> dict[str, list[float]]:
@@ -150,7 +151,7 @@ def _record_section(
 
 def _store_fact(store: FeatureStore) -> tuple[str, str]:
     digests = f"key {store.key.digest()[:12]}, content {store.content_digest[:12]}"
-    return f"{store.key.modality} store", f"{store.path}, {count(store.rows, 'row')}, {digests}"
+    return f"{store.key.modality} store", f"{address(store.path)}, {count(store.rows, 'row')}, {digests}"
 
 
 def _run_table(summary: Summary) -> Table:
@@ -167,7 +168,7 @@ def _run_table(summary: Summary) -> Table:
                 Cell(text=" + ".join(run.record["layers"]["text"])),
                 Cell(text=str(run.record["dim"]), value=float(run.record["dim"])),
                 Cell(text=f"{seconds:.2f}", value=seconds),
-                Cell(text=str(run.path)),
+                Cell(text=address(run.path)),
             )
         )
     head = ("run", "training images", "seeds", "image layers", "text layers", "d", "seconds a seed", "folder")
@@ -175,4 +176,4 @@ def _run_table(summary: Summary) -> Table:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return addressed(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -17,8 +17,11 @@ from pipeline.errors import UserError
 from pipeline.extract.datasets.paths import Fence
 from pipeline.extract.datasets.record import Classes
 from pipeline.extract.datasets.table import is_utf8, read_columns
+from pipeline.remote.binding import name_of
+from pipeline.remote.folder import pull_files
 
 FORMAT = 1
+TABLES = ("dataset.json", "images.csv", "captions.csv", "classes.json")
 
 
 class ImageRow(NamedTuple):
@@ -63,6 +66,7 @@ def open_dataset(root: Path) -> RawDataset:
         UserError: Names the file and line: missing columns, ids that come twice, a path that leaves the folder, a label
             that is not a class, a caption of an unknown image, no table at all.
     """
+    pull_files(root, TABLES)
     if not root.is_dir():
         raise UserError(
             expected="a raw data set's folder",
@@ -83,7 +87,7 @@ def open_dataset(root: Path) -> RawDataset:
     images = _read_images(root, classes) if has_images else ()
     known = {row.image_id for row in images} if has_images else None
     captions = _read_captions(root, known) if has_captions else ()
-    return RawDataset(root, str(info.get("name") or root.resolve().name), info, images, captions, classes)
+    return RawDataset(root, str(info.get("name") or name_of(root)), info, images, captions, classes)
 
 
 def _read_info(root: Path) -> Mapping[str, Any]:

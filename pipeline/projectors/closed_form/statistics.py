@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.projectors.closed_form.decompositions import eigh, gram
 
 _BLOCK = 8192
 
@@ -137,15 +138,15 @@ def _by_columns(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Tensor
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=features.device)
     for start in range(0, len(features), _BLOCK):
         block = features[start : start + _BLOCK].double() - mean
-        covariance += (block * weights[start : start + _BLOCK, None]).T @ block
-    values, vectors = torch.linalg.eigh(covariance)
+        covariance += gram(block.mul_(weights[start : start + _BLOCK, None].sqrt()))
+    values, vectors = eigh(covariance)
     return values, vectors, float(covariance.trace())
 
 
 def _by_rows(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
     """Eigendecompose the Gram matrix [N, N] instead, where there are fewer rows than columns."""
     scaled = (features.double() - mean) * weights.sqrt()[:, None]
-    gram = scaled @ scaled.T
-    values, left = torch.linalg.eigh(gram)
+    between = gram(scaled.T)
+    values, left = eigh(between)
     vectors = scaled.T @ left / values.clamp_min(1e-300).sqrt()
-    return values, vectors, float(gram.trace())
+    return values, vectors, float(between.trace())

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.evaluate.indexes.building import ON_DISK, Built, Gallery, _lists, build_in_blocks
+from pipeline.evaluate.indexes.building import Built, Gallery, _lists, build_in_blocks
 from pipeline.evaluate.indexes.faiss_index import FaissIndex, training_sample
 from pipeline.evaluate.indexes.flat import FlatIndex
 from pipeline.evaluate.indexes.hnsw import HNSWIndex
 from pipeline.evaluate.indexes.ivf import IVFIndex, IVFPQIndex, ListsIndex, SQ8Index
+from pipeline.evaluate.indexes.on_disk import ON_DISK
 from tests.evaluate.indexes.test_kinds import unit
 
 pytest.importorskip("faiss")

@@ -1,0 +1,57 @@
+"""URLs on the command line: a parameter that is named here takes `s3://…` in place of a folder, any other refuses it.
+
+    @takes_urls("dataset", "out")
+    def extract(dataset: Path, out: Path, params: Path) -> None: ...
+
+The command gets the folder of the cache that stands for the URL; what it prints says the URL again.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError, UserError
+from pipeline.remote.binding import addressed, bind
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/(.*)", re.DOTALL)
+"""A URL that has become a path: of its two slashes one is left."""
+
+
+def takes_urls(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what lets a command take URLs for these parameters and refuse them for its other paths."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            return function(**{name: _local(name, value, name in names) for name, value in values.items()})
+
+        return command
+
+    return decorate
+
+
+@contextmanager
+def urls_in_errors() -> Iterator[None]:
+    """Say URLs in errors in place of the folders that stand for them."""
+    try:
+        yield
+    except PipelineError as error:
+        for field in ("expected", "found", "where", "remedy"):
+            setattr(error, field, addressed(getattr(error, field)))
+        raise
+
+
+def _local(name: str, value: Any, allowed: bool) -> Any:
+    if isinstance(value, list | tuple):
+        return [_local(name, each, allowed) for each in value]
+    match = _URL.fullmatch(str(value)) if isinstance(value, Path) else None
+    if match is None:
+        return value
+    url = f"{match[1]}://{match[2]}"
+    if not allowed:
+        remedy = "work in a folder, and copy from or to there"
+        raise UserError(expected="a local path", found=url, where=name.replace("_", "-"), remedy=remedy)
+    return bind(url)

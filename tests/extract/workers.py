@@ -1,0 +1,96 @@
+"""Several workers on one store, in forked processes: `python -m tests.extract.workers MODE RAW OUT FORMAT NUMBER`.
+
+together: NUMBER workers at once. killed: besides, the first is killed in the middle of a shard. elsewhere: the same,
+but each is of another machine, whose locks reach nobody. status: two at once, and what `store status` says meanwhile.
+Prints JSON lines. One process imports everything, and forks before any thread is started.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from pipeline.extract import run
+from pipeline.extract.config import ExtractConfig
+from pipeline.store.holder import this_process
+from pipeline.store.inspect import read_events, status, summary
+from pipeline.store.leases import FileLeases
+from tests.extract.beside import IMAGE, in_child
+
+LEASE = 1.0
+"""Seconds of a lease where a machine dies."""
+
+
+def work(config: ExtractConfig, machine: str | None = None) -> dict[str, Any]:
+    """Extract, on another machine if one is named; say which shards it committed, in this order."""
+    if machine is not None:
+        holder = replace(this_process(), kernel=machine, host=machine)
+        theirs = partial(FileLeases, holder=holder, kernel=False)
+        mock.patch.object(run, "FileLeases", theirs).start()
+    result = run.extract(config)
+    own = [event for event in read_events(config.out) if event["pid"] == os.getpid()]
+    shards = [event["shard"] for event in own if event["event"] == "committed"]
+    return {"index": config.worker_index, "shards": shards, "digest": result.content_digest}
+
+
+def at_work(out: Path, pid: int) -> bool:
+    """Say whether a run has claimed a shard that it has not committed, and committed one before."""
+    events = [event["event"] for event in read_events(out) if event["pid"] == pid] if out.exists() else []
+    return events.count("claimed") > events.count("committed") > 0
+
+
+def waited(ready: Callable[[], bool]) -> bool:
+    """Wait until something is so."""
+    end = time.monotonic() + 120
+    while not ready() and time.monotonic() < end:
+        time.sleep(0.005)
+    return ready()
+
+
+def kill(out: Path, child: int) -> None:
+    """Kill a run in the middle of a shard."""
+    found = waited(lambda: at_work(out, child))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    held = [shard.index for shard in status(out) if shard.state == "leased"]
+    say({"killed": found, "leases": sorted(path.name for path in out.glob(".*.lease")), "held": held})
+
+
+def say(line: dict[str, Any]) -> None:
+    """Print a JSON line at once: children print as well."""
+    os.write(sys.stdout.fileno(), (json.dumps(line) + "\n").encode())
+
+
+def main() -> None:
+    mode, raw, out, kind, number = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+    config = ExtractConfig(
+        dataset=raw, encoder=IMAGE, out=out, shard_rows=4, batch_size=2, workers=1, format=kind, lease_seconds=LEASE
+    )
+    machines = [f"machine-{index}" if mode == "elsewhere" else None for index in range(number)]
+    configs = [replace(config, worker_index=index, num_workers=number) for index in range(number)]
+    children = []
+    if mode in ("killed", "elsewhere"):
+        kill(out, in_child(lambda: work(configs[0], machines[0])))
+        configs, machines = configs[1:], machines[1:]
+    for own, machine in zip(configs, machines, strict=True):
+        children.append(in_child(lambda own=own, machine=machine: work(own, machine)))  # type: ignore[misc]
+    if mode == "status":
+        look(out, children[0])
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+def look(out: Path, child: int) -> None:
+    """Say what a store says of itself while two work on it."""
+    found = waited(lambda: at_work(out, child))
+    say({"working": found, "shards": [asdict(shard) for shard in status(out)], "summary": asdict(summary(out))})
+
+
+if __name__ == "__main__":
+    main()
