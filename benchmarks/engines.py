@@ -5,7 +5,7 @@ with an encoder that sleeps S seconds a shard: sleeping takes no core, so worker
 at which shards are committed tell what is fixed from what every shard costs:
 
     start      from the command to the first commit, S left out: imports, Ray's start, reading the data set
-    a shard    from the first commit to the last, divided by the rounds between them
+    a shard    from a commit to the next one of the same worker: that W commits later
     end        from the last commit to the end of the command
 
 From these follows the time of a long run: start + end + rounds × a shard. Trust ratios; a busy machine starts slowly.
@@ -82,10 +82,10 @@ def run(engine: str, raw: Path, out: Path, arguments: argparse.Namespace) -> Cou
     if any(codes):
         raise SystemExit(f"{engine} failed")
     commits = sorted(path.stat().st_mtime for path in out.glob("0*.json"))
-    rounds = len(commits) / count - 1
+    steps = [later - sooner for sooner, later in zip(commits, commits[count:], strict=False)]
     return Course(
         start=commits[0] - begin - arguments.seconds,
-        a_shard=(commits[-1] - commits[0]) / rounds,
+        a_shard=statistics.mean(steps),
         end=begin + wall - commits[-1],
         wall=wall,
     )

@@ -53,6 +53,7 @@ class Pool:
         work: A function that a module holds.
         items: What it is called with; small things that can be pickled.
         places: Where workers fit; no more are started than there are items.
+        one_ends_all: Whether an item that ends means that nothing is left of those that nobody is at; they give None.
         threads: Threads that a worker at a place computes with; nothing means as many as its CPUs.
         on_done: Is told (position, result) as each item ends.
         tell: Is told (number of the worker, its news); nothing means that nobody asks.
@@ -64,6 +65,7 @@ class Pool:
     work: Work
     items: Sequence[Any]
     places: Sequence[Place]
+    one_ends_all: bool = False
     threads: int | None = None
     on_done: Callable[[int, Any], None] = lambda position, result: None
     tell: Callable[[int, Update], None] | None = None
@@ -134,6 +136,9 @@ class Pool:
             limit = LOSSES
         if losses > limit:
             raise _given_up(error, started=position is not None)
+        self._settle()
+        if not self._waiting:
+            return
         self._hire(self._another(hired.place))
         for other in self._hired:
             if other.ready and other.call is None:
@@ -181,7 +186,13 @@ class Pool:
             self._told(hired, found.news)
             self._results[hired.position] = found.result
             self.on_done(hired.position, found.result)
+            self._settle()
         self._hand_out(hired)
+
+    def _settle(self) -> None:
+        if self.one_ends_all and self._results:
+            self._results |= dict.fromkeys(self._waiting)
+            self._waiting.clear()
 
     def _lost(self) -> tuple[type[Exception], ...]:
         """Return what Ray raises where a worker, its node or a call is lost, or a worker cannot start."""

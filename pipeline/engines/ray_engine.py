@@ -78,11 +78,12 @@ class RayEngine(Engine):
                 work=function,
                 items=items,
                 places=places,
+                one_ends_all=True,  # a worker returns when its store is complete, whoever completed it
                 tell=together.tell,
                 lost=together.forget,
                 say=lambda sentence: report(_sentence(sentence)),
             )
-            return pool.run()
+            return [result for result in pool.run() if result is not None]
 
         if config.dry_run:
             (result,) = work(_extract, [config])

@@ -12,11 +12,16 @@ class _Share:
     first: Update
     last: Update
 
+    @property
+    def own(self) -> int:
+        """Rows that it did itself; what it saw others do is counted where they tell it."""
+        return (self.last.done - self.last.others) - (self.first.done - self.first.others)
+
 
 class Together:
     """Adds up the updates of workers.
 
-    A worker's count starts at what was done as it looked first, and goes up by its own rows alone. What a lost worker
+    A worker's count starts at what was done as it looked first; its own rows alone are added up. What a lost worker
     had not committed is counted again by whoever does it again, so the sum is cut at the total.
 
     Args:
@@ -50,8 +55,8 @@ class Together:
     def _sum(self, update: Update) -> Update:
         shares = self._shares[update.what].values()
         before = min(share.first.done for share in shares)
-        done = before + sum(share.last.done - share.first.done for share in shares)
+        done = before + sum(share.own for share in shares)
         done = min(done, update.total) if update.total else done
         rate = sum(share.last.rate for share in shares)
         eta = (update.total - done) / rate if rate and update.total else None
-        return replace(update, done=done, rate=rate, eta=eta)
+        return replace(update, done=done, rate=rate, others=0, eta=eta)

@@ -4,8 +4,8 @@ from pipeline.engines.together import Together
 from pipeline.extract.progress import Update
 
 
-def count(done: int, rate: float = 0.0, total: int = 100) -> Update:
-    return Update(what="images", done=done, total=total, rate=rate)
+def count(done: int, rate: float = 0.0, total: int = 100, others: int = 0) -> Update:
+    return Update(what="images", done=done, total=total, rate=rate, others=others)
 
 
 def test_rows_of_workers_add_up_from_where_the_first_began() -> None:
@@ -16,6 +16,15 @@ def test_rows_of_workers_add_up_from_where_the_first_began() -> None:
     assert [update.done for update in heard] == [20, 24, 24, 30, 36]
     assert heard[-1].rate == 8
     assert heard[-1].eta == (100 - 36) / 8
+
+
+def test_what_workers_see_of_each_other_counts_once() -> None:
+    heard: list[Update] = []
+    together = Together(heard.append)
+    for worker, done, others in ((1, 0, 0), (2, 0, 0), (1, 8, 0), (2, 12, 8), (1, 12, 4)):
+        together.tell(worker, count(done, others=others))
+    assert [update.done for update in heard] == [0, 0, 8, 12, 12]
+    assert not any(update.others for update in heard)
 
 
 def test_a_lost_worker_keeps_its_rows_and_loses_its_speed() -> None:
