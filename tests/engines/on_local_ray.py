@@ -22,7 +22,7 @@ from pipeline.extract.progress import Update
 from pipeline.study.config import SweepConfig, methods_of
 from pipeline.study.sweep import sweep
 from tests.engines import pieces
-from tests.engines.processes import WORKER, committed, kill_all, named, until
+from tests.engines.processes import committed, kill_all, until
 from tests.engines.recording import RECORD
 from tests.study.conftest import QUICK
 
@@ -35,7 +35,7 @@ def extract_with_a_kill(engine: Engine, folder: Path) -> dict[str, Any]:
 
     def kill_one() -> None:
         until(lambda: committed(out) >= 2, "two shards")
-        killed.append(named(os.getpid(), WORKER)[0])
+        killed.append(int(Path(os.environ[RECORD]).read_text().split()[0]))  # one that has loaded the encoder
         kill_all(killed)
 
     killer = threading.Thread(target=kill_one)
