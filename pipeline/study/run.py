@@ -165,6 +165,8 @@ def _remember(out: Path, part: Part, wall: float, core: float, jobs: int) -> Non
     record: dict[str, Any] = read_json(path, "a study") if path.is_file() else {}
     parts: dict[str, Any] = record.setdefault("parts", {})
     entry = parts.setdefault(f"{part.grid}, {part.encoders}", {"wall": 0.0})
+    if entry.get("core") == round(core, 1):
+        return
     entry["core"] = round(core, 1)
     entry["wall"] = round(entry["wall"] + wall, 1)
     entry["jobs"] = jobs

@@ -16,10 +16,11 @@ SCALARS = ("trustworthiness", "continuity", "gap", "rank")
 def shown(metric: str) -> Cell:
     """Return what prints a metric of a group: percent, or the plain number where it is no share."""
     write = plain if any(word in metric for word in SCALARS) else percent
+    decimals = 3 if write is plain and "rank" not in metric else 1
 
     def cell(group: Group) -> str:
         try:
-            return write(group.values(metric))
+            return write(group.values(metric), decimals)
         except UserError:
             return "–"
 
