@@ -32,8 +32,9 @@ def work(config: ExtractConfig, machine: str | None = None) -> dict[str, Any]:
     """Extract, on another machine if one is named; say which shards it committed, in this order."""
     if machine is not None:
         holder = replace(this_process(), kernel=machine, host=machine)
-        theirs = partial(FileLeases, holder=holder, kernel=False)
-        mock.patch.object(run, "FileLeases", theirs).start()
+        theirs = partial(FileLeases, kernel=False)
+        mock.patch.object(run, "this_process", return_value=holder).start()
+        mock.patch.object(run, "leases_of", lambda root, seconds, who: theirs(root, seconds, holder=who)).start()
     result = run.extract(config)
     own = [event for event in read_events(config.out) if event["pid"] == os.getpid()]
     shards = [event["shard"] for event in own if event["event"] == "committed"]
