@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.store.leases import LEASE_SECONDS
+from pipeline.remote.heartbeat import LEASE_SECONDS
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 STORAGE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -16,15 +16,12 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Lock
 
 from pipeline.errors import PipelineError
 from pipeline.remote.binding import address
+from pipeline.remote.heartbeat import LEASE_SECONDS, Heartbeat
 from pipeline.remote.objects import Objects
-
-LEASE_SECONDS = 60.0
-_BEATS = 4
-"""Renewals in `seconds`: three may fail before a living holder is taken for dead."""
 
 
 class ObjectLeases:
@@ -43,9 +40,7 @@ class ObjectLeases:
         self.objects = Objects(address(root))
         self._clock = clock
         self._seen: dict[int | str, tuple[str, float]] = {}
-        self._held: set[ObjectLease] = set()
-        self._guard = Lock()
-        self._idle = Event()
+        self.heartbeat = Heartbeat(seconds)
 
     def take(self, what: int | str) -> "ObjectLease | None":
         """Take a shard (by its index), or the whole store ("store"); None if it is held. Does not wait.
@@ -56,16 +51,9 @@ class ObjectLeases:
         lease = ObjectLease(self, lease_object(what))
         if self.objects.create(lease.name, lease.data) or self._steal(what, lease):
             self._seen.pop(what, None)
-            self._hold(lease)
+            self.heartbeat.hold(lease)
             return lease
         return None
-
-    def drop(self, lease: "ObjectLease") -> None:
-        """Stop renewing a lease."""
-        with self._guard:
-            self._held.discard(lease)
-            if not self._held:
-                self._idle.set()
 
     def _steal(self, what: int | str, lease: "ObjectLease") -> bool:
         left = self.objects.stat(lease.name)
@@ -78,20 +66,6 @@ class ObjectLeases:
             return False
         patience = max(self.seconds, _seconds(self.objects.read(lease.name)))
         return now - first >= patience and self.objects.replace(lease.name, lease.data, left.token)
-
-    def _hold(self, lease: "ObjectLease") -> None:
-        with self._guard:
-            self._held.add(lease)
-            if len(self._held) == 1:
-                self._idle = Event()
-                Thread(target=self._renew, args=(self._idle,), name="leases", daemon=True).start()
-
-    def _renew(self, idle: Event) -> None:
-        while not idle.wait(self.seconds / _BEATS):
-            with self._guard:
-                held = list(self._held)
-            for lease in held:
-                lease.renew()
 
 
 class ObjectLease:
@@ -127,7 +101,7 @@ class ObjectLease:
 
     def release(self) -> None:
         """Let it go; nothing happens where it is lost."""
-        self._leases.drop(self)
+        self._leases.heartbeat.drop(self)
         if not self.lost:
             self._leases.objects.remove([self.name])
         self._lost = True

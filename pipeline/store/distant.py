@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import PipelineError, UserError
+from pipeline.remote.heartbeat import LEASE_SECONDS
 from pipeline.remote.lease import ObjectLeases, is_lease, lease_object
 from pipeline.remote.mirror import mirror_of, together
 from pipeline.store import atomic
 from pipeline.store.holder import Holder
 from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES, is_own, is_record
-from pipeline.store.leases import LEASE_SECONDS, FileLeases, Lease, Leases
+from pipeline.store.leases import FileLeases, Lease, Leases
 
 T = TypeVar("T")
 

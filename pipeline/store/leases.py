@@ -20,17 +20,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Lock
 from typing import Protocol
 
+from pipeline.remote.heartbeat import LEASE_SECONDS, Heartbeat
 from pipeline.store.holder import Holder, this_process
 from pipeline.store.layout import lease_name, lock_name
 from pipeline.store.lease_files import LeaseRecord, lease_files, read_lease
 from pipeline.store.locks import lock
-
-LEASE_SECONDS = 60.0
-_BEATS = 4
-"""Renewals in `seconds`: three may fail before a living holder is taken for dead."""
 
 
 class Lease(Protocol):
@@ -67,9 +64,7 @@ class FileLeases:
         self.root, self.seconds, self.kernel = root, seconds, kernel
         self.holder = holder or this_process()
         self._seen: dict[int | str, tuple[bytes, float]] = {}
-        self._held: set[FileLease] = set()
-        self._guard = Lock()
-        self._idle = Event()
+        self.heartbeat = Heartbeat(seconds)
 
     def take(self, what: int | str) -> "FileLease | None":
         """Take a shard, or the store, that nobody holds; None if somebody does.
@@ -87,29 +82,8 @@ class FileLeases:
                 return None
             self._seen.pop(what, None)
             lease = FileLease(self, path, record, stack.pop_all())
-        self._hold(lease)
+        self.heartbeat.hold(lease)
         return lease
-
-    def drop(self, lease: "FileLease") -> None:
-        """Stop renewing a lease."""
-        with self._guard:
-            self._held.discard(lease)
-            if not self._held:
-                self._idle.set()
-
-    def _hold(self, lease: "FileLease") -> None:
-        with self._guard:
-            self._held.add(lease)
-            if len(self._held) == 1:
-                self._idle = Event()
-                Thread(target=self._renew, args=(self._idle,), name="leases", daemon=True).start()
-
-    def _renew(self, idle: Event) -> None:
-        while not idle.wait(self.seconds / _BEATS):
-            with self._guard:
-                held = list(self._held)
-            for lease in held:
-                lease.renew()
 
     def _won(self, what: int | str, data: bytes) -> Path | None:
         """Create the file of the next generation, and withdraw it where somebody came in between."""
@@ -189,7 +163,7 @@ class FileLease:
 
     def release(self) -> None:
         """Let it go."""
-        self._leases.drop(self)
+        self._leases.heartbeat.drop(self)
         if not self.lost:
             with suppress(OSError):  # what cannot be removed now is dead soon
                 self._path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pipeline.remote.heartbeat import Heartbeat
 from pipeline.store import inspect, lease_files, leases
 from pipeline.store.atomic import temp_file
 from pipeline.store.holder import this_process
@@ -35,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the observers' clock, which only moves when it is told to; nobody renews by itself."""
     found = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: found.now))
-    monkeypatch.setattr(FileLeases, "_renew", lambda self, idle: None)
+    monkeypatch.setattr(Heartbeat, "_renew", lambda self, idle: None)
     return found
 
 
@@ -228,7 +229,7 @@ def test_whatever_the_order_of_their_steps_one_thief_wins(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: clock.now))
-        patch.setattr(FileLeases, "_renew", lambda self, idle: None)
+        patch.setattr(Heartbeat, "_renew", lambda self, idle: None)
         assert elsewhere(root, 60, "dead").take(0) is not None
         assert [thief.take(0) for thief in thieves] == [None] * 3
         turns = Turns([lambda number=number: steal(number) for number in range(3)])  # type: ignore[misc]
