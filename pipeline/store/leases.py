@@ -16,6 +16,7 @@ Two holders at once do no harm: what they compute is the same and a commit is at
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -63,7 +64,7 @@ class FileLeases:
     ) -> None:
         self.root, self.seconds, self.kernel = root, seconds, kernel
         self.holder = holder or this_process()
-        self._seen: dict[int | str, tuple[bytes, float]] = {}
+        self._seen: dict[int | str, tuple[tuple[bytes | None, ...], float]] = {}
         self.heartbeat = Heartbeat(seconds)
 
     def take(self, what: int | str) -> "FileLease | None":
@@ -86,32 +87,39 @@ class FileLeases:
         return lease
 
     def _won(self, what: int | str, data: bytes) -> Path | None:
-        """Create the file of the next generation, and withdraw it where somebody came in between."""
+        """Create the file of the next generation, and withdraw it where somebody came in between.
+
+        Files may lie side by side: a slow one that will withdraw, and a living holder's with a lower number.
+        """
         files = lease_files(self.root, what)
-        generation, old = files[-1] if files else (-1, None)
-        left = read_lease(old) if old else None
-        if old and (left is None or not self._is_dead(what, left)):
+        left = [read_lease(path) for _, path in files]
+        if files and not self._all_dead(what, left):
             return None
-        path = self.root / lease_name(what, generation + 1)
+        generation = files[-1][0] + 1 if files else 0
+        path = self.root / lease_name(what, generation)
         if not _created(path, data):
             return None
-        if read_lease(old) != left if old else len(lease_files(self.root, what)) > 1:
+        now = lease_files(self.root, what)
+        if now != [*files, (generation, path)] or [read_lease(each) for _, each in files] != left:
             path.unlink(missing_ok=True)
             return None
         for _, each in files:
             each.unlink(missing_ok=True)
         return path
 
-    def _is_dead(self, what: int | str, left: bytes) -> bool:
-        record = LeaseRecord.from_bytes(left)
-        if record and record.locked and self.kernel and record.holder.kernel == self.holder.kernel:
-            return True  # its lock is ours now
+    def _all_dead(self, what: int | str, left: Sequence[bytes | None]) -> bool:
+        records = [LeaseRecord.from_bytes(each or b"") for each in left]
+        if all(record and record.locked and self._is_ours(record) for record in records):
+            return True  # their lock is ours now
         seen, first = self._seen.get(what, (None, 0.0))
         now = time.monotonic()
-        if seen != left:
-            self._seen[what] = (left, now)
+        if None in left or seen != tuple(left):
+            self._seen[what] = (tuple(left), now)
             return False
-        return now - first >= max(self.seconds, record.seconds if record else 0.0)
+        return now - first >= max([self.seconds, *(record.seconds for record in records if record)])
+
+    def _is_ours(self, record: LeaseRecord) -> bool:
+        return self.kernel and record.holder.kernel == self.holder.kernel
 
 
 def _created(path: Path, data: bytes) -> bool:
