@@ -101,7 +101,8 @@ class Computation:
         self.rejected |= rejected_before(self.writer)
         self._check_rejected([])
         wait = _POLL
-        self.others = Others(self.writer.root, self.writer.pending(self.forward.layers), self.shards)
+        self.others = Others(self.writer.root, self.shards)
+        self.meter.begin(self.others.watch(self.writer.pending(self.forward.layers)))
         while left := self.writer.pending(self.forward.layers):
             turns = in_turn(left, self.writer.header.shards, self.share.index, self.share.count)
             if self._pass(turns):

@@ -14,17 +14,23 @@ _AGAIN = 1.0
 class Others:
     """Counts the rows of shards that were pending when this worker began and that others have committed since.
 
+    Make it first and ask what is pending then: a shard that is committed in between is done, and not counted here.
+
     Args:
         root: The store.
-        pending: What was pending.
         own: Shards that this worker committed; grows while it works.
     """
 
-    def __init__(self, root: Path, pending: Sequence[PendingShard], own: set[int]) -> None:
+    def __init__(self, root: Path, own: set[int]) -> None:
         self._root, self._own = root, own
-        self._rows = {shard.index: shard.stop - shard.start for shard in pending}
+        self._rows: dict[int, int] = {}
         self._before = self._names()
         self._looked, self._found = time.monotonic(), 0
+
+    def watch(self, pending: Sequence[PendingShard]) -> int:
+        """Count these shards from now on; return how many rows they have."""
+        self._rows = {shard.index: shard.stop - shard.start for shard in pending}
+        return sum(self._rows.values())
 
     def rows(self, again: float = _AGAIN) -> int:
         """Return how many there are; what was found less than `again` seconds ago counts as now."""

@@ -54,6 +54,12 @@ class Meter:
         self._start = self._told = time.perf_counter()
         self._tell()
 
+    def begin(self, missing: int) -> None:
+        """Say how many rows are missing now, where others may have done some since this was made."""
+        if self._total - missing != self._done:
+            self._done = self._first = self._total - missing
+            self._tell()
+
     def advance(self, rows: int = 1) -> None:
         """Count rows as done."""
         self._done += rows

@@ -55,3 +55,15 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         assert report is silent
         report(Update(what="images", done=1))
     assert capsys.readouterr().err == ""
+
+
+def test_what_others_did_before_the_first_row_is_done_already() -> None:
+    told: list[Update] = []
+    meter = Meter(told.append, "images", 10, 2)
+    meter.begin(8)
+    assert len(told) == 1, "nothing has changed"
+    meter.begin(5)
+    meter.elsewhere(3)
+    meter.advance(2)
+    assert [update.done for update in told] == [2, 5, 8, 10]
+    assert told[-1].others == 3

@@ -163,4 +163,5 @@ def test_progress_counts_what_others_commit(tmp_path: Path, monkeypatch: pytest.
     counts = [update.done for update in told if update.total]
     assert counts == sorted(counts)
     assert counts[-1] == 32
-    assert told[-1].others == 32 - 4 * mine.computed_shards - counts[0]
+    before = {counts[0], counts[1]}  # the other may have committed while this one was getting ready
+    assert told[-1].others in {32 - 4 * mine.computed_shards - count for count in before}
