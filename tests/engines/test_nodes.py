@@ -39,7 +39,8 @@ def answer(folder: Path) -> dict[str, Any]:
     if subprocess.run([*own_network, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a network of its own (unshare --net) is not permitted here; Ray would use another address")
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, RECORD: str(folder / "record"), "TINY_SLEEP": "0.1", "PYTHONPATH": path}
+    patient = {"RAY_raylet_start_wait_time_s": "120"}  # where a machine is busy, nodes take long to begin
+    environment = {**os.environ, **patient, RECORD: str(folder / "record"), "TINY_SLEEP": "0.1", "PYTHONPATH": path}
     done = subprocess.run(
         [*own_network, sys.executable, "-m", "tests.engines.nodes", str(folder)],
         cwd=ROOT,
