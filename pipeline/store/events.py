@@ -38,6 +38,7 @@ class EventLog:
         self._common = {"worker": holder.name, "host": holder.host, "pid": holder.pid}
         self._file: int | None = None
         self._torn = False
+        self._last = datetime.fromtimestamp(0, UTC)
 
     def __enter__(self) -> "EventLog":
         return self
@@ -62,8 +63,9 @@ class EventLog:
         """Append one line."""
         if self._file is None:
             return
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        text = json.dumps({"time": now, "event": event, **self._common, **fields}, ensure_ascii=False)
+        self._last = max(self._last, datetime.now(UTC))  # a clock that is set back reorders no run
+        time = self._last.isoformat(timespec="microseconds")
+        text = json.dumps({"time": time, "event": event, **self._common, **fields}, ensure_ascii=False)
         data = f"{chr(10) * self._torn}{text}\n".encode()
         try:
             self._torn = os.write(self._file, data) < len(data)

@@ -42,6 +42,23 @@ def test_lines_are_whole_and_in_time(tmp_path: Path) -> None:
     assert len({event["worker"] for event in found}) == 2
 
 
+def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = iter([10, 9, 11])
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Clock":
+            return cls(2026, 1, 1, next(hours), tzinfo=tz)
+
+    monkeypatch.setattr("pipeline.store.events.datetime", Clock)
+    with begun(tmp_path) as log:
+        log.write("claimed", shard=1)
+        log.write("committed", shard=1)
+    found = read_events(tmp_path)
+    assert [event["event"] for event in found] == ["started", "claimed", "committed"]
+    assert [event["time"][11:13] for event in found] == ["10", "10", "11"]
+
+
 @pytest.mark.parametrize("torn", [b'{"time": "2026-01-01T00:0', b"\xff\x00", b'{"event": 3}', b"[1]", b"{}\n\n3"])
 def test_what_a_kill_tore_is_left_out(tmp_path: Path, torn: bytes) -> None:
     with begun(tmp_path) as log:
@@ -126,36 +143,39 @@ def test_what_is_not_ours_in_the_folder_stays(tmp_path: Path) -> None:
 # ---- what is said of the writers -------------------------------------------------------------------------------------
 
 
-def states(root: Path) -> list[str]:
-    return [worker.state for worker in inspect.summary(root).workers]
+def states(root: Path, *logs: EventLog) -> list[str]:
+    """Return what is said of the writer of each log; two that began at once may be listed in either order."""
+    found = {worker.worker: worker.state for worker in inspect.summary(root).workers}
+    assert found.keys() == {log.path.stem for log in logs}
+    return [found[log.path.stem] for log in logs]
 
 
 def test_alive_dead_silent(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, header())
     writer.pending(LAYERS)
     ours = begun(tmp_path)
-    assert states(tmp_path) == ["alive"]
+    assert states(tmp_path, ours) == ["alive"]
     os.close(ours._file or -1)  # as the kernel does with a dead process
     ours._file = None
-    assert states(tmp_path) == ["dead"]
+    assert states(tmp_path, ours) == ["dead"]
     theirs = begun(tmp_path, elsewhere(), kernel="other")
-    assert states(tmp_path) == ["dead", "alive"]
+    assert states(tmp_path, ours, theirs) == ["dead", "alive"]
     os.utime(theirs.path, (1000, 1000))
-    assert states(tmp_path) == ["dead", "silent"]
+    assert states(tmp_path, ours, theirs) == ["dead", "silent"]
     theirs.touch()
-    assert states(tmp_path) == ["dead", "alive"]
+    assert states(tmp_path, ours, theirs) == ["dead", "alive"]
     os.utime(theirs.path, (1000, 1000))
     lease = FileLeases(tmp_path, holder=elsewhere(), kernel=False).take(1)
     assert lease is not None
-    assert states(tmp_path) == ["dead", "alive"], "its lease is renewed"
+    assert states(tmp_path, ours, theirs) == ["dead", "alive"], "its lease is renewed"
     found = inspect.summary(tmp_path)
-    assert found.workers[1].at == (1,)
+    assert {worker.worker: worker.at for worker in found.workers} == {ours.path.stem: (), theirs.path.stem: (1,)}
     assert (found.leased, found.missing) == (1, 2)
     shard = inspect.status(tmp_path)[1]
     assert (shard.state, shard.worker) == ("leased", elsewhere().name)
     lease.release()
     theirs.write("failed", reason="out of memory")
-    assert states(tmp_path) == ["dead", "failed"]
+    assert states(tmp_path, ours, theirs) == ["dead", "failed"]
     assert inspect.summary(tmp_path).failures == {"out of memory": 1}
     theirs.__exit__(None, None, None)
 
