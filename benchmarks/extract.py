@@ -44,7 +44,7 @@ def prepared_batches(encoder: TorchEncoder, raw: Path, batch_size: int) -> Batch
     dataset = open_dataset(raw)
     items = image_items(dataset, 1) if encoder.modality == "image" else caption_items(dataset)
     cut = batches_in_order if encoder.modality == "image" else batches_by_length
-    ready = [prepare(encoder, items, position) for position in range(len(items))]
+    ready = [prepare(encoder, items.source(position)) for position in range(len(items))]
     return [[item.tensor for item in batch if item.tensor is not None] for batch in cut(ready, batch_size)]
 
 
@@ -55,7 +55,7 @@ def preparing(encoder: TorchEncoder, raw: Path) -> Work:
 
     def run() -> None:
         for position in range(len(items)):
-            prepare(encoder, items, position)
+            prepare(encoder, items.source(position))
 
     return run
 

@@ -45,6 +45,14 @@ def extract(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a forward pass.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode and tokenise.")] = None,
+    decode_cpus: Annotated[
+        int | None,
+        typer.Option(
+            help="CPUs of a cluster that only decode images; if unsaid, where encoders have GPUs, those of the nodes "
+            "without one.",
+            show_default=False,
+        ),
+    ] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Items in a shard.")] = None,
     file_format: Annotated[str | None, typer.Option("--format", help="hdf5 or parquet.")] = None,
     worker_index: Annotated[
@@ -91,6 +99,7 @@ def extract(
         "device": device,
         "batch_size": batch_size,
         "workers": workers,
+        "decode_cpus": _with_a_cluster(decode_cpus, engine),
         "shard_rows": shard_rows,
         "format": file_format,
         "lease_seconds": lease_seconds,
@@ -113,6 +122,13 @@ def extract(
     if json:
         plain = [result.to_json() for result in results]
         emit_json(plain[0] if dataset else plain)
+
+
+def _with_a_cluster(decode_cpus: int | None, engine: str) -> int | None:
+    if decode_cpus is not None and engine == "local":
+        remedy = "without a cluster --workers says how many threads decode"
+        raise UserError(expected="--engine ray beside it", found="none", where="--decode-cpus", remedy=remedy)
+    return decode_cpus
 
 
 def _share(worker_index: int | None, num_workers: int | None, engine: str, *, quiet: bool) -> dict[str, int]:

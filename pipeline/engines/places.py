@@ -1,10 +1,12 @@
-"""Which workers fit on a cluster: one encoder a GPU, else one a slot of CPUs; one small run a GPU or a CPU.
+"""Which workers fit on a cluster: one encoder a GPU, else one a slot of CPUs, decoders on other CPUs.
+
+Small runs: one a GPU or a CPU.
 
 Plain arithmetic on what the nodes offer; Ray is not asked here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
 
@@ -29,11 +31,47 @@ class Place:
     """Room for one worker."""
 
     cpus: int
-    """CPUs that it takes: threads that decode, and that compute where there is no GPU."""
+    """CPUs that it takes: threads that decode, and that compute if it is an encoder's and there is no GPU."""
     gpus: int = 0
     """GPUs that it takes, 0 or 1."""
     node: str = ""
     """Node that it is meant for; empty means any."""
+
+
+def extraction_places(
+    nodes: Sequence[Node], device: str, workers: int | None, decode_cpus: int | None
+) -> tuple[list[Place], list[Place]]:
+    """Return places for encoders, and for workers that only decode.
+
+    Args:
+        nodes: The nodes.
+        device: See `encoder_places`.
+        workers: See `encoder_places`.
+        decode_cpus: CPUs that only decode, of nodes without a GPU first; nothing means all of those nodes' where
+            encoders have GPUs, else none.
+
+    Raises:
+        UserError: As `encoder_places`, or so many CPUs cannot be spared.
+    """
+    if decode_cpus is None:
+        encoders = encoder_places(nodes, device, workers)
+        idle = [node for node in nodes if not node.gpus] if encoders[0].gpus else []
+        return encoders, [place for node in idle for place in _decoders(node.name, node.cpus)]
+    on_gpus = device != "cpu" and any(node.gpus for node in nodes)
+    spare = [max(node.cpus - node.gpus, 0) if on_gpus else node.cpus for node in nodes]
+    limit = sum(spare) - (not on_gpus)
+    if decode_cpus > max(limit, 0):
+        remedy = "the others are for the encoders"
+        raise UserError(
+            expected=f"{max(limit, 0)} or fewer", found=str(decode_cpus), where="--decode-cpus", remedy=remedy
+        )
+    left, decoders, wanted = [], [], decode_cpus
+    for node, most in sorted(zip(nodes, spare, strict=True), key=lambda pair: pair[0].gpus > 0):
+        taken = min(wanted, most)
+        wanted -= taken
+        left.append(replace(node, cpus=node.cpus - taken))
+        decoders += _decoders(node.name, taken)
+    return encoder_places(left, device, workers), decoders
 
 
 def encoder_places(nodes: Sequence[Node], device: str, workers: int | None) -> list[Place]:
@@ -69,6 +107,10 @@ def cell_places(nodes: Sequence[Node], device: str) -> list[Place]:
     if gpus:
         return [Place(cpus=1, gpus=1)] * gpus
     return _some([Place(cpus=1)] * sum(node.cpus for node in nodes))
+
+
+def _decoders(node: str, cpus: int) -> list[Place]:
+    return [Place(cpus=min(_THREADS, cpus - start), node=node) for start in range(0, cpus, _THREADS)]
 
 
 def _beside_gpus(node: Node, workers: int | None) -> list[Place]:

@@ -6,7 +6,6 @@ worker that is free: a shard or a cell that was committed stays, the rest of the
 finish it. An item that fails stops all.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,8 +15,9 @@ from typing import Any
 
 import pipeline
 from pipeline.engines.cluster import Cluster
+from pipeline.engines.hire import hire
 from pipeline.engines.places import Place
-from pipeline.engines.worker import Done, Failed, Setup, Work, Worker
+from pipeline.engines.worker import Done, Failed, Work
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.progress import Update
 
@@ -97,25 +97,8 @@ class Pool:
     # ---- workers -----------------------------------------------------------------------------------------------------
 
     def _hire(self, place: Place) -> None:
-        ray = self.cluster.ray
-        options: dict[str, Any] = {"num_cpus": place.cpus, "num_gpus": place.gpus, "max_concurrency": 2}
-        if place.node:
-            strategies = ray.util.scheduling_strategies
-            options["scheduling_strategy"] = strategies.NodeAffinitySchedulingStrategy(place.node, soft=True)
-        actor = ray.remote(**options)(Worker).remote(self._setup(place))
+        actor = hire(self.cluster.ray, place, threads=self.threads)
         self._hired.append(_Hired(actor, place, actor.ready.remote()))
-
-    def _setup(self, place: Place) -> Setup:
-        from pipeline.align.parallel import THREADS
-
-        usual = self.threads or place.cpus
-        own = {} if self.threads else os.environ
-        return Setup(
-            folder=os.getcwd(),  # noqa: PTH109
-            python_path=tuple(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))),
-            threads=place.cpus,
-            environment={name: own.get(name, str(usual)) for name in THREADS},
-        )
 
     def _dismiss(self, hired: _Hired) -> None:
         with suppress(Exception):  # one that is lost already, or a cluster that is

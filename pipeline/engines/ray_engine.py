@@ -8,14 +8,17 @@ anywhere, with or without Ray, the next run goes on.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipeline.engines.base import Engine, Item, Result
 from pipeline.engines.cluster import Cluster, load_ray
-from pipeline.engines.places import cell_places, encoder_places
+from pipeline.engines.decoding import Decoding, Hand, hands
+from pipeline.engines.hire import hire
+from pipeline.engines.places import Place, cell_places, extraction_places
 from pipeline.engines.pool import Pool
 from pipeline.engines.together import Together
 from pipeline.engines.worker import Seat
@@ -67,7 +70,8 @@ class RayEngine(Engine):
         return replace(result, seconds=time.perf_counter() - start)
 
     def _extracted(self, config: ExtractConfig, report: Report) -> ExtractResult:
-        places = encoder_places(self._cluster.nodes(), config.device, config.workers)
+        nodes = self._cluster.nodes()
+        places, others = extraction_places(nodes, config.device, config.workers, config.decode_cpus)
         if config.device == "auto":  # every worker the same: other arithmetic would be another key's
             config = replace(config, device="cuda" if places[0].gpus else "cpu")
         together = Together(report)
@@ -86,13 +90,28 @@ class RayEngine(Engine):
             return [result for result in pool.run() if result is not None]
 
         if config.dry_run:
-            (result,) = work(_extract, [config])
+            (result,) = work(_extract, [_Part(config, ())])
             return _shared(result, len(places))
         if config.replace:  # by one alone: no worker must throw away what another has begun
             work(_make_room, [config])
             config = replace(config, replace=False)
         count = len(places)
-        return _joined(work(_extract, [replace(config, worker_index=i, num_workers=count) for i in range(count)]))
+        with self._decoders(others) as decoders:
+            share = hands(decoders, count)
+            mine = [replace(config, worker_index=index, num_workers=count) for index in range(count)]
+            return _joined(work(_extract, [_Part(each, share) for each in mine]))
+
+    @contextmanager
+    def _decoders(self, places: Sequence[Place]) -> Iterator[list[tuple[Any, int]]]:
+        """Hire workers that only decode, (actor, CPUs) each, for as long as the block lasts."""
+        ray = self._cluster.ray
+        hired = [(hire(ray, place, calls=place.cpus, returns=True), place.cpus) for place in places]
+        try:
+            yield hired
+        finally:
+            for actor, _ in hired:
+                with suppress(Exception):  # one that is lost already, or a cluster that is
+                    ray.kill(actor)
 
     def side_by_side(
         self,
@@ -123,10 +142,20 @@ def _do(task: _Task, seat: Seat) -> Any:
     return task.work(task.item)
 
 
-def _extract(config: ExtractConfig, seat: Seat) -> ExtractResult:
+class _Part(NamedTuple):
+    """What one of several encoders is to do."""
+
+    config: ExtractConfig
+    hands: Sequence[Hand]
+
+
+def _extract(part: _Part, seat: Seat) -> ExtractResult:
     from pipeline.extract.run import extract
 
-    return extract(replace(config, workers=config.workers or seat.threads), seat.tell)
+    config = replace(part.config, workers=part.config.workers or seat.threads)
+    if not part.hands:
+        return extract(config, seat.tell)
+    return extract(config, seat.tell, Decoding(load_ray(), config, config.workers or seat.threads, part.hands))
 
 
 def _make_room(config: ExtractConfig, seat: Seat) -> None:

@@ -84,7 +84,7 @@ class News:
 
 
 class Worker:
-    """Does items. Two threads call it: one for `run`, one for `news`.
+    """Does items. Several threads call it: for `news`, and for `run`, which a decoder is asked for many times at once.
 
     Args:
         setup: What it takes over.

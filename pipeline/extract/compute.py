@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.extract.forward import Arrays, Forward, batches_by_length, batches_in_order
 from pipeline.extract.items import Items
 from pipeline.extract.others import Others
-from pipeline.extract.prepare import Prepared, prepare
+from pipeline.extract.prepare import Prepared, Preparing
 from pipeline.extract.progress import Meter
 from pipeline.extract.rejected import check_share, write_rejected
 from pipeline.extract.shares import Share, in_turn
@@ -34,8 +34,6 @@ R = TypeVar("R")
 Rows = tuple[list[str], Arrays, list[tuple[str, str]]]
 """Ids [N], layer → features [N, D], and (id, reason) of what was rejected."""
 
-_TEXTS_AT_ONCE = 32
-"""Texts a thread tokenises in one go: handing over a single one costs more than tokenising it."""
 _POLL = 0.5
 """Seconds between the first two looks at shards that other processes are computing."""
 _LONGEST_POLL = 5.0
@@ -67,7 +65,7 @@ class Computation:
         writer: The store.
         items: What it is made of.
         forward: The encoder at work.
-        workers: Threads that decode or tokenise.
+        preparing: What decodes or tokenises.
         max_rejected: Share of the items that may be broken.
         meter: Is told of finished rows.
         batch_size: Rows a batch is cut to; what the device takes at once may be less (see `Forward`).
@@ -78,7 +76,7 @@ class Computation:
     writer: StoreWriter
     items: Items
     forward: Forward
-    workers: int
+    preparing: Preparing
     max_rejected: float
     meter: Meter
     batch_size: int
@@ -120,10 +118,11 @@ class Computation:
         with ExitStack() as stack:
             claims = stack.enter_context(Claims(self.writer, self.events))
             committer = stack.enter_context(ThreadPoolExecutor(1, "write"))
-            decoders = stack.enter_context(ThreadPoolExecutor(self.workers, "decode"))
-            several = _TEXTS_AT_ONCE if self.forward.encoder.modality == "text" else 1
+            modality = self.forward.encoder.modality
+            threads, several = self.preparing.threads(modality), self.preparing.at_once(modality)
+            decoders = stack.enter_context(ThreadPoolExecutor(threads, "decode"))
             tasks = self._tasks(claims.take(left), several)
-            ahead = 2 * self.workers + self.forward.batch_size
+            ahead = 2 * threads + self.forward.batch_size // (several if modality == "image" else 1)
             results = stack.enter_context(closing(in_order(decoders, self._prepare, tasks, ahead)))
             for shard, group in groupby(results, key=lambda result: result[0]):
                 rows = self._encode(shard, (item for _, some in group for item in some))
@@ -144,7 +143,7 @@ class Computation:
 
     def _prepare(self, task: tuple[PendingShard, range]) -> tuple[PendingShard, list[Prepared]]:
         shard, positions = task
-        return shard, [prepare(self.forward.encoder, self.items, position) for position in positions]
+        return shard, self.preparing(self.forward.encoder, [self.items.source(position) for position in positions])
 
     def _encode(self, shard: PendingShard, items: Iterable[Prepared]) -> Rows:
         rejected: list[Prepared] = []

@@ -52,6 +52,9 @@ class ExtractConfig:
     """Rows a forward pass; nothing means 256 on a GPU, 16 images or 32 texts on a CPU. Halved when memory runs out."""
     workers: int | None = None
     """Threads that decode and tokenise; nothing means one a core, 32 at most."""
+    decode_cpus: int | None = None
+    """CPUs of a cluster that only decode images; nothing means, where encoders have GPUs, those of the nodes without
+    one, else none. Without a cluster it means nothing."""
     shard_rows: int | None = None
     """Items in a shard; nothing means about 128 MB, yet eight shards where they hold 256 images or 4096 texts."""
     format: str = "hdf5"
@@ -79,6 +82,8 @@ class ExtractConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(expected="1 or more", found=str(value), where=f"--{name.replace('_', '-')}")
+        if self.decode_cpus is not None and self.decode_cpus < 0:
+            raise UserError(expected="0 or more", found=str(self.decode_cpus), where="--decode-cpus")
         if not 0 < self.lease_seconds < math.inf:
             raise UserError(expected="more than 0 seconds", found=str(self.lease_seconds), where="--lease-seconds")
         if not 0 <= self.worker_index < self.num_workers:

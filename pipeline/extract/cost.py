@@ -86,7 +86,7 @@ def seconds_a_row(encoder: Encoder, items: Items, layers: Sequence[str], batch_s
     took = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        prepared = [prepare(encoder, items, position) for position in positions]
+        prepared = [prepare(encoder, items.source(position)) for position in positions]
         tensors = [item.tensor for item in prepared if item.tensor is not None]
         if tensors:
             encoder.encode(tensors, layers)

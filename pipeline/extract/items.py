@@ -5,10 +5,10 @@ in order; splits, labels and which image a caption belongs to are metadata and d
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -17,6 +17,7 @@ from pipeline.extract.datasets.layout import RawDataset
 from pipeline.extract.datasets.record import Classes
 from pipeline.extract.datasets.table import is_utf8
 from pipeline.extract.rejected import RejectedInputError
+from pipeline.remote.binding import address, local_path
 from pipeline.remote.folder import bring
 from pipeline.store.samples import Samples
 
@@ -32,6 +33,80 @@ _START = 16
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """Where one item comes from; small, and it can be sent to another process or machine that sees the same files."""
+
+    position: int
+    """Which item of the data set."""
+
+    @abstractmethod
+    def load(self, reduction: "Reduction") -> Content:
+        """Return the RGB image or the text; runs in several threads at once.
+
+        Args:
+            reduction: How much smaller the encoder takes JPEGs.
+
+        Raises:
+            RejectedInputError: The item cannot be used.
+            UserError: The item is no longer the one that was digested.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource(Source):
+    """An image file of a data set."""
+
+    root: str
+    """The data set's folder, or its URL."""
+    file: str
+    """Path inside it."""
+    start: bytes
+    """How the sha256 of its bytes began when it was digested."""
+    reduced: bool
+    """Whether a large JPEG is decoded smaller."""
+    turned: bool
+    """Whether it is turned upright as EXIF says."""
+
+    def load(self, reduction: "Reduction") -> Content:
+        """Return the image."""
+        from pipeline.extract.decode import decode_bytes, read_file
+
+        path = local_path(self.root) / self.file
+        try:
+            data = read_file(path if path.exists() else bring(path))
+        except RejectedInputError:
+            if self.start == _start(b""):
+                raise
+            raise self._changed("a file that cannot be read") from None
+        if _start(hashlib.sha256(data).digest()) != self.start:
+            raise self._changed("other bytes")
+        return decode_bytes(data, reduction if self.reduced else None, turn=self.turned)
+
+    def _changed(self, found: str) -> UserError:
+        return UserError(
+            expected=f"{self.file} as it was when this run began",
+            found=found,
+            where=self.root,
+            remedy="run again when nobody writes to the data set",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource(Source):
+    """A caption or a prompt."""
+
+    text: str
+
+    def load(self, reduction: "Reduction") -> Content:
+        """Return the text."""
+        if not is_utf8(self.text):
+            raise RejectedInputError("the caption is not UTF-8")
+        if not self.text.strip():
+            raise RejectedInputError("the caption is empty")
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Items:
     """N items of one modality."""
 
@@ -41,9 +116,8 @@ class Items:
     """Their metadata, in order."""
     digest: str
     """sha256 over (id, sha256 of the content) of each item in order."""
-    load: Callable[[int, "Reduction"], Content]
-    """Position and how much smaller the encoder takes JPEGs → RGB image or text. Raises `RejectedInputError`; runs in
-    several threads at once."""
+    source: Callable[[int], Source]
+    """Position → where that item comes from."""
     table: Path = field(default=Path())
     """The file that the items come from, for messages."""
 
@@ -59,8 +133,6 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
         workers: Threads that read.
         jpeg: `exact` or `reduced`.
         exif: `reject` or `apply`.
-
-    The items' `load` raises UserError for a file that is no longer the one that was digested.
     """
     files = [row.file for row in dataset.images]
     paths = [dataset.root / file for file in files]
@@ -69,22 +141,20 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
     with ThreadPoolExecutor(workers) as pool:
         digest = _digest(ids, _noted(pool.map(_file_sha256, paths, chunksize=64), seen))
 
-    def load(position: int, reduction: "Reduction") -> Content:
-        from pipeline.extract.decode import decode_bytes, read_file
+    root = address(dataset.root)
 
-        noted = seen[position * _START : (position + 1) * _START]
-        try:
-            data = read_file(paths[position])
-        except RejectedInputError:
-            if noted == _start(b""):
-                raise
-            raise _changed(dataset.root, files[position], "a file that cannot be read") from None
-        if _start(hashlib.sha256(data).digest()) != noted:
-            raise _changed(dataset.root, files[position], "other bytes")
-        return decode_bytes(data, reduction if jpeg == "reduced" else None, turn=exif == "apply")
+    def source(position: int) -> Source:
+        return ImageSource(
+            position=position,
+            root=root,
+            file=files[position],
+            start=bytes(seen[position * _START : (position + 1) * _START]),
+            reduced=jpeg == "reduced",
+            turned=exif == "apply",
+        )
 
     samples = Samples(ids, ids, [row.split for row in dataset.images], [row.label for row in dataset.images], files)
-    return Items(what="images", samples=samples, digest=digest, load=load, table=dataset.root / "images.csv")
+    return Items(what="images", samples=samples, digest=digest, source=source, table=dataset.root / "images.csv")
 
 
 def caption_items(dataset: RawDataset) -> Items:
@@ -116,16 +186,11 @@ def prompt_items(dataset: RawDataset, classes: Classes) -> Items:
 def _texts(what: str, samples: Samples, texts: list[str], table: Path) -> Items:
     digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts)
     digest = _digest(samples.sample_id, digests)
-    return Items(what=what, samples=samples, digest=digest, load=partial(_load_text, texts), table=table)
 
+    def source(position: int) -> Source:
+        return TextSource(position=position, text=texts[position])
 
-def _load_text(texts: list[str], position: int, reduction: "Reduction") -> str:
-    text = texts[position]
-    if not is_utf8(text):
-        raise RejectedInputError("the caption is not UTF-8")
-    if not text.strip():
-        raise RejectedInputError("the caption is empty")
-    return text
+    return Items(what=what, samples=samples, digest=digest, source=source, table=table)
 
 
 def _shown(text: str) -> str:
@@ -138,15 +203,6 @@ def _file_sha256(path: Path) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return b""  # a missing file is rejected when it is decoded; when it turns up, the digest changes
-
-
-def _changed(root: Path, file: str, found: str) -> UserError:
-    return UserError(
-        expected=f"{file} as it was when this run began",
-        found=found,
-        where=str(root),
-        remedy="run again when nobody writes to the data set",
-    )
 
 
 def _noted(digests: Iterable[bytes], seen: bytearray) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from pipeline.extract.cost import Cost, estimate, seconds_a_row
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.items import Items
 from pipeline.extract.plan import Job, batch_size_of, header_of, jobs_of, pending_of, require_free, workers_of
+from pipeline.extract.prepare import Here, Preparing
 from pipeline.extract.progress import Meter, Report, Update, silent
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.extract.rejected import check_share
@@ -35,12 +36,13 @@ from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
 
 
-def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
+def extract(config: ExtractConfig, report: Report = silent, preparing: Preparing | None = None) -> ExtractResult:
     """Bring the features of one data set through one encoder up to date.
 
     Args:
         config: What to extract.
         report: Is told of the cost and the progress.
+        preparing: What decodes and tokenises; nothing means threads of this process.
 
     Raises:
         UserError: The data set, the encoder or an option is at fault, or too many items are broken.
@@ -53,7 +55,7 @@ def extract(config: ExtractConfig, report: Report = silent) -> ExtractResult:
     require_free(config.out)
     found = _unchanged(config, dataset)
     if found is None:
-        found = _with_encoder(config, dataset, report)
+        found = _with_encoder(config, dataset, report, preparing or Here(workers_of(config)))
     return replace(_joined(found), seconds=time.perf_counter() - start)
 
 
@@ -75,7 +77,7 @@ def make_room(config: ExtractConfig) -> None:
     Raises:
         UserError: As `extract`.
     """
-    encoder = _loaded(config)
+    encoder = loaded(config)
     layers = encoder.resolve_layers(config.layers)
     for job in jobs_of(config, open_dataset(config.dataset), encoder.modality):
         pending_of(config, job.root, header_of(config, job.items, encoder, layers), layers)
@@ -124,7 +126,12 @@ def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | 
 # ---- something to do -------------------------------------------------------------------------------------------------
 
 
-def _loaded(config: ExtractConfig) -> Encoder:
+def loaded(config: ExtractConfig) -> Encoder:
+    """Return the encoder that is asked for.
+
+    Raises:
+        UserError: There is none, or it cannot be had in this form.
+    """
     from pipeline.encoders.load import load_encoder
 
     return load_encoder(
@@ -138,16 +145,18 @@ def _loaded(config: ExtractConfig) -> Encoder:
     )
 
 
-def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) -> list[ExtractResult]:
+def _with_encoder(
+    config: ExtractConfig, dataset: RawDataset, report: Report, preparing: Preparing
+) -> list[ExtractResult]:
     from pipeline.extract.host_memory import keep_freed_memory
 
     keep_freed_memory()
     prepared = prepare_receipt(config)
-    encoder = _loaded(config)
+    encoder = loaded(config)
     layers = encoder.resolve_layers(config.layers)
     results = []
     for job in jobs_of(config, dataset, encoder.modality):
-        result, key = _one_store(config, job, encoder, layers, report)
+        result, key = _one_store(config, job, encoder, layers, report, preparing)
         if not config.dry_run:
             write_receipt(job.root, prepared, key, encoder.modality, [layer.name for layer in encoder.layers])
         results.append(result)
@@ -155,7 +164,12 @@ def _with_encoder(config: ExtractConfig, dataset: RawDataset, report: Report) ->
 
 
 def _one_store(
-    config: ExtractConfig, job: Job, encoder: Encoder, layers: tuple[str, ...], report: Report
+    config: ExtractConfig,
+    job: Job,
+    encoder: Encoder,
+    layers: tuple[str, ...],
+    report: Report,
+    preparing: Preparing,
 ) -> tuple[ExtractResult, FeatureKey]:
     header = header_of(config, job.items, encoder, layers)
     pending = pending_of(config, job.root, header, layers)
@@ -180,7 +194,7 @@ def _one_store(
                 lease_seconds=config.lease_seconds,
                 kernel=holder.kernel,
             )
-        computed = _compute(config, job, encoder, layers, writer, cost, report, events)
+        computed = _compute(config, job, encoder, layers, writer, cost, report, events, preparing)
         manifest = writer.finish(job.items.samples, _provenance(config, encoder))
         events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
     return _result(config, job, manifest, layers, computed, cost), header.key
@@ -203,6 +217,7 @@ def _compute(
     cost: Cost,
     report: Report,
     events: EventLog,
+    preparing: Preparing,
 ) -> tuple[int, ...]:
     from pipeline.extract.compute import Computation
     from pipeline.extract.forward import Forward
@@ -212,7 +227,7 @@ def _compute(
         writer=writer,
         items=job.items,
         forward=Forward(encoder, layers, config.storage, batch_size),
-        workers=workers_of(config),
+        preparing=preparing,
         max_rejected=config.max_rejected,
         meter=Meter(report, job.items.what, cost.rows, cost.rows - cost.missing_rows),
         batch_size=batch_size,

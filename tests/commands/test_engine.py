@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from tests.commands.running import refused
+from tests.extract.building import IMAGE
 
 
 def test_an_unknown_engine_lists_the_known_ones() -> None:
@@ -13,6 +14,11 @@ def test_an_unknown_engine_lists_the_known_ones() -> None:
 
 def test_an_address_needs_an_engine() -> None:
     assert "--address auto: expected --engine ray beside it" in refused("extract", "--address", "auto")
+    words = "--decode-cpus: expected --engine ray beside it, found none; without a cluster --workers says how many"
+    assert words in refused("extract", "--decode-cpus", "2")
+    raw = ("--dataset", "x", "--encoder", IMAGE, "--out", "y")
+    found = refused("extract", *raw, "--engine", "ray", "--decode-cpus", "-1")
+    assert "--decode-cpus: expected 0 or more, found -1" in found
 
 
 def test_workers_by_hand_and_an_engine_exclude_each_other() -> None:

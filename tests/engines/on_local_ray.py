@@ -27,6 +27,7 @@ from tests.engines.recording import RECORD
 from tests.study.conftest import QUICK
 
 IMAGE, OTHER = "tests.engines.recording:Recording", "tests.extract.tiny_encoders:OtherImage"
+PREPARING = "tests.engines.recording:RecordingAll"
 
 
 def extract_with_a_kill(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -51,13 +52,53 @@ def extract_with_a_kill(engine: Engine, folder: Path) -> dict[str, Any]:
         "killed": len(killed),
         "counts": counts,
         "said": [update.message for update in updates if update.message],
-        "record": Path(os.environ[RECORD]).read_text().splitlines(),
+        "record": record(),
     }
 
 
+def decode_with_a_kill(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Extract with one encoder and one decoder, and kill the decoder once it has made some images ready."""
+    before = len(record())
+    killed, ended = list[int](), threading.Event()
+
+    def at_decoders() -> list[str]:
+        encoders = {process for process, word in record()[before:] if word.isdecimal()}
+        others = [process for process, word in record()[before:] if word == "prepare" and process not in encoders]
+        return others if encoders else []
+
+    def kill_one() -> None:
+        until(lambda: ended.is_set() or len(at_decoders()) >= 8, "eight images by a decoder")
+        killed.extend(map(int, at_decoders()[-1:]))
+        kill_all(killed)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    config = config_of(folder, folder / "decoded", dataset=folder / "many", encoder=PREPARING, decode_cpus=1)
+    result = engine.extract(config)
+    ended.set()
+    killer.join()
+    return {
+        "digest": result.content_digest,
+        "rows": result.rows,
+        "killed": killed,
+        "record": [(int(process), word) for process, word in record()[before:]],
+    }
+
+
+def record() -> list[tuple[str, str]]:
+    """Return (process, word) of each line that an encoder wrote down."""
+    return [tuple(line.split()) for line in Path(os.environ[RECORD]).read_text().splitlines()]  # type: ignore[misc]
+
+
 def config_of(folder: Path, out: Path, **changes: Any) -> ExtractConfig:
-    values: dict[str, Any] = {"encoder": IMAGE, "shard_rows": 4, "batch_size": 2, "workers": 1} | changes
-    return ExtractConfig(dataset=folder / "raw", out=out, **values)
+    values: dict[str, Any] = {
+        "dataset": folder / "raw",
+        "encoder": IMAGE,
+        "shard_rows": 4,
+        "batch_size": 2,
+        "workers": 1,
+    } | changes
+    return ExtractConfig(out=out, **values)
 
 
 def swept(engine: Engine, image: Path, text: Path, out: Path) -> dict[str, Any]:
@@ -91,6 +132,7 @@ def quick(engine: Engine, folder: Path, image: Path, text: Path) -> dict[str, An
     items = [(str(folder), number) for number in (3, 4, 5)]
     return {
         "extract": extract_with_a_kill(engine, folder),
+        "decode": decode_with_a_kill(engine, folder),
         "sweep": swept(engine, image, text, folder / "sweep"),
         "square": failed(lambda: engine.side_by_side(pieces.square_or_die, items, jobs=2)),
         "mismatch": failed(lambda: engine.side_by_side(pieces.mismatch, [3], jobs=2)),

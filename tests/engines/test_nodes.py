@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.engines.decoding import IMAGES_AT_ONCE
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.store.reader import FeatureStore
@@ -20,8 +22,17 @@ from tests.extract.building import IMAGE, write_raw
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'fewpairs[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SHARDS, ROWS = 200, 4
-OWN = "from tests.engines.recording import Recording\n\n\nclass Mine(Recording):\n    pass\n"
+SHARDS, ROWS, FEW = 200, 4, 240
+OWN = """from tests.engines.recording import Recording, RecordingAll
+
+
+class Mine(Recording):
+    pass
+
+
+class MineAll(RecordingAll):
+    pass
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a working folder with a data set and an encoder of the user's own."""
     place = tmp_path_factory.mktemp("n")
     write_raw(place / "raw", images=SHARDS * ROWS, captions=0)
+    write_raw(place / "few", images=FEW, captions=0)
     (place / "mine.py").write_text(OWN)
     return place
 
@@ -77,8 +89,20 @@ def test_nothing_is_lost_or_doubled(answer: dict[str, Any], folder: Path, tmp_pa
     assert len(set(store.ids)) == SHARDS * ROWS
 
 
-def test_only_what_a_lost_worker_was_at_is_computed_twice(answer: dict[str, Any], folder: Path) -> None:
-    lines = [line.split() for line in (folder / "record").read_text().splitlines()]
-    rows = sum(int(word) for _, word in lines if word != "load")
+def test_only_what_a_lost_worker_was_at_is_computed_twice(answer: dict[str, Any]) -> None:
+    rows = sum(int(word) for _, word in answer["record"] if word != "load")
     lost = 2  # the node's worker and the driver's other one, each with a shard at work and one being written
     assert SHARDS * ROWS <= rows <= (SHARDS + 2 * lost) * ROWS
+
+
+def test_a_node_that_only_decodes_may_be_killed(answer: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    found = answer["decoding"]
+    assert found["result"]["code"] == 0
+    encoded = {process for process, word in found["record"] if word.isdecimal()}
+    prepared = Counter(process for process, word in found["record"] if word == "prepare")
+    assert len(encoded) == 1
+    assert found["decoder"] not in encoded
+    assert prepared[found["decoder"]] >= 8
+    assert FEW <= sum(prepared.values()) <= FEW + 2 * IMAGES_AT_ONCE
+    alone = ExtractConfig(dataset=folder / "few", encoder=IMAGE, out=tmp_path / "one", shard_rows=4, batch_size=2)
+    assert found["result"]["content_digest"] == extract(alone).content_digest

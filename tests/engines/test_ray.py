@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.engines.decoding import IMAGES_AT_ONCE
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.store.reader import FeatureStore
@@ -28,7 +29,7 @@ __all__ = ["_one_thread", "class_set", "make_stores", "make_sweep", "stores"]
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'fewpairs[ray]'")
 
-IMAGES, SHARDS = 48, 12
+IMAGES, SHARDS, MANY = 48, 12, 240
 Ask = Callable[[str], dict[str, Any]]
 
 
@@ -37,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a raw data set."""
     place = tmp_path_factory.mktemp("ray")
     write_raw(place / "raw", images=IMAGES, captions=0)
+    write_raw(place / "many", images=MANY, captions=0)
     return place
 
 
@@ -88,12 +90,27 @@ def test_a_worker_that_is_killed_costs_nothing(quick: dict[str, Any], folder: Pa
 
 
 def test_an_encoder_is_loaded_once_a_worker_and_little_is_done_twice(quick: dict[str, Any]) -> None:
-    lines = [line.split() for line in quick["extract"]["record"]]
+    lines = quick["extract"]["record"]
     loads = Counter(process for process, word in lines if word == "load")
     assert set(loads.values()) == {1}
     assert len(loads) in (2, 3)  # two workers, and one in place of the killed one, which may come too late
     rows = sum(int(word) for _, word in lines if word != "load")
     assert IMAGES <= rows <= IMAGES + 2 * 4  # the killed worker had two shards at most: one at work, one being written
+
+
+def test_decoders_change_no_byte_and_may_die(quick: dict[str, Any], folder: Path) -> None:
+    found = quick["decode"]
+    (killed,) = found["killed"]
+    encoders = {process for process, word in found["record"] if word.isdecimal()}
+    prepared = Counter(process for process, word in found["record"] if word == "prepare")
+    assert len(encoders) == 1
+    assert killed not in encoders
+    assert prepared[killed] >= 8
+    assert len(prepared) >= 2, "the encoder's own CPU decodes, too"
+    assert MANY <= sum(prepared.values()) <= MANY + IMAGES_AT_ONCE * 2  # what the killed one was at is done again
+    assert sum(int(word) for _, word in found["record"] if word.isdecimal()) == found["rows"] == MANY
+    alone = ExtractConfig(dataset=folder / "many", encoder=IMAGE, out=folder / "many-one", shard_rows=4, batch_size=2)
+    assert found["digest"] == extract(alone).content_digest
 
 
 def test_progress_of_all_workers_is_one_count(quick: dict[str, Any]) -> None:

@@ -1,0 +1,236 @@
+"""Decoding shared out among workers, with a Ray that is threads of this process: room, losses, errors, versions."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.encoders.base import LoadOptions
+from pipeline.engines import decoding
+from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoding, Hand, hands
+from pipeline.engines.worker import Setup, Worker
+from pipeline.errors import PipelineError, UserError
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.datasets.layout import open_dataset
+from pipeline.extract.items import Items, Source, caption_items, image_items
+from pipeline.extract.prepare import Here, Prepared
+from tests.extract.building import IMAGE, TEXT, write_raw
+from tests.extract.tiny_encoders import TinyImage, TinyText
+
+IMAGES, BROKEN = 24, 5
+
+
+class RayError(Exception):
+    """As Ray's own: a call or an actor is lost."""
+
+
+class FakeRay:
+    """What `Decoding` uses of Ray, with futures for references."""
+
+    exceptions = SimpleNamespace(RayError=RayError)
+
+    @staticmethod
+    def get(reference: "Future[Any]") -> Any:
+        return reference.result()
+
+    @staticmethod
+    def wait(references: "list[Future[Any]]", timeout: float) -> "tuple[list[Future[Any]], list[Future[Any]]]":
+        done, not_done = wait_for(references, timeout)
+        return list(done), list(not_done)
+
+
+class FakeActor:
+    """A worker in threads, which may be held up before it has loaded, or die at its n-th call."""
+
+    def __init__(self, folder: Path, *, gate: threading.Event | None = None, dies_at: int | None = None) -> None:
+        self._worker = Worker(Setup(folder=str(folder), python_path=(), threads=1, environment={}))
+        self._gate, self._dies_at = gate, dies_at
+        self._pool = ThreadPoolExecutor(8)
+        self._lock = threading.Lock()
+        self.calls = self.under_way = self.most = self.images = 0
+        self.run = SimpleNamespace(remote=lambda work, item: self._pool.submit(self._run, work, item))
+
+    def _run(self, work: Callable[..., Any], item: Any) -> Any:
+        if work is decoding.load:
+            if self._gate is not None:
+                self._gate.wait()
+            return self._worker.run(work, item)
+        with self._lock:
+            self.calls += 1
+            if self.calls == self._dies_at:
+                raise RayError("the actor died")
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        try:
+            answer = self._worker.run(work, item)
+        finally:
+            with self._lock:
+                self.under_way -= 1
+        self.images += len(item[1])
+        return answer
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(Path.cwd())  # workers go to their owner's folder
+    decoding._loaded.cache_clear()
+    root = write_raw(tmp_path / "raw", images=IMAGES, captions=3)
+    (root / "images" / f"i{BROKEN:03d}.png").write_bytes(b"no picture")
+    return root
+
+
+def config_of(raw: Path, encoder: str = IMAGE) -> ExtractConfig:
+    return ExtractConfig(dataset=raw, encoder=encoder, out=raw.parent / "out")
+
+
+def decoding_with(raw: Path, actors: Sequence[FakeActor], *, workers: int = 1, calls: int = 2) -> Decoding:
+    return Decoding(FakeRay, config_of(raw), workers, [Hand(actor, calls) for actor in actors])
+
+
+def cut(items: Items) -> list[list[Source]]:
+    positions = range(len(items))
+    return [
+        [items.source(position) for position in positions[start : start + IMAGES_AT_ONCE]]
+        for start in range(0, len(items), IMAGES_AT_ONCE)
+    ]
+
+
+def all_of(preparing: Decoding, items: Items) -> list[Prepared]:
+    encoder = TinyImage(LoadOptions())
+    with ThreadPoolExecutor(preparing.threads("image")) as pool:
+        return [item for found in pool.map(lambda task: preparing(encoder, task), cut(items)) for item in found]
+
+
+def assert_same(found: Sequence[Prepared], items: Items) -> None:
+    encoder = TinyImage(LoadOptions())
+    expected = Here(1)(encoder, [items.source(position) for position in range(len(items))])
+    assert [(item.position, item.reason) for item in found] == [(item.position, item.reason) for item in expected]
+    for mine, other in zip(found, expected, strict=True):
+        if mine.tensor is None or other.tensor is None:
+            assert mine.tensor is other.tensor is None
+        else:
+            assert torch.equal(mine.tensor, other.tensor)
+            assert mine.tensor.dtype == other.tensor.dtype
+
+
+def test_the_same_bytes_and_reasons_wherever(raw: Path) -> None:
+    actors = [FakeActor(raw.parent), FakeActor(raw.parent)]
+    items = image_items(open_dataset(raw), 1)
+    found = all_of(decoding_with(raw, actors, workers=0), items)
+    assert_same(found, items)
+    assert [item.position for item in found if item.reason] == [BROKEN]
+    assert sum(actor.images for actor in actors) == IMAGES
+
+
+def test_never_more_under_way_than_was_said(raw: Path) -> None:
+    actors = [FakeActor(raw.parent), FakeActor(raw.parent)]
+    preparing = decoding_with(raw, actors, calls=2)
+    assert preparing.threads("image") == 1 + 2 + 2
+    assert preparing.threads("text") == 1
+    items = image_items(open_dataset(raw), 1)
+    for _ in range(3):
+        assert_same(all_of(preparing, items), items)
+    assert max(actor.most for actor in actors) <= 2
+
+
+def test_one_that_has_not_loaded_is_not_waited_for(raw: Path) -> None:
+    gate = threading.Event()
+    late = FakeActor(raw.parent, gate=gate)
+    items = image_items(open_dataset(raw), 1)
+    assert_same(all_of(decoding_with(raw, [late]), items), items)
+    gate.set()
+    assert late.images == 0
+
+
+def test_what_a_lost_one_was_at_is_done_again_and_it_rests(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_PAUSE", 0.0)
+    dying, other = FakeActor(raw.parent, dies_at=2), FakeActor(raw.parent)
+    items = image_items(open_dataset(raw), 1)
+    preparing = decoding_with(raw, [dying, other], workers=0)
+    for _ in range(4):
+        assert_same(all_of(preparing, items), items)
+    assert dying.images + other.images == 4 * IMAGES
+    assert dying.calls > 2, "it is used again once it is back"
+
+
+def test_silence_is_a_loss(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(FakeActor):
+        def _run(self, work: Callable[..., Any], item: Any) -> Any:
+            if work is not decoding.load:
+                asked.set()
+                never.wait()
+            return super()._run(work, item)
+
+    asked, never = threading.Event(), threading.Event()
+    monkeypatch.setattr(decoding, "_SILENCE", 0.05)
+    items = image_items(open_dataset(raw), 1)
+    preparing = decoding_with(raw, [Silent(raw.parent)])
+    assert preparing._seat() is None  # the room here is taken, so the silent one is asked
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(all_of, preparing, items)
+        asked.wait()
+        preparing._leave(None)
+        assert_same(found.result(), items)
+    never.set()
+
+
+def test_all_lost_leaves_this_process(raw: Path) -> None:
+    class Gone(FakeActor):
+        def _run(self, work: Callable[..., Any], item: Any) -> Any:
+            raise RayError("the actor died")
+
+    items = image_items(open_dataset(raw), 1)
+    assert_same(all_of(decoding_with(raw, [Gone(raw.parent)]), items), items)
+
+
+def test_texts_stay_here(raw: Path) -> None:
+    actor = FakeActor(raw.parent)
+    preparing = Decoding(FakeRay, config_of(raw, TEXT), 1, [Hand(actor, 2)])
+    items = caption_items(open_dataset(raw))
+    sources = [items.source(position) for position in range(len(items))]
+    found = preparing(TinyText(LoadOptions()), sources)
+    assert [item.position for item in found] == list(range(len(items)))
+    assert actor.images == 0
+    assert preparing.at_once("text") == Here(1).at_once("text")
+
+
+def test_another_version_of_a_library_ends_the_run(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.extract import receipt
+
+    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
+    here = receipt.versions()
+    answers = iter([{**here, "pillow": "1.0"}, here])  # the decoder's, then this process's
+    monkeypatch.setattr(receipt, "versions", lambda: next(answers))
+    items = image_items(open_dataset(raw), 1)
+    with pytest.raises(PipelineError, match=r"expected the same pillow on every node \(.*\), found 1\.0; install"):
+        preparing(TinyImage(LoadOptions()), cut(items)[0])
+
+
+def test_a_file_that_changed_is_the_users_error_and_no_loss(raw: Path) -> None:
+    items = image_items(open_dataset(raw), 1)
+    source = items.source(0)
+    actor = FakeActor(raw.parent)
+    (raw / open_dataset(raw).images[0].file).write_bytes(b"other bytes")
+    with pytest.raises(UserError, match=r"as it was when this run began, found other bytes; run again"):
+        decoding_with(raw, [actor], workers=0)(TinyImage(LoadOptions()), [source])
+    assert actor.calls == 1
+
+
+def test_an_encoder_that_a_node_lacks_is_said(raw: Path) -> None:
+    preparing = Decoding(FakeRay, config_of(raw, "nowhere_at_all:Class"), 0, [Hand(FakeActor(raw.parent), 1)])
+    items = image_items(open_dataset(raw), 1)
+    with pytest.raises(UserError, match="nowhere_at_all"):
+        preparing(TinyImage(LoadOptions()), cut(items)[0])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "encoders", "expected"), [([8, 32], 4, [4, 16]), ([1], 8, [1]), ([], 2, []), ([3], 1, [6])]
+)
+def test_every_encoder_has_the_same_share(cpus: list[int], encoders: int, expected: list[int]) -> None:
+    assert [hand.calls for hand in hands([(object(), count) for count in cpus], encoders)] == expected
