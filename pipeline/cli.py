@@ -31,8 +31,8 @@ from pipeline.commands import (
     study,
     sweep,
 )
-from pipeline.commands.urls import urls_in_errors
 from pipeline.errors import exit_with_sentence
+from pipeline.remote.binding import urls_in_errors
 
 
 class Commands(TyperGroup):

@@ -8,13 +8,12 @@ The command gets the folder of the cache that stands for the URL; what it prints
 
 import functools
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError, UserError
-from pipeline.remote.binding import addressed, bind
+from pipeline.errors import UserError
+from pipeline.remote.binding import bind
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/(.*)", re.DOTALL)
 """A URL that has become a path: of its two slashes one is left."""
@@ -31,17 +30,6 @@ def takes_urls(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
         return command
 
     return decorate
-
-
-@contextmanager
-def urls_in_errors() -> Iterator[None]:
-    """Say URLs in errors in place of the folders that stand for them."""
-    try:
-        yield
-    except PipelineError as error:
-        for field in ("expected", "found", "where", "remedy"):
-            setattr(error, field, addressed(getattr(error, field)))
-        raise
 
 
 def _local(name: str, value: Any, allowed: bool) -> Any:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from pipeline.engines.base import Engine, Item, Result
 from pipeline.engines.cluster import Cluster, load_ray
-from pipeline.engines.decoding import Decoding, Hand, hands
+from pipeline.engines.decoding import hands
 from pipeline.engines.hire import hire
+from pipeline.engines.parts import extract_part, make_room, part
 from pipeline.engines.places import Place, cell_places, extraction_places
 from pipeline.engines.pool import Pool
 from pipeline.engines.together import Together
@@ -90,16 +91,16 @@ class RayEngine(Engine):
             return [result for result in pool.run() if result is not None]
 
         if config.dry_run:
-            (result,) = work(_extract, [_Part(config, ())])
+            (result,) = work(extract_part, [part(config)])
             return _shared(result, len(places))
         if config.replace:  # by one alone: no worker must throw away what another has begun
-            work(_make_room, [config])
+            work(make_room, [part(config)])
             config = replace(config, replace=False)
         count = len(places)
         with self._decoders(others) as decoders:
             share = hands(decoders, count)
             mine = [replace(config, worker_index=index, num_workers=count) for index in range(count)]
-            return _joined(work(_extract, [_Part(each, share) for each in mine]))
+            return _joined(work(extract_part, [part(each, share) for each in mine]))
 
     @contextmanager
     def _decoders(self, places: Sequence[Place]) -> Iterator[list[tuple[Any, int]]]:
@@ -140,28 +141,6 @@ class _Task(NamedTuple):
 
 def _do(task: _Task, seat: Seat) -> Any:
     return task.work(task.item)
-
-
-class _Part(NamedTuple):
-    """What one of several encoders is to do."""
-
-    config: ExtractConfig
-    hands: Sequence[Hand]
-
-
-def _extract(part: _Part, seat: Seat) -> ExtractResult:
-    from pipeline.extract.run import extract
-
-    config = replace(part.config, workers=part.config.workers or seat.threads)
-    if not part.hands:
-        return extract(config, seat.tell)
-    return extract(config, seat.tell, Decoding(load_ray(), config, config.workers or seat.threads, part.hands))
-
-
-def _make_room(config: ExtractConfig, seat: Seat) -> None:
-    from pipeline.extract.run import make_room
-
-    make_room(config)
 
 
 def _sentence(message: str) -> Update:

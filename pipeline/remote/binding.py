@@ -12,11 +12,13 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.errors import UserError
+from pipeline.errors import PipelineError, UserError
 
 MARK = "fewpairs-remote"
 _BOUND = re.compile(rf"(?P<base>.*/{MARK}/[0-9a-f]{{32}})(?:/(?P<inner>.*))?", re.DOTALL)
@@ -128,6 +130,17 @@ def addressed(text: str) -> str:
         return text
     here = re.compile(rf"{re.escape(str(cache_root() / MARK))}/[0-9a-f]{{32}}")
     return here.sub(lambda match: url_of(Path(match[0])), text)
+
+
+@contextmanager
+def urls_in_errors() -> Iterator[None]:
+    """Say URLs in errors in place of the folders that stand for them."""
+    try:
+        yield
+    except PipelineError as error:
+        for field in ("expected", "found", "where", "remedy"):
+            setattr(error, field, addressed(getattr(error, field)))
+        raise
 
 
 def _note(base: Path) -> Path:
