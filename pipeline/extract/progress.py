@@ -4,6 +4,7 @@ with progress_bar() as report:
     extract(config, report)
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def silent(update: Update) -> None:
 
 
 class Meter:
-    """Counts rows and tells a `Report` about them, at most ten times a second.
+    """Counts rows and tells a `Report` about them, at most ten times a second; may be used from several threads.
 
     Args:
         report: Who is told.
@@ -51,26 +52,30 @@ class Meter:
     def __init__(self, report: Report, what: str, total: int, done: int = 0) -> None:
         self._report, self._what, self._total, self._done, self._first = report, what, total, done, done
         self._others = 0
+        self._guard = threading.Lock()  # what is counted later is told later
         self._start = self._told = time.perf_counter()
         self._tell()
 
     def begin(self, missing: int) -> None:
         """Say how many rows are missing now, where others may have done some since this was made."""
-        if self._total - missing != self._done:
-            self._done = self._first = self._total - missing
-            self._tell()
+        with self._guard:
+            if self._total - missing != self._done:
+                self._done = self._first = self._total - missing
+                self._tell()
 
     def advance(self, rows: int = 1) -> None:
         """Count rows as done."""
-        self._done += rows
-        if time.perf_counter() - self._told > 0.1 or self._done + self._others == self._total:
-            self._tell()
+        with self._guard:
+            self._done += rows
+            if time.perf_counter() - self._told > 0.1 or self._done + self._others == self._total:
+                self._tell()
 
     def elsewhere(self, rows: int) -> None:
         """Say how many rows other workers have done since this run began."""
-        if rows != self._others:
-            self._others = rows
-            self._tell()
+        with self._guard:
+            if rows != self._others:
+                self._others = rows
+                self._tell()
 
     def _tell(self) -> None:
         self._told = time.perf_counter()

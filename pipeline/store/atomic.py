@@ -76,8 +76,13 @@ def stale_temp_files(root: Path) -> list[Path]:
 def sweep(root: Path) -> None:
     """Remove the temp, lease and lock files of dead writers."""
     for path in stale_temp_files(root):
-        path.unlink(missing_ok=True)
+        remove_unlocked(path)
     sweep_leases(root)
     for path in [path for path in root.iterdir() if is_lock(path.name)]:
-        with lock(path, block=False):
-            pass
+        remove_unlocked(path)
+
+
+def remove_unlocked(path: Path) -> None:
+    """Remove a file unless a live process has locked it, be it since somebody looked."""
+    with lock(path, block=False):
+        pass  # a lock takes its file with it

@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.remote.binding import address, bound
 from pipeline.store.atomic import stale_temp_files
 from pipeline.store.commit import writing
-from pipeline.store.layout import HEADER, MANIFEST, is_lock, lease_of, lock_name, own_files, shard_index
+from pipeline.store.layout import HEADER, MANIFEST, is_lock, is_temp, lease_of, lock_name, own_files, shard_index
 from pipeline.store.lease_files import leased_elsewhere, sightings
 from pipeline.store.locks import alone, is_locked, lock
 from pipeline.store.manifest import read_manifest
@@ -85,7 +85,7 @@ def _remove(root: Path, each: Garbage) -> None:
     if index == "store":  # its lock is held here
         (root / each.name).unlink(missing_ok=True)
         return
-    held = each.name if is_lock(each.name) else lock_name("gc" if index is None else index)
+    held = each.name if is_lock(each.name) or is_temp(each.name) else lock_name("gc" if index is None else index)
     with lock(root / held, block=False) as free:
         if free:
             (root / each.name).unlink(missing_ok=True)

@@ -87,6 +87,7 @@ def test_wandb_stays_offline(stores: Stores, tmp_path: Path, monkeypatch: pytest
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "300")  # seconds for its writing process to begin, 30 by itself
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "")  # taken back afterwards, whoever sets it
     monkeypatch.delenv("WANDB_ERROR_REPORTING")
     connect = socket.socket.connect

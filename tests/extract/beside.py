@@ -9,9 +9,11 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,15 +27,29 @@ IMAGE = "tests.extract.beside:Filling"
 
 
 class Filling(TinyImage):
-    """Fills the disk, so to say, after `FULL_AFTER` rows."""
+    """Fills the disk, so to say, after `FULL_AFTER` rows; can wait for others or stop before it encodes some."""
 
     rows = 0
+    before: ClassVar[dict[int, Callable[[], None]]] = {}
+    """Rows that are encoded → what is done then, before the next."""
 
     def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+        self.before.get(self.rows, lambda: None)()
         type(self).rows += len(prepared)
         if self.rows > int(os.environ.get("FULL_AFTER", "1000000")):
             resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
         return super().encode(prepared, layers)
+
+
+def meet(place: Path, number: int) -> None:
+    """Wait until so many processes are here: each has claimed a shard or two, and committed none."""
+    place.mkdir(exist_ok=True)
+    (place / str(os.getpid())).touch()
+    end = time.monotonic() + 300
+    while len(list(place.iterdir())) < number:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{number} processes at {place}")
+        time.sleep(0.005)
 
 
 def in_child(work: Callable[[], dict[str, Any]]) -> int:
@@ -80,6 +96,7 @@ def main() -> None:
     config = ExtractConfig(dataset=raw, encoder=IMAGE, out=out, shard_rows=4, batch_size=2, workers=1, format=kind)
     sys.stdout.flush()
     if mode == "beside":
+        Filling.before[0] = partial(meet, out.with_name("meeting"), number)
         children = [in_child(lambda: run(config)) for _ in range(number)]
         codes = [os.waitpid(child, 0)[1] for child in children]
     else:

@@ -1,5 +1,7 @@
 """Counting rows, and the bar on standard error."""
 
+import threading
+
 import pytest
 
 from pipeline.extract.progress import Meter, Update, progress_bar, silent
@@ -67,3 +69,19 @@ def test_what_others_did_before_the_first_row_is_done_already() -> None:
     meter.advance(2)
     assert [update.done for update in told] == [2, 5, 8, 10]
     assert told[-1].others == 3
+
+
+def test_of_two_threads_none_tells_of_less_than_the_other_did() -> None:
+    told: list[int] = []
+
+    def report(update: Update) -> None:
+        if update.done == 4:
+            other.start()
+            other.join(0.2)  # time to overtake
+        told.append(update.done)
+
+    meter = Meter(report, "images", total=10)
+    other = threading.Thread(target=meter.advance, args=(6,))
+    meter.elsewhere(4)
+    other.join(60)
+    assert told == [0, 4, 10]

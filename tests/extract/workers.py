@@ -1,7 +1,8 @@
 """Several workers on one store, in forked processes: `python -m tests.extract.workers MODE RAW OUT FORMAT NUMBER`.
 
-together: NUMBER workers at once. killed: besides, the first is killed in the middle of a shard. elsewhere: the same,
-but each is of another machine, whose locks reach nobody. status: two at once, and what `store status` says meanwhile.
+together: NUMBER workers at once, which wait for each other once. killed: the first is killed in the middle of its third
+shard, then the others begin. elsewhere: the same, but each is of another machine, whose locks reach nobody. status: two
+workers stop in the middle of their third shards, and what `store status` says meanwhile.
 Prints JSON lines. One process imports everything, and forks before any thread is started.
 """
 
@@ -10,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from pipeline.extract.config import ExtractConfig
 from pipeline.store.holder import this_process
 from pipeline.store.inspect import read_events, status, summary
 from pipeline.store.leases import FileLeases
-from tests.extract.beside import IMAGE, in_child
+from tests.extract.beside import IMAGE, Filling, in_child, meet
 
+ROWS = 4
+"""Rows of a shard."""
 LEASE = 1.0
 """Seconds of a lease where a machine dies."""
 
@@ -42,24 +44,40 @@ def work(config: ExtractConfig, machine: str | None = None) -> dict[str, Any]:
 
 
 def at_work(out: Path, pid: int) -> bool:
-    """Say whether a run has claimed a shard that it has not committed, and committed one before."""
-    events = [event["event"] for event in read_events(out) if event["pid"] == pid] if out.exists() else []
-    return events.count("claimed") > events.count("committed") > 0
+    """Say whether a run has claimed a shard that it has not committed, and committed two before and let them go."""
+    own = [event for event in read_events(out) if event["pid"] == pid]
+    claimed, done = ([event["shard"] for event in own if event["event"] == name] for name in ("claimed", "committed"))
+    return len(claimed) > len(done) == 2 == sum(shard.state == "done" for shard in status(out) if shard.index in done)
 
 
-def waited(ready: Callable[[], bool]) -> bool:
-    """Wait until something is so."""
-    end = time.monotonic() + 120
-    while not ready() and time.monotonic() < end:
+def stop(out: Path) -> None:
+    """Stop this process as soon as it has written all that it has encoded: two shards."""
+    end = time.monotonic() + 300
+    while not at_work(out, os.getpid()) and time.monotonic() < end:
         time.sleep(0.005)
-    return ready()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stopping(config: ExtractConfig, machine: str | None = None) -> int:
+    """Fork a run that stops in the middle of its third shard; wait until it does, and return its id."""
+
+    def run() -> dict[str, Any]:
+        Filling.before[2 * ROWS] = partial(stop, config.out)
+        return work(config, machine)
+
+    child = in_child(run)
+    _, status = os.waitpid(child, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), status
+    return child
 
 
 def kill(out: Path, child: int) -> None:
     """Kill a run in the middle of a shard."""
-    found = waited(lambda: at_work(out, child))
+    found = at_work(out, child)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    for path in out.glob(".*.lease"):  # renewed just now, however long the kill took
+        os.utime(path, times=(time.time() + 1000, time.time() + 1000))
     held = [shard.index for shard in status(out) if shard.state == "leased"]
     say({"killed": found, "leases": sorted(path.name for path in out.glob(".*.lease")), "held": held})
 
@@ -72,25 +90,31 @@ def say(line: dict[str, Any]) -> None:
 def main() -> None:
     mode, raw, out, kind, number = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])
     config = ExtractConfig(
-        dataset=raw, encoder=IMAGE, out=out, shard_rows=4, batch_size=2, workers=1, format=kind, lease_seconds=LEASE
+        dataset=raw, encoder=IMAGE, out=out, shard_rows=ROWS, batch_size=2, workers=1, format=kind, lease_seconds=LEASE
     )
     machines = [f"machine-{index}" if mode == "elsewhere" else None for index in range(number)]
     configs = [replace(config, worker_index=index, num_workers=number) for index in range(number)]
-    children = []
     if mode in ("killed", "elsewhere"):
-        kill(out, in_child(lambda: work(configs[0], machines[0])))
+        kill(out, stopping(configs[0], machines[0]))
         configs, machines = configs[1:], machines[1:]
-    for own, machine in zip(configs, machines, strict=True):
-        children.append(in_child(lambda own=own, machine=machine: work(own, machine)))  # type: ignore[misc]
+    if mode == "together":
+        Filling.before[0] = partial(meet, out.with_name("meeting"), number)
     if mode == "status":
-        look(out, children[0])
+        children = [stopping(own) for own in configs]
+        look(out, children)
+    else:
+        children = [in_child(partial(work, *each)) for each in zip(configs, machines, strict=True)]
     sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 
 
-def look(out: Path, child: int) -> None:
-    """Say what a store says of itself while two work on it."""
-    found = waited(lambda: at_work(out, child))
-    say({"working": found, "shards": [asdict(shard) for shard in status(out)], "summary": asdict(summary(out))})
+def look(out: Path, children: list[int]) -> None:
+    """Say what a store says of itself while two work on it, which stand still for so long."""
+    try:
+        found = [at_work(out, child) for child in children]
+        say({"working": found, "shards": [asdict(shard) for shard in status(out)], "summary": asdict(summary(out))})
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGCONT)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,23 @@ Machine = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """Start moto's server and return its address."""
+    """Start moto's server and return its address; it answers one request after the other.
+
+    Moto looks whether a condition holds and then writes; of two requests at once both could find that it does.
+    """
     moto = pytest.importorskip("moto.server")
     pytest.importorskip("s3fs")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
+    assert running._server is not None
+    application, alone = running._server.app, threading.Lock()
+
+    def one_by_one(*args: Any) -> Any:
+        with alone:
+            return application(*args)
+
+    running._server.app = one_by_one
     host, port = running.get_host_and_port()
     yield f"http://{host}:{port}"
     running.stop()

@@ -92,7 +92,7 @@ def test_a_lease_is_an_object_beside_the_shards(bucket: str, s3: str, machine: M
     assert held is not None
     assert names(s3, f"{bucket}/store") == [".00003.lease"] == [lease_object(3)]
     first = get(s3, f"{bucket}/store/.00003.lease")
-    for _ in range(100):
+    for _ in range(2400):
         if get(s3, f"{bucket}/store/.00003.lease") != first:
             break
         threading.Event().wait(0.05)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pyarrow.parquet  # noqa: F401
 
 from pipeline.errors import PipelineError
 from pipeline.store import atomic, commit, finish, writer
+from pipeline.store.layout import HEADER, MANIFEST
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import committed
 from tests.store.building import LAYERS, computed, fill, header, samples
@@ -136,19 +138,32 @@ def every_step(root: Path, file_format: str, rows: int) -> None:
 
 
 def random_moments(root: Path, file_format: str, times: int) -> None:
-    """Kill a writer at random moments, again and again on one store until it is whole, then begin anew."""
-    chance = random.Random(0)
-    for _ in range(times):
+    """Kill a writer so many times in the middle, again and again on one store until it is whole, then begin anew.
+
+    What comes too late makes the next moments earlier, what comes too early later, however quick the machine is.
+    """
+    chance, longest, killed = random.Random(0), 0.12, 0
+    while killed < times:
         child = os.fork()
         if child == 0:
-            fill(root, header(file_format, shard_rows=4))
+            try:
+                fill(root, header(file_format, shard_rows=4))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             os._exit(0)
-        time.sleep(chance.uniform(0, 0.12))
+        time.sleep(chance.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        say({"killed": os.WIFSIGNALED(status)})
+        whole = (root / MANIFEST).exists()
         if os.WIFEXITED(status):
+            assert os.waitstatus_to_exitcode(status) == 0, "a writer failed"
+            assert whole
+        if whole:
             shutil.rmtree(root)
+        killed += (root / HEADER).exists()
+        longest *= 0.8 if whole else 1.1
+    say({"killed": killed})
     digest = in_child(lambda: fill(root, header(file_format, shard_rows=4)).content_digest)
     say({"digest": digest, "left": [path.name for path in root.glob(".*")]})
 

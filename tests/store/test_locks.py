@@ -50,7 +50,7 @@ def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
         from pipeline.store.locks import open_locked
         open_locked(Path({str(path)!r}), block=True)
         print("held", flush=True)
-        time.sleep(60)"""
+        time.sleep(600)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"

@@ -19,7 +19,7 @@ from pipeline.errors import (
     UnknownNameError,
     UserError,
 )
-from pipeline.store import atomic, commit
+from pipeline.store import atomic, commit, garbage
 from pipeline.store.layout import lock_name
 from pipeline.store.locks import lock
 from pipeline.store.manifest import Header
@@ -257,6 +257,19 @@ def test_stale_temp_and_lock_files_go_and_living_ones_stay(tmp_path: Path) -> No
         StoreWriter(tmp_path, header())
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {"store.json", ".gitkeep", living.name, ".00003.lock"}
+
+
+def test_a_temp_file_that_was_not_locked_yet_when_somebody_looked_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, header())
+    with atomic.temp_file(tmp_path / "samples.parquet") as living:
+        for module in (atomic, garbage):
+            monkeypatch.setattr(module, "stale_temp_files", lambda root: [living])
+        StoreWriter(tmp_path, header())
+        assert living.exists()
+        garbage.gc(tmp_path, delete=True)
+        assert living.exists()
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -34,24 +34,26 @@ def test_gc_never_takes_what_a_writer_has_just_finished(tmp_path: Path, monkeypa
     for shard in writer.pending(LAYERS):
         writer.commit(shard, *computed(shard))
     del writer
-    find, looked = garbage._find, threading.Event()
+    find, looked, waits = garbage._find, threading.Event(), list[bool]()
 
     def slow_find(path: Path, *, idle: bool) -> list[garbage.Garbage]:
         found = find(path, idle=idle)
         looked.set()
         finishing.join(0.3)
+        waits.append(finishing.is_alive())
         return found
 
     def finish() -> None:
-        looked.wait(20)
+        looked.wait(120)
         fill(tmp_path, header())
 
     finishing = threading.Thread(target=finish)
     finishing.start()
     monkeypatch.setattr(garbage, "_find", slow_find)
     removed = inspect.gc(tmp_path, delete=True)
-    assert finishing.is_alive(), "it waited"
-    finishing.join(20)
+    finishing.join(120)
+    assert not finishing.is_alive()
+    assert waits == [True], "it waited"
     assert removed != []
     assert inspect.verify(tmp_path, deep=True) == []
     assert len(FeatureStore.open(tmp_path).layers) == len(LAYERS)

@@ -50,4 +50,4 @@ def address(runs: list[ServedRun]) -> Iterator[str]:
         thread.start()
         yield url(place)
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)

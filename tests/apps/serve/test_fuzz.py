@@ -55,7 +55,7 @@ def test_every_answer_is_as_documented(
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Case[Any]) -> None:
-        response = case.call()
+        response = case.call(timeout=120)
         case.validate_response(response, excluded_checks=left_out)
         codes.add(response.status_code)
         assert response.status_code < 500

@@ -43,13 +43,16 @@ CONTRAST = """() => {
     });
 }"""
 
+WAIT = 90_000  # milliseconds: a busy machine may take long
+expect.set_options(timeout=WAIT)
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=WAIT)
         yield running
         running.close()
 
@@ -58,7 +61,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, address: str) -> Iterator[Page]:
     """Return the page, opened; afterwards nothing may have been logged, and nothing asked of another host."""
     page, wrong = browser.new_context(viewport=SIZES["desktop"]).new_page(), []
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(WAIT)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if "422" not in message.text else None)
     page.on(
@@ -252,6 +255,7 @@ def test_nothing_is_cut_off_and_words_are_readable(
     browser: Browser, address: str, size: str, scheme: Literal["light", "dark"]
 ) -> None:
     page = browser.new_context(viewport=SIZES[size], color_scheme=scheme).new_page()
+    page.set_default_timeout(WAIT)
     page.goto(address)
     page.wait_for_selector(".card")
     page.select_option("#beside", "other")

@@ -93,7 +93,7 @@ def test_a_slow_upload_ends(address: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("pipeline.apps.serve.uploads.UPLOAD_SECONDS", 0.1)
     host, port = address.removeprefix("http://").split(":")
     head = "POST /api/search/image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n"
-    with socket.create_connection((host, int(port)), timeout=20) as link:
+    with socket.create_connection((host, int(port)), timeout=120) as link:
         link.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n".encode())
         answer = link.recv(65536).decode()
     assert answer.startswith("HTTP/1.1 408 ")

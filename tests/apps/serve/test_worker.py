@@ -22,7 +22,7 @@ class Held:
     def __call__(self, items: Sequence[Any]) -> list[Any]:
         self.batches.append(list(items))
         self.began.set()
-        self.go.wait(10)
+        self.go.wait(120)
         if any(item == "bad" for item in items):
             raise ValueError("a bad item")
         return [(item, threading.current_thread().name) for item in items]
@@ -31,7 +31,7 @@ class Held:
 async def ask_all(worker: Worker, work: Held, keys: Sequence[Any], items: Sequence[Any]) -> list[Any]:
     """Hold the worker with one item, let all others queue up, and let go."""
     first = asyncio.ensure_future(worker.ask("first", work, "first"))
-    await asyncio.to_thread(work.began.wait, 10)
+    await asyncio.to_thread(work.began.wait, 120)
     tasks = [asyncio.ensure_future(worker.ask(key, work, item)) for key, item in zip(keys, items, strict=True)]
     await asyncio.sleep(0)
     work.go.set()
@@ -76,7 +76,7 @@ def test_the_queue_is_bounded() -> None:
 def test_who_has_gone_is_not_worked_for() -> None:
     async def go() -> None:
         first = asyncio.ensure_future(worker.ask("first", work, "first"))
-        await asyncio.to_thread(work.began.wait, 10)
+        await asyncio.to_thread(work.began.wait, 120)
         gone = asyncio.ensure_future(worker.ask("a", work, "gone"))
         stays = asyncio.ensure_future(worker.ask("b", work, "stays"))
         await asyncio.sleep(0)
@@ -95,12 +95,13 @@ def test_who_has_gone_is_not_worked_for() -> None:
 def test_closing_drops_what_waits_and_ends_the_thread() -> None:
     async def go() -> list[Any]:
         first = asyncio.ensure_future(worker.ask("first", work, "first"))
-        await asyncio.to_thread(work.began.wait, 10)
+        await asyncio.to_thread(work.began.wait, 120)
         waits = asyncio.ensure_future(worker.ask("a", work, "waits"))
         await asyncio.sleep(0)
         assert worker.waiting == 1
         closing = asyncio.ensure_future(asyncio.to_thread(worker.close))
-        await asyncio.sleep(0.05)
+        while worker.waiting:
+            await asyncio.sleep(0.01)
         work.go.set()
         await closing
         return list(await asyncio.gather(first, waits, return_exceptions=True))
