@@ -98,7 +98,8 @@ def origin_of(encoder: Encoder) -> str:
     from pipeline.encoders.custom import own_source
     from pipeline.extract.receipt import versions
 
-    return json.dumps({**encoder.key().preprocessing, **own_source(encoder), **versions()}, sort_keys=True)
+    plain = {name: number.partition("+")[0] for name, number in versions().items()}  # 2.13.0+cpu is 2.13.0+cu130 here
+    return json.dumps({**encoder.key().preprocessing, **own_source(encoder), **plain}, sort_keys=True)
 
 
 # ---- in the encoder's worker -----------------------------------------------------------------------------------------

@@ -107,9 +107,9 @@ def all_of(preparing: Decoding, items: Items) -> list[Prepared]:
         return [item for found in pool.map(lambda task: preparing(encoder, task), cut(items)) for item in found]
 
 
-def assert_same(found: Sequence[Prepared], items: Items) -> None:
+def assert_same(found: Sequence[Prepared], items: Items, number: int = IMAGES) -> None:
     encoder = TinyImage(LoadOptions())
-    expected = Here(1)(encoder, [items.source(position) for position in range(len(items))])
+    expected = Here(1)(encoder, [items.source(position) for position in range(number)])
     assert [(item.position, item.reason) for item in found] == [(item.position, item.reason) for item in expected]
     for mine, other in zip(found, expected, strict=True):
         if mine.tensor is None or other.tensor is None:
@@ -210,6 +210,17 @@ def test_another_version_of_a_library_ends_the_run(raw: Path, monkeypatch: pytes
     items = image_items(open_dataset(raw), 1)
     with pytest.raises(PipelineError, match=r"expected the same pillow on every node \(.*\), found 1\.0; install"):
         preparing(TinyImage(LoadOptions()), cut(items)[0])
+
+
+def test_builds_of_one_version_for_cpus_and_gpus_do_not_differ(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.extract import receipt
+
+    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
+    here = receipt.versions()
+    answers = iter([{**here, "torch": "9.1.0+cpu"}, {**here, "torch": "9.1.0+cu130"}])
+    monkeypatch.setattr(receipt, "versions", lambda: next(answers))
+    items = image_items(open_dataset(raw), 1)
+    assert_same(preparing(TinyImage(LoadOptions()), cut(items)[0]), items, IMAGES_AT_ONCE)
 
 
 def test_a_file_that_changed_is_the_users_error_and_no_loss(raw: Path) -> None:
