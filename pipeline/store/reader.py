@@ -10,7 +10,6 @@ A store pickles as its path and manifest: each worker opens the files by itself.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
+from pipeline.errors import DamagedStoreError, UnknownNameError
 from pipeline.remote.binding import local_path
 from pipeline.store.batches import gather, row_batches
-from pipeline.store.digests import file_sha256, ids_digest
-from pipeline.store.distant import pull_tables
+from pipeline.store.digests import ids_digest
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.formats.base import Features
 from pipeline.store.key import FeatureKey
-from pipeline.store.layout import HEADER, MANIFEST, SAMPLES, lock_name
-from pipeline.store.locks import is_locked, lock
-from pipeline.store.manifest import LayerInfo, Manifest, read_header, read_manifest
-from pipeline.store.records import committed, file_problem
+from pipeline.store.layout import SAMPLES
+from pipeline.store.manifest import LayerInfo, Manifest
+from pipeline.store.opening import whole_manifest
 from pipeline.store.samples import Samples, read_samples
 from pipeline.store.sources import Source, bring_sources, first_files, layer_sources, read_source, view_source
 
@@ -65,12 +62,7 @@ class FeatureStore:
             DamagedStoreError: The manifest, samples.parquet or a file is not what was committed.
         """
         root = local_path(path)
-        require_finished(root)
-        try:
-            return cls(root, _checked_manifest(root))
-        except DamagedStoreError:
-            _wait_for_writer(root)  # it may just be replacing the side tables and the manifest
-        return cls(root, _checked_manifest(root))
+        return cls(root, whole_manifest(root))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest, "_verified": self._verified, "_staged": {}}
@@ -259,59 +251,3 @@ def _free_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return 1 << 62
-
-
-def require_finished(root: Path) -> None:
-    """Check that a folder holds a finished store.
-
-    Raises:
-        UserError: No such folder, or a folder that is no store.
-        UnfinishedStoreError: Not all shards are committed.
-    """
-    pull_tables(root)
-    if not root.is_dir():
-        found = "a file" if root.exists() else "no such folder"
-        raise UserError(
-            expected="a feature store's folder", found=found, where=str(root), remedy="make one with `pipeline extract`"
-        )
-    if (root / MANIFEST).exists():
-        return
-    if not (root / HEADER).exists():
-        raise UserError(expected="a feature store", found="a folder without store.json", where=str(root))
-    header = read_header(root)
-    done = committed(root, header)
-    names = {layer.name for files in done.values() for file in files for layer in file.layers}
-    whole = [files for files in done.values() if names <= {layer.name for file in files for layer in file.layers}]
-    raise UnfinishedStoreError(len(whole), header.shards, str(root))
-
-
-def _wait_for_writer(root: Path) -> None:
-    pull_tables(root)
-    path = root / lock_name("store")
-    with suppress(OSError):
-        if is_locked(path):
-            with lock(path):
-                pass
-
-
-def _checked_manifest(root: Path) -> Manifest:
-    manifest = read_manifest(root)
-    if (root / HEADER).exists() and read_header(root) != manifest.header:
-        raise DamagedStoreError(HEADER, "the manifest's header", "another header", str(root))
-    _check_files(root, manifest)
-    _check_samples(root, manifest)
-    return manifest
-
-
-def _check_files(root: Path, manifest: Manifest) -> None:
-    for record in manifest.shards:
-        problem = file_problem(root, record)
-        if problem:
-            raise DamagedStoreError(record.name, f"{record.bytes} bytes", problem, str(root))
-
-
-def _check_samples(root: Path, manifest: Manifest) -> None:
-    path = root / SAMPLES
-    found = file_sha256(path) if path.is_file() else "no file"
-    if found not in (manifest.samples, manifest.next_samples):
-        raise DamagedStoreError(SAMPLES, f"sha256 {manifest.samples}", found, str(root))

@@ -15,7 +15,8 @@ from pipeline.store.distant import bring_shards, pull_records
 from pipeline.store.formats.table import file_format
 from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES
 from pipeline.store.manifest import Manifest, ShardFile, read_header, read_manifest, read_record
-from pipeline.store.reader import FeatureStore, require_finished
+from pipeline.store.opening import require_finished
+from pipeline.store.reader import FeatureStore
 from pipeline.store.records import file_problem
 from pipeline.store.sources import layer_sources, stream_digest
 

@@ -18,7 +18,7 @@ from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.result import ExtractResult
 from pipeline.extract.run import extract
 from pipeline.store.layout import MANIFEST
-from pipeline.store.reader import require_finished
+from pipeline.store.opening import require_finished
 from pipeline.study.corrupt import CHANGES
 from pipeline.study.plan import StudyConfig, change_slug, encoders_of
 

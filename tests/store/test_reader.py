@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
-from pipeline.store import atomic, reader
+from pipeline.store import atomic, opening, reader
 from pipeline.store.batches import gather, row_batches
 from pipeline.store.digests import dump_signed, load_signed
 from pipeline.store.inspect import verify
@@ -70,15 +70,15 @@ def test_samples_of_another_store(tmp_path: Path) -> None:
 
 def test_opening_beside_a_refresh_that_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, header())
-    check = reader._check_files
+    check = opening._check_files
     writer = StoreWriter(tmp_path, header())
 
     def slow_check(root: Path, manifest: Manifest) -> None:
-        monkeypatch.setattr(reader, "_check_files", check)
+        monkeypatch.setattr(opening, "_check_files", check)
         writer.refresh_samples(samples(split="test"))
         check(root, manifest)
 
-    monkeypatch.setattr(reader, "_check_files", slow_check)
+    monkeypatch.setattr(opening, "_check_files", slow_check)
     assert set(FeatureStore.open(tmp_path).samples.split) == {"test"}
 
 
