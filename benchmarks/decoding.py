@@ -1,0 +1,77 @@
+"""What it costs to decode elsewhere. Run: `python -m benchmarks.decoding [--images N] [--width W] [--height H]`.
+
+The same JPEGs are made ready for EfficientNet-Lite0, in turns: by one thread here, by a decoder of a local Ray with one
+CPU, and by both together. Two free cores are needed; trust ratios.
+
+    a decoder   wall ×: what handing over costs, 1 would be nothing
+    both        wall ×: what a decoder adds to one thread of an encoder, 0.5 would be all of it
+"""
+
+import argparse
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.alternate import Work, alternate, show
+from benchmarks.raw import make_raw
+from pipeline.encoders.base import Encoder
+from pipeline.engines.cluster import Cluster
+from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoding, hands
+from pipeline.engines.hire import hire
+from pipeline.engines.places import Place
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.datasets.layout import open_dataset
+from pipeline.extract.items import Items, image_items
+from pipeline.extract.prepare import Here, Preparing
+from pipeline.extract.run import loaded
+
+
+def making_ready(preparing: Preparing, encoder: Encoder, items: Items) -> Work:
+    """Return making all images ready, by as many threads as may ask."""
+    edges = range(0, len(items), IMAGES_AT_ONCE)
+    tasks = [[items.source(at) for at in range(start, min(start + IMAGES_AT_ONCE, len(items)))] for start in edges]
+
+    def run() -> None:
+        with ThreadPoolExecutor(preparing.threads("image")) as pool:
+            for _ in pool.map(lambda task: preparing(encoder, task), tasks):
+                pass
+
+    return run
+
+
+def main() -> None:
+    """Read the flags and measure in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--height", type=int, default=375)
+    parser.add_argument("--repeat", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        raw, out = Path(folder) / "raw", Path(folder) / "out"
+        make_raw(raw, arguments.images, arguments.width, arguments.height)
+        config = ExtractConfig(dataset=raw, encoder="package:efficientnet-lite0", out=out, device="cpu")
+        encoder, items = loaded(config), image_items(open_dataset(raw), 1)
+        cluster = Cluster()
+        actor = hire(cluster.ray, Place(cpus=1))
+        others = hands([(actor, 1)], 1)
+        ways: dict[str, Preparing] = {
+            "here": Here(1),
+            "a decoder": Decoding(cluster.ray, config, 0, others),
+            "both": Decoding(cluster.ray, config, 1, others),
+        }
+        tasks = {name: making_ready(way, encoder, items) for name, way in ways.items()}
+        alternate(tasks, 1)  # the decoder loads the encoder
+        found = alternate(tasks, arguments.repeat)
+        cluster.close()
+    show(
+        f"{len(items)} JPEGs of {arguments.width} × {arguments.height}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}",
+        len(items),
+        found,
+    )
+
+
+if __name__ == "__main__":
+    main()
