@@ -22,6 +22,7 @@ from pipeline.engines.hire import hire
 from pipeline.engines.places import Place
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
+from pipeline.extract.host_memory import keep_freed_memory
 from pipeline.extract.items import Items, image_items
 from pipeline.extract.prepare import Here, Preparing
 from pipeline.extract.run import loaded
@@ -52,9 +53,10 @@ def main() -> None:
         raw, out = Path(folder) / "raw", Path(folder) / "out"
         make_raw(raw, arguments.images, arguments.width, arguments.height)
         config = ExtractConfig(dataset=raw, encoder="package:efficientnet-lite0", out=out, device="cpu")
+        keep_freed_memory()
         encoder, items = loaded(config), image_items(open_dataset(raw), 1)
         cluster = Cluster()
-        actor = hire(cluster.ray, Place(cpus=1))
+        actor = hire(cluster.ray, Place(cpus=1), calls=1)
         others = hands([(actor, 1)], 1)
         ways: dict[str, Preparing] = {
             "here": Here(1),
