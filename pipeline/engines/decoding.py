@@ -68,10 +68,10 @@ class Answer(NamedTuple):
 _loading = threading.Lock()
 
 
-def load(config: ExtractConfig, seat: Seat) -> str:
-    """Load the encoder, for what it does before the forward pass, and return what it is made of."""
+def load(config: ExtractConfig, seat: Seat) -> None:
+    """Load the encoder, for what it does before the forward pass."""
     with _loading:
-        return _loaded(config)[1]
+        _loaded(config)
 
 
 def decode(task: tuple[ExtractConfig, Sequence[Source]], seat: Seat) -> Answer:

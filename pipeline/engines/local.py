@@ -1,9 +1,7 @@
 """The engine of this machine: one process that extracts, worker processes for small runs."""
 
-from collections.abc import Callable, Sequence
-
 from pipeline.align.parallel import run_side_by_side
-from pipeline.engines.base import Engine, Item, Result
+from pipeline.engines.base import Engine
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.progress import Report, silent
 from pipeline.extract.result import ExtractResult
@@ -22,13 +20,5 @@ class LocalEngine(Engine):
 
         return extract(config, report)
 
-    def side_by_side(
-        self,
-        work: Callable[[Item], Result],
-        items: Sequence[Item],
-        *,
-        jobs: int,
-        on_done: Callable[[int, Result], None] = lambda position, result: None,
-    ) -> list[Result]:
-        """Do the items in this process or in `jobs` processes."""
-        return run_side_by_side(work, items, jobs=jobs, on_done=on_done)
+    side_by_side = staticmethod(run_side_by_side)
+    """Does the items in this process or in `jobs` processes."""

@@ -122,7 +122,8 @@ class Computation:
             threads, several = self.preparing.threads(modality), self.preparing.at_once(modality)
             decoders = stack.enter_context(ThreadPoolExecutor(threads, "decode"))
             tasks = self._tasks(claims.take(left), several)
-            ahead = 2 * threads + self.forward.batch_size // (several if modality == "image" else 1)
+            waiting = self.forward.batch_size // (several if modality == "image" else 1)  # texts take little room
+            ahead = 2 * threads + waiting
             results = stack.enter_context(closing(in_order(decoders, self._prepare, tasks, ahead)))
             for shard, group in groupby(results, key=lambda result: result[0]):
                 rows = self._encode(shard, (item for _, some in group for item in some))
