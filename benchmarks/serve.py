@@ -28,9 +28,9 @@ import torch
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.projectors.files import save_projector
 from pipeline.projectors.linear import LinearProjector
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.table import save_projector
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore

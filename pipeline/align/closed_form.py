@@ -13,7 +13,7 @@ from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained
 from pipeline.align.validation import selection_score, validate, validation_temperature
 from pipeline.projectors.base import Projector
-from pipeline.projectors.closed_form.fit import WITH_RIDGE, ClosedFormFit, InputOptions, fit_closed_form
+from pipeline.projectors.closed_form import WITH_RIDGE, ClosedFormFit, InputOptions, fit_closed_form
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 

@@ -13,9 +13,8 @@ from pipeline.align.recipe import Recipe
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained
 from pipeline.align.validation import validate, validation_temperature
-from pipeline.projectors.base import Projector
+from pipeline.projectors.base import Projector, unit_rows
 from pipeline.projectors.csls import with_csls
-from pipeline.projectors.input import unit_rows
 
 
 @torch.no_grad()

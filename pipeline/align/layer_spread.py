@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.align.pairs import PairSet
 from pipeline.errors import UserError
 from pipeline.metrics.arrays import is_constant
-from pipeline.projectors.input import unit_rows
+from pipeline.projectors.base import unit_rows
 from pipeline.store.side import LayerRef, Side
 
 SPREAD = 3

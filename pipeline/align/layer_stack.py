@@ -16,7 +16,7 @@ from pipeline.align.layer_spread import WIDEST, one_row_an_image
 from pipeline.align.pairs import PairSet
 from pipeline.errors import UserError
 from pipeline.metrics.arrays import is_constant
-from pipeline.projectors.input import unit_rows
+from pipeline.projectors.base import unit_rows
 from pipeline.store.side import LayerRef, Side
 
 ROWS = 500

@@ -15,7 +15,7 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import LayerScores
 from pipeline.align.loggers.base import LoggedSeed
 from pipeline.align.train import Trained
-from pipeline.projectors.files import read_json, save_projector, write_atomically
+from pipeline.projectors.table import read_json, save_projector, write_atomically
 from pipeline.store.side import LayerRef, Side
 
 REVISION = 3

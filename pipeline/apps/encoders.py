@@ -17,8 +17,7 @@ from pipeline.encoders.load import load_encoder
 from pipeline.errors import UserError
 from pipeline.evaluate.data import run_layers
 from pipeline.extract.decode import JPEG_RULES, Reduction
-from pipeline.projectors.run_json import StoreRecord
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import AlignedRun, StoreRecord
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 COMPUTED: dict[str, Dtype] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -27,8 +27,8 @@ from pipeline.evaluate.indexes.kinds import MEMORY
 from pipeline.evaluate.indexes.stored import RECORD, read_index, read_record, write_index
 from pipeline.evaluate.indexes.table import INDEXES, choose_kind
 from pipeline.evaluate.indexes.tuning import Queries, Truth, exact_neighbours, recalls, tune
-from pipeline.projectors.files import pack_projector
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.table import pack_projector
 from pipeline.store.join import join
 from pipeline.store.side import Rows, Side
 

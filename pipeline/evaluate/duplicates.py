@@ -16,7 +16,7 @@ from pipeline.evaluate.indexes.table import build_index
 from pipeline.evaluate.measures import Measure, value_by_seed
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
 from pipeline.evaluate.zero_shot import ZeroShotSet
-from pipeline.projectors.input import unit_rows
+from pipeline.projectors.base import unit_rows
 from pipeline.store.join import join
 from pipeline.store.side import LayerRef, Rows, Side
 

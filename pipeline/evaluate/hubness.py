@@ -6,18 +6,21 @@ No test query is in the bank, so every answer could have been given alone, as a 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.evaluate.calibrate import evenly
 from pipeline.evaluate.data import TestPairs, run_features
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.metrics.csls import nearest_mean, scaled
 from pipeline.metrics.retrieval import cross_ranks
+from pipeline.projectors.csls import nearest_mean, scaled
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.join import join
 
 BANK = 5000
 """Training images and captions in the bank, at most, evenly over the split."""
+BLOCK = 4096
+"""Queries whose similarities to the bank are held at once."""
 
 
 def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, NDArray[np.int64]]:
@@ -41,11 +44,15 @@ def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, NDArray[np
     found_by_seed = []
     for seed in run.seeds:
         image, text = (run.encode(name, features[name], seed) for name in ("image", "text"))
-        near_image = nearest_mean(image, run.encode("text", banked["text"], seed), k)
-        near_text = nearest_mean(text, run.encode("image", banked["image"], seed), k)
+        near_image = _nearest_mean(image, run.encode("text", banked["text"], seed), k)
+        near_text = _nearest_mean(text, run.encode("image", banked["image"], seed), k)
         left, right = scaled(image, text, near_image, near_text)
         found_by_seed.append(cross_ranks(left, right, torch.from_numpy(data.pairs.caption_image)))
     return {
         name: np.stack([ranks[side] for ranks in found_by_seed])
         for side, name in enumerate((TEXT_RETRIEVAL, IMAGE_RETRIEVAL))
     }
+
+
+def _nearest_mean(items: Tensor, bank: Tensor, k: int) -> Tensor:
+    return torch.cat([nearest_mean(block, bank, k) for block in torch.split(items, BLOCK)])

@@ -1,16 +1,17 @@
 """ASIF: an item is described by how similar it is to each training item of its own modality; no training at all.
 
-Source: arXiv 2210.01738. Used through `table.PROJECTORS`; `closed_form` makes the pair.
+Source: arXiv 2210.01738. Used through `table.PROJECTORS`; `closed_form.fit_closed_form` makes the pair by `fit_asif`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pipeline.projectors.base import Projector, require
-from pipeline.projectors.input import unit_rows
+from pipeline.errors import UserError
+from pipeline.projectors.base import Projector, require, unit_rows
+from pipeline.projectors.moments import PairStatistics
 
 
 class AsifProjector(Projector):
@@ -65,3 +66,46 @@ class AsifProjector(Projector):
         kept = similarity.topk(min(self.top_k, self.d), dim=-1)
         powered = kept.values.sign() * kept.values.abs() ** self.exponent
         return torch.zeros_like(similarity).scatter(-1, kept.indices, powered)
+
+
+def fit_asif(
+    image: Tensor,
+    text: Tensor,
+    text_image: Tensor | None,
+    *,
+    normalise_input: str,
+    blocks: tuple[Sequence[int] | None, Sequence[int] | None],
+    options: Mapping[str, Any],
+) -> tuple[AsifProjector, AsifProjector]:
+    """Return both projectors; anchors are the images and, for each, the mean of its captions' directions.
+
+    Args:
+        image: N images' features [N, D].
+        text: P captions' features [P, E].
+        text_image: Row of the image of each caption [P]; 0..P−1 where not given.
+        normalise_input: See `Projector`.
+        blocks: Widths of each side's concatenated layers.
+        options: `top_k` and `exponent`.
+
+    Raises:
+        UserError: Features that cannot be fitted, or an option that there is not.
+    """
+    owner = PairStatistics.owner(image, text, text_image)
+    counts = torch.bincount(owner, minlength=len(image))
+    described = (counts > 0).nonzero().squeeze(1)
+    if len(text) > len(described):
+        directions = unit_rows(text)
+        summed = directions.new_zeros(len(image), text.shape[1]).index_add_(0, owner, directions)
+        text = summed[described] / counts[described, None]
+    else:
+        text = text[torch.argsort(owner)]
+    sides = (image[described], blocks[0]), (text, blocks[1])
+    try:
+        made = [
+            AsifProjector(x.shape[1], len(x), normalise_input=normalise_input, blocks=widths, **options)
+            for x, widths in sides
+        ]
+    except TypeError as error:
+        raise UserError(expected="options of the closed form asif", found=str(error)) from error
+    first, second = (projector.to(x.device).fill(x).eval() for projector, (x, _) in zip(made, sides, strict=True))
+    return first, second

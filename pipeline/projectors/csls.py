@@ -1,7 +1,12 @@
-"""CSLS inside a projector: an item that is near to everything is moved away, so that it is not found for every query.
+"""CSLS, cross-domain similarity local scaling: score(i, c) = 2 cos(i, c) − r(i) − r(c), against hubs.
 
-`with_csls(image, text, image_bank, text_bank)` wraps a trained or closed-form pair. Dot products of what comes out are
-CSLS scores: evaluation, an index and an export need to know nothing of it.
+r is an item's mean cosine to its K nearest of the other modality in a bank: an image that is near every caption is near
+no one in particular. Source: arXiv 1710.04087, where the bank is the test set itself; here it never holds a test query,
+for whoever scales by them has seen all questions before answering the first.
+
+`with_csls(image, text, image_bank, text_bank)` wraps a trained or closed-form pair of projectors: dot products of what
+comes out are CSLS scores, so evaluation, an index and an export need to know nothing of it. `nearest_mean` and `scaled`
+are the formula on finished embeddings, for ranking by it once.
 """
 
 from collections.abc import Mapping
@@ -17,11 +22,43 @@ EXTRA = 4
 """Dimensions that the correction adds."""
 
 
-class CslsProjector(Projector):
-    """Another projector's unit embedding u, with its hubness r beside it.
+def nearest_mean(items_ND: Tensor, bank_BD: Tensor, k: int) -> Tensor:
+    """Return r [N]: the mean dot product of each item with its K nearest of the bank.
 
-    r(u) is the mean cosine of u to its k nearest neighbours in a bank of training embeddings of the *other* side. The
-    output is, up to a constant length of √(1 + 2w),
+    Args:
+        items_ND: N items of one modality, of unit length for cosines.
+        bank_BD: B items of the other modality.
+        k: K.
+
+    Raises:
+        UserError: Another width than the bank's, or k not in 1..B.
+    """
+    width = items_ND.shape[1]
+    require(bank_BD.shape[1] == width, f"a bank of width {width}", f"width {bank_BD.shape[1]}", "csls")
+    require(1 <= k <= len(bank_BD), f"k between 1 and {len(bank_BD)}, the rows of the bank", repr(k), "csls")
+    return (items_ND @ bank_BD.to(items_ND.dtype).T).topk(k, dim=-1).values.mean(dim=-1)
+
+
+def scaled(image_ND: Tensor, caption_MD: Tensor, image_r: Tensor, caption_r: Tensor) -> tuple[Tensor, Tensor]:
+    """Return images [N, D + 2] and captions [M, D + 2] whose dot products are the CSLS scores.
+
+    So whatever ranks by dot products ranks by CSLS, and never holds the scores.
+
+    Raises:
+        UserError: Images and captions of different widths.
+    """
+    width = image_ND.shape[1]
+    require(caption_MD.shape[1] == width, f"captions of width {width}", f"width {caption_MD.shape[1]}", "csls")
+    ones = image_ND.new_ones(max(len(image_ND), len(caption_MD)), 1)
+    left = torch.cat([2 * image_ND, -image_r[:, None], ones[: len(image_ND)]], dim=1)
+    right = torch.cat([caption_MD, ones[: len(caption_MD)], -caption_r[:, None]], dim=1)
+    return left, right
+
+
+class CslsProjector(Projector):
+    """Another projector's unit embedding u, with its `nearest_mean` r beside it.
+
+    The bank holds training embeddings of the *other* side. The output is, up to a constant length of √(1 + 2w),
 
         image: [u, −√w·r, √w, √w·√(1−r²), 0]        text: [v, √w, −√w·r, 0, √w·√(1−r²)]
 
@@ -74,9 +111,8 @@ class CslsProjector(Projector):
     def transform(self, prepared: Tensor) -> Tensor:
         """Return the corrected embedding [N, d], all rows of length √(1 + 2w)."""
         unit = self.base.embed(prepared)
-        near = (unit @ self.bank.to(unit.dtype).T).topk(min(self.neighbours, len(self.bank)), dim=-1).values
         root = self.weight**0.5
-        hub = near.mean(dim=-1, keepdim=True).clamp(-1.0, 1.0)
+        hub = nearest_mean(unit, self.bank, min(self.neighbours, len(self.bank)))[:, None].clamp(-1.0, 1.0)
         fill = root * (1.0 - hub**2).clamp_min(1e-12).sqrt()
         one, none = torch.full_like(hub, root), torch.zeros_like(hub)
         image = self.side == "image"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.align.report import Report, silent
 from pipeline.errors import UserError
-from pipeline.projectors.files import read_json, write_atomically
+from pipeline.projectors.table import read_json, write_atomically
 from pipeline.study.maps import make_maps
 from pipeline.study.material import Material
 from pipeline.study.plan import StudyConfig

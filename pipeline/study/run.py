@@ -18,7 +18,7 @@ from pipeline.align.parallel import SideBySide, run_side_by_side
 from pipeline.align.report import Report, silent
 from pipeline.errors import PipelineError
 from pipeline.extract.run import extract
-from pipeline.projectors.files import read_json, write_atomically
+from pipeline.projectors.table import read_json, write_atomically
 from pipeline.study.cells import cells_of
 from pipeline.study.config import Corruption
 from pipeline.study.plan import Part, StudyConfig, sweeps_of

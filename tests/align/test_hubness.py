@@ -14,8 +14,8 @@ from pipeline.align.recipe import make_recipe
 from pipeline.align.run import align, make_seed
 from pipeline.align.tensors import PairTensors
 from pipeline.errors import UserError
+from pipeline.projectors.base import unit_rows
 from pipeline.projectors.csls import CslsProjector
-from pipeline.projectors.input import unit_rows
 from pipeline.projectors.linear import IdentityProjector, LinearProjector
 from pipeline.projectors.run_record import AlignedRun
 from tests.align.conftest import Stores

@@ -16,8 +16,8 @@ from pipeline.align.pairs import split_pairs
 from pipeline.align.report import silent
 from pipeline.errors import UserError
 from pipeline.metrics.retrieval import retrieval_metrics
-from pipeline.projectors.closed_form.fit import InputOptions, fit_closed_form
-from pipeline.projectors.input import unit_rows
+from pipeline.projectors.base import unit_rows
+from pipeline.projectors.closed_form import InputOptions, fit_closed_form
 from pipeline.store.side import Side
 from tests.align.conftest import MakeStores, Stores
 

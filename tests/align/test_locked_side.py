@@ -13,7 +13,7 @@ from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
 from pipeline.metrics.arrays import matrix
-from pipeline.projectors.input import unit_rows
+from pipeline.projectors.base import unit_rows
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.reader import FeatureStore
 from tests.align.conftest import WIDTHS, Stores

@@ -13,9 +13,9 @@ from pipeline.apps.indexing import build
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, MissingExtraError, UserError
 from pipeline.evaluate.indexes import faiss_module
-from pipeline.projectors.files import save_projector
 from pipeline.projectors.linear import IdentityProjector, LinearProjector
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.table import save_projector
 from pipeline.store.samples import Samples
 from tests.apps.colours import write_store
 from tests.commands.running import done, refused

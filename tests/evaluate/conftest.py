@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.projectors.files import save_projector
 from pipeline.projectors.linear import LinearProjector
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.table import save_projector
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore

@@ -10,11 +10,18 @@ from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import AsifProjector
-from pipeline.projectors.base import Projector
-from pipeline.projectors.closed_form.fit import CLOSED_FORMS, NAMES, InputOptions, fit_closed_form
-from pipeline.projectors.closed_form.maps import cca, partial_least_squares, procrustes, ridge_regression
-from pipeline.projectors.closed_form.statistics import PairStatistics
-from pipeline.projectors.input import unit_rows
+from pipeline.projectors.base import Projector, unit_rows
+from pipeline.projectors.closed_form import (
+    CLOSED_FORMS,
+    NAMES,
+    InputOptions,
+    cca,
+    fit_closed_form,
+    partial_least_squares,
+    procrustes,
+    ridge_regression,
+)
+from pipeline.projectors.moments import PairStatistics
 
 
 def make_pairs(images: int = 120, captions: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,18 +1,19 @@
 """CSLS inside a projector: the slow formula, the disk, hostile input."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.projectors.base import Projector
-from pipeline.projectors.csls import CslsProjector, with_csls
-from pipeline.projectors.files import load_projector, save_projector
-from pipeline.projectors.input import unit_rows
-from pipeline.projectors.table import PROJECTORS, build_projector
+from pipeline.metrics.retrieval import cross_ranks
+from pipeline.projectors.base import Projector, unit_rows
+from pipeline.projectors.csls import CslsProjector, nearest_mean, scaled, with_csls
+from pipeline.projectors.table import PROJECTORS, build_projector, load_projector, save_projector
 
 BASE = {"projector": "linear", "settings": {"d_in": 6, "d": 5}}
 
@@ -139,3 +140,50 @@ def test_it_is_no_projector_to_train() -> None:
     assert "csls" not in PROJECTORS
     with pytest.raises(UnknownNameError, match="setting of the csls projector"):
         build_projector("csls", {"d_in": 4, "d": 3})
+
+
+def unit(rows: int, seed: int, d: int = 8) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_ranks_are_those_of_the_formula() -> None:
+    images, captions, bank_images, bank_captions = unit(30, 0), unit(60, 1), unit(40, 2), unit(50, 3)
+    owner = torch.arange(60) % 30
+    image_r, caption_r = nearest_mean(images, bank_captions, 5), nearest_mean(captions, bank_images, 5)
+    left, right = scaled(images, captions, image_r, caption_r)
+    image_ranks, caption_ranks = cross_ranks(left, right, owner)
+    scores = np.zeros((30, 60))
+    for i, image in enumerate(images):
+        r_i = np.mean(sorted(float(image @ other) for other in bank_captions)[-5:])
+        for c, caption in enumerate(captions):
+            r_c = np.mean(sorted(float(caption @ other) for other in bank_images)[-5:])
+            scores[i, c] = 2 * float(image @ caption) - r_i - r_c
+    np.testing.assert_allclose((left @ right.T).numpy(), scores, atol=1e-5)
+    for c in range(60):
+        assert caption_ranks[c] == 1 + sum(scores[i, c] >= scores[owner[c], c] for i in range(30) if i != owner[c])
+    for i in range(30):
+        best = scores[i, owner.numpy() == i].max()
+        assert image_ranks[i] == 1 + sum(scores[i, c] >= best for c in range(60) if owner[c] != i)
+
+
+def test_ranking_by_it_helps_against_a_hub() -> None:
+    """An image that is near all captions wins by cosine and loses once its nearness to everybody is taken off."""
+    captions, bank = unit(50, 0), unit(200, 1)
+    middle = torch.nn.functional.normalize(torch.ones(1, 8), dim=1)
+    captions, bank = (torch.nn.functional.normalize(part + 1.5 * middle, dim=1) for part in (captions, bank))
+    images = torch.cat([torch.nn.functional.normalize(captions + 0.8 * unit(50, 2), dim=1), middle])
+    owner = torch.arange(50)
+    plain = cross_ranks(images, captions, owner)[1]
+    left, right = scaled(images, captions, nearest_mean(images, bank, 10), torch.zeros(50))
+    assert (cross_ranks(left, right, owner)[1] == 1).mean() > (plain == 1).mean()
+
+
+def test_embeddings_and_banks_that_do_not_fit_are_told() -> None:
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: nearest_mean(unit(3, 0), unit(4, 1), 5), "k between 1 and 4"),
+        (lambda: nearest_mean(unit(3, 0), unit(4, 1, 5), 2), "width 8"),
+        (lambda: scaled(unit(3, 0), unit(4, 1, 5), torch.zeros(3), torch.zeros(4)), "width 8"),
+    ]
+    for call, message in cases:
+        with pytest.raises(UserError, match=message):
+            call()

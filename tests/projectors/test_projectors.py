@@ -8,8 +8,7 @@ from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import AsifProjector
-from pipeline.projectors.base import Projector
-from pipeline.projectors.input import InputNormalisation, unit_rows
+from pipeline.projectors.base import InputNormalisation, Projector, unit_rows
 from pipeline.projectors.linear import AffineProjector, IdentityProjector, LinearProjector
 from pipeline.projectors.residual import ResidualLowRankProjector, ResidualMLPProjector
 from pipeline.projectors.table import PROJECTORS, build_projector

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.errors import KeyMismatchError, UserError
-from pipeline.projectors.files import save_projector
 from pipeline.projectors.linear import LinearProjector
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.table import save_projector
 
 KEY: dict[str, Any] = {
     "format": 1,

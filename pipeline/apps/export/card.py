@@ -7,9 +7,8 @@ from pipeline.apps.places import locate
 from pipeline.encoders.packages import PACKAGES
 from pipeline.encoders.spec import parse_spec
 from pipeline.errors import PipelineError
-from pipeline.projectors.files import read_json
-from pipeline.projectors.run_json import SIDES
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import SIDES, AlignedRun
+from pipeline.projectors.table import read_json
 
 _PUBLISHERS = "see the publisher's own card of this model"
 

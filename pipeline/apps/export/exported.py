@@ -14,10 +14,9 @@ from pipeline import __version__
 from pipeline.errors import UserError
 from pipeline.evaluate.calibrate import run_temperature
 from pipeline.projectors.base import Projector
-from pipeline.projectors.files import pack_projector, read_json, unpack_projector
-from pipeline.projectors.run_json import FORMAT as RUN_FORMAT
-from pipeline.projectors.run_json import SIDES, check_record
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
+from pipeline.projectors.run_record import SIDES, AlignedRun, check_record
+from pipeline.projectors.table import pack_projector, read_json, unpack_projector
 
 FORMAT = 1
 KIND = "fewpairs model"

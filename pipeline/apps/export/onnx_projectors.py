@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from pipeline.apps.export.run import write_folder
 from pipeline.errors import MissingExtraError, PipelineError
 from pipeline.projectors.base import Projector
-from pipeline.projectors.run_json import SIDES
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import SIDES, AlignedRun
 
 INPUT, OUTPUT = "features", "embeddings"
 TOLERANCE = 1e-5

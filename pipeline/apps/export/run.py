@@ -11,8 +11,8 @@ from pipeline.apps.export.exported import MODEL, read_model, record_of, to_bytes
 from pipeline.apps.export.formats import FORMATS
 from pipeline.apps.own_folder import OwnFolder, files_of
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.projectors.files import read_json
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.table import read_json
 from pipeline.store.digests import file_sha256
 
 CARD = "README.md"

@@ -26,8 +26,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.data import run_layers
 from pipeline.projectors.base import Projector
 from pipeline.projectors.linear import AffineProjector, IdentityProjector, LinearProjector
-from pipeline.projectors.run_json import StoreRecord
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import AlignedRun, StoreRecord
 
 TOLERANCE = 1e-5
 PROBES = ("a dog", "Two black dogs run over the grass!", "café – naïve 東京", "a red heart " * 60)

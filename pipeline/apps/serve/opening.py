@@ -8,7 +8,7 @@ from pipeline.apps.encoders import load_recorded
 from pipeline.apps.serve.served import ServedRun
 from pipeline.encoders.base import Encoder
 from pipeline.errors import UserError
-from pipeline.projectors.run_json import StoreRecord
+from pipeline.projectors.run_record import StoreRecord
 
 
 class SharedEncoders:

@@ -1,16 +1,22 @@
 """The second moments of image-caption pairs, in the coordinates in which every closed form is short.
 
-`PairStatistics.of(image, text, text_image)` takes them once; `maps` then needs neither the features nor another
+`PairStatistics.of(image, text, text_image)` takes them once; `closed_form` then needs neither the features nor another
 eigendecomposition. An image with five captions counts as five pairs, but its row is never repeated.
+
+The dense algebra is here too (`gram`, `eigh`). On a CPU numpy and scipy do it, on any other device torch: numpy knows
+that XᵀX is symmetric (half the work), and LAPACK finds a few of many eigenvectors without the others (half again), for
+neither of which torch has a call. The number of threads is torch's own, so that runs side by side give the digits of a
+run alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.projectors.closed_form.decompositions import eigh, gram
 
 _BLOCK = 8192
 
@@ -150,3 +156,40 @@ def _by_rows(features: Tensor, mean: Tensor, weights: Tensor) -> tuple[Tensor, T
     values, left = eigh(between)
     vectors = scaled.T @ left / values.clamp_min(1e-300).sqrt()
     return values, vectors, float(between.trace())
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return XᵀX, float64 [D, D], of X [N, D]."""
+    if rows.device.type != "cpu":
+        return rows.T @ rows
+    array = rows.numpy()
+    with _threads():
+        return torch.from_numpy(array.T @ array)
+
+
+def eigh(matrix: Tensor, largest: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues [K], ascending, and eigenvectors [D, K] of a symmetric matrix [D, D].
+
+    Args:
+        matrix: float64.
+        largest: How many, the largest ones; all where not given.
+    """
+    size = len(matrix)
+    count = size if largest is None else min(largest, size)
+    if matrix.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrix)
+        return values[size - count :], vectors[:, size - count :]
+    from scipy.linalg import eigh as lapack
+
+    some = {} if count == size else {"driver": "evr", "subset_by_index": [size - count, size - 1]}
+    with _threads():
+        values, vectors = lapack(matrix.numpy(), check_finite=False, **({"driver": "evd"} | some))
+    return torch.from_numpy(values), torch.from_numpy(vectors)
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+        yield

@@ -9,9 +9,15 @@ import torch
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import AsifProjector
-from pipeline.projectors.files import load_projector, read_json, save_projector, write_atomically
 from pipeline.projectors.linear import LinearProjector
-from pipeline.projectors.table import PROJECTORS, build_projector
+from pipeline.projectors.table import (
+    PROJECTORS,
+    build_projector,
+    load_projector,
+    read_json,
+    save_projector,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize("name", PROJECTORS)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from pipeline.projectors.closed_form import decompositions
-from pipeline.projectors.closed_form.decompositions import eigh, gram
+from pipeline.projectors import moments
+from pipeline.projectors.moments import eigh, gram
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 12), (12, 40), (1, 3)])
@@ -28,5 +28,5 @@ def test_the_largest_eigenvalues_and_their_vectors(largest: int | None) -> None:
 
 def test_as_many_threads_as_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with decompositions._threads():
+    with moments._threads():
         assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
