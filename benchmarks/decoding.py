@@ -22,10 +22,10 @@ from pipeline.engines.hire import hire
 from pipeline.engines.places import Place
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.host_memory import keep_freed_memory
 from pipeline.extract.items import Items, image_items
 from pipeline.extract.prepare import Here, Preparing
 from pipeline.extract.run import loaded
+from pipeline.runtime import keep_freed_memory
 
 
 def making_ready(preparing: Preparing, encoder: Encoder, items: Items) -> Work:

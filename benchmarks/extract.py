@@ -9,7 +9,7 @@ In one run, on the same made-up images and sentences, in turn (`--repeat` times,
     no-op            a second run in a process of its own, its imports included
 
 Where all cores are at work, the forward pass and the preparing add up: their sum is what extract can reach at best.
-Both sides reuse freed memory (`pipeline.extract.host_memory`). Trust ratios, on a busy machine those of CPU seconds.
+Both sides reuse freed memory (`pipeline.runtime`). Trust ratios, on a busy machine those of CPU seconds.
 """
 
 import argparse
@@ -31,10 +31,10 @@ from pipeline.encoders.torch_encoder import TorchEncoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.forward import batches_by_length, batches_in_order
-from pipeline.extract.host_memory import keep_freed_memory
 from pipeline.extract.items import caption_items, image_items
 from pipeline.extract.prepare import prepare
 from pipeline.extract.run import extract
+from pipeline.runtime import keep_freed_memory
 
 Batches = list[list[torch.Tensor]]
 

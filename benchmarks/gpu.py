@@ -35,9 +35,9 @@ from pipeline.encoders.timm_family import TimmEncoder, build
 from pipeline.encoders.transform_sources import from_timm
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.decode import decode_image
-from pipeline.extract.host_memory import keep_freed_memory
 from pipeline.extract.receipt import versions
 from pipeline.extract.run import extract
+from pipeline.runtime import keep_freed_memory
 
 MODELS: dict[str, dict[str, Any]] = {"vit_base_patch16_224": {}, "vit_large_patch14_224": {}}
 TINY: dict[str, dict[str, Any]] = {

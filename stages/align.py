@@ -11,7 +11,7 @@ from pipeline.align.config import align_config
 from pipeline.align.run import align
 from pipeline.config import load_params
 from pipeline.errors import exit_with_sentence
-from pipeline.messages import on_stderr
+from pipeline.words import on_stderr
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -11,7 +11,7 @@ from pipeline.config import load_params
 from pipeline.errors import exit_with_sentence
 from pipeline.evaluate.params import evaluate_config
 from pipeline.evaluate.run import evaluate
-from pipeline.messages import on_stderr
+from pipeline.words import on_stderr
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -10,15 +10,15 @@ from pathlib import Path
 from pipeline.config import load_params
 from pipeline.errors import exit_with_sentence
 from pipeline.extract.params import extract_config
-from pipeline.extract.progress import progress_bar
 from pipeline.extract.run import extract
-from pipeline.messages import on_stderr
+from pipeline.progress import progress_bar
+from pipeline.words import on_stderr
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="a folder of data/0_raw")
     parser.add_argument("--encoder", required=True, help="a short name of params.yaml: encoders")
     item = parser.parse_args()
-    with exit_with_sentence(), progress_bar() as report:
-        result = extract(extract_config(load_params(Path("params.yaml")), item.dataset, item.encoder), report)
+    with exit_with_sentence(), progress_bar() as progress:
+        result = extract(extract_config(load_params(Path("params.yaml")), item.dataset, item.encoder), progress)
     on_stderr(result.sentence())

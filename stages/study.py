@@ -8,10 +8,10 @@ import argparse
 from pathlib import Path
 
 from pipeline.errors import exit_with_sentence
-from pipeline.messages import on_stderr
 from pipeline.study.page import write_page
 from pipeline.study.plan import load_study
 from pipeline.study.run import run_study
+from pipeline.words import on_stderr
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,6 +21,6 @@ if __name__ == "__main__":
     data, out, page = Path("data"), Path("data/4_study"), Path("docs/study.md")
     with exit_with_sentence():
         config = load_study(item.file)
-        run_study(config, data=data, out=out, jobs=item.jobs, report=on_stderr)
+        run_study(config, data=data, out=out, jobs=item.jobs, progress=on_stderr)
         command = f"python stages/study.py --file {item.file}"
-        write_page(config, data=data, out=out, page=page, command=command, report=on_stderr)
+        write_page(config, data=data, out=out, page=page, command=command, progress=on_stderr)

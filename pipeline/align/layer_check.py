@@ -3,7 +3,6 @@
 Scores and training see training rows alone, recall is counted on validation rows; the test split is never read.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import LayerScores
 from pipeline.align.pairs import split_pairs, subset
 from pipeline.align.recipe import Recipe, make_recipe
-from pipeline.align.report import silent
 from pipeline.align.start import starting_projectors
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import train
 from pipeline.align.validation import selection_score
 from pipeline.errors import UserError
+from pipeline.progress import Progress, Update, silent
 from pipeline.store.side import LayerRef, Side
 
 IMAGES = 2000
@@ -92,7 +91,7 @@ def check_layers(
     validation_split: str = "val",
     seed: int = 1,
     recipe: Recipe | None = None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> LayerCheck:
     """Train a linear projector on pairs of layers of all scores, and correlate score with validation recall.
 
@@ -105,7 +104,7 @@ def check_layers(
         validation_split: The validation split; where there is none, images are carved out of the training split.
         seed: Draws training images where there are more than 2000, and starts the projectors.
         recipe: How to train; plain InfoNCE where nothing is said.
-        tick: Is told (pairs done, pairs planned).
+        progress: Is told how many pairs are done.
 
     Raises:
         UserError: A store cannot be used, or fewer than four pairs are asked for or there.
@@ -130,7 +129,7 @@ def check_layers(
         recall = selection_score(train(data, validation, recipe, start, seed=seed).validation)
         pair = CheckedPair(image_layer=names[0], text_layer=names[1], score=scores.calibrated[i][j], recall=recall)
         checked.append(pair)
-        tick(done, len(chosen))
+        progress(Update(what="pairs of layers checked", done=done, total=len(chosen)))
     found = np.array([[pair.score, pair.recall] for pair in checked]).T
     low, high = _interval(found[0], found[1], seed)
     return LayerCheck(

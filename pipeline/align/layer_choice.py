@@ -17,13 +17,13 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.layer_spread import one_row_an_image, spread_layers
 from pipeline.align.layer_stack import grow_layers
 from pipeline.align.pairs import PairSet, split_pairs
-from pipeline.align.report import Report, silent
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant
 from pipeline.metrics.cka_pairs import compare_layers_by_cka
 from pipeline.metrics.layer_pairs import LayerPairs, compare_layers
 from pipeline.metrics.neighbours import nearest_neighbours
+from pipeline.progress import Progress, say, silent
 from pipeline.store.side import LayerRef, Side
 
 SIGNIFICANT = 0.05
@@ -224,7 +224,7 @@ def choose_layers(
     text: Side,
     pairs: PairSet,
     config: AlignConfig,
-    report: Report,
+    progress: Progress,
     known: LayerScores | None = None,
     validation: PairSet | None = None,
 ) -> ChosenLayers:
@@ -235,7 +235,7 @@ def choose_layers(
         text: The text side.
         pairs: Training pairs.
         config: `layers`, `layer_metric` and `stack`.
-        report: Gets the advice.
+        progress: Gets the advice.
         known: Scores of the same stores and pairs from an earlier run.
         validation: Validation pairs; `grow` alone needs them.
 
@@ -246,7 +246,7 @@ def choose_layers(
     expression = config.layer_expression
     if expression in ("pair", "stack"):
         scores = known or score_layers(image, text, pairs, seed=config.seeds[0], metric=config.layer_metric)
-        report(scores.advice)
+        say(progress, scores.advice)
         table = np.array(scores.calibrated) + 1e-6 * np.array(scores.score)
         count = 1 if expression == "pair" else config.stack
         return ChosenLayers(
@@ -265,7 +265,7 @@ def choose_layers(
     growing = (parts[0].strip() == "grow", parts[1].strip() == "grow")
     if any(growing) and validation is not None:
         grown = grow_layers((image, text), (images, texts), growing, pairs, validation)
-        report(grown.sentence)
+        say(progress, grown.sentence)
         images, texts = grown.image, grown.text
     return ChosenLayers(images, texts, None)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.report import Report
 from pipeline.errors import UserError
+from pipeline.progress import Progress, say
 from pipeline.store.join import join
 from pipeline.store.side import Rows, Side
 
@@ -77,7 +77,7 @@ class Splits:
     """Whether the validation pairs were taken out of the training split."""
 
 
-def split_pairs(image: Side, text: Side, config: AlignConfig, report: Report) -> Splits:
+def split_pairs(image: Side, text: Side, config: AlignConfig, progress: Progress) -> Splits:
     """Join the sides and return training and validation pairs.
 
     Without a validation split a tenth of the training images (1000 at most) is carved out, always the same ones.
@@ -94,9 +94,10 @@ def split_pairs(image: Side, text: Side, config: AlignConfig, report: Report) ->
     size = min(MAX_CARVED, max(2, round(CARVED_SHARE * len(train))))
     if len(train) - size < 2:
         raise _too_few(image, text, config, len(train))
-    report(
+    say(
+        progress,
         f"The split {config.validation_split!r} has {len(validation)} images with captions: "
-        f"{size} of {len(train)} training images are kept for validation instead."
+        f"{size} of {len(train)} training images are kept for validation instead.",
     )
     order = _order(image, train, seed=0)
     return Splits(train.take(np.sort(order[size:])), train.take(order[:size]), carved=True)

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import LayerScores
 from pipeline.align.loggers.base import LoggedSeed
 from pipeline.align.train import Trained
-from pipeline.projectors.table import read_json, save_projector, write_atomically
+from pipeline.files import spaced_json_digest, write_atomically
+from pipeline.projectors.table import read_json, save_projector
 from pipeline.store.side import LayerRef, Side
 
 REVISION = 3
@@ -37,7 +37,7 @@ class SeedResult:
 def layers_digest(image: Side, text: Side, config: AlignConfig) -> str:
     """Return the digest of what the scores of all layers depend on."""
     sides = [side_digest(side, side.layers()) for side in (image, text)]
-    return _digest([REVISION, sides, config.layer_metric, *_drawn(config, config.seeds[0])])
+    return spaced_json_digest([REVISION, sides, config.layer_metric, *_drawn(config, config.seeds[0])])
 
 
 def seed_digest(
@@ -46,7 +46,7 @@ def seed_digest(
     """Return the digest of what a seed's projectors depend on."""
     sides = [side_digest(side, chosen) for side, chosen in zip((image, text), layers, strict=True)]
     recipe = dataclasses.asdict(config.recipe())
-    return _digest([REVISION, sides, recipe, *_drawn(config, seed)])
+    return spaced_json_digest([REVISION, sides, recipe, *_drawn(config, seed)])
 
 
 def _drawn(config: AlignConfig, seed: int) -> list[Any]:
@@ -58,10 +58,6 @@ def side_digest(side: Side, layers: Sequence[LayerRef]) -> list[Any]:
     """Return, as plain data, the keys, rows and layers' digests of a side's stores: what its features are."""
     stores = [[store.key.digest(), store.manifest.ids, store.manifest.samples] for store in side.stores]
     return [stores, [[*layer, side.stores[layer.store].layer(layer.name).digest] for layer in layers]]
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def finished_seed(out: Path, seed: int, digest: str) -> SeedResult | None:

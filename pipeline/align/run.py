@@ -1,6 +1,6 @@
 """The align stage: stores in, a run folder out. Run by `pipeline align` and `stages/align.py`.
 
-path = align(AlignConfig(image=(…,), text=(…,), out=…, method="combined"), report=print)
+path = align(AlignConfig(image=(…,), text=(…,), out=…, method="combined"), progress=print)
 
 A seed that is finished with the same settings and the same features is not done again; an interrupted one is.
 """
@@ -8,7 +8,6 @@ A seed that is finished with the same settings and the same features is not done
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from pipeline.align.loggers.table import log_seeds, need_logger
 from pipeline.align.lr_finder import find_learning_rate
 from pipeline.align.pairs import Splits, draw, split_pairs
 from pipeline.align.recipe import Recipe, with_rate
-from pipeline.align.report import Report, silent
 from pipeline.align.resume import (
     LAYER_FILE,
     SeedResult,
@@ -39,23 +37,24 @@ from pipeline.align.start import starting_projectors
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained, train
 from pipeline.align.validation import selection_score
-from pipeline.errors import UserError
+from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import RUN_FILES, AlignedRun
 from pipeline.remote.binding import address, addressed
 from pipeline.remote.folder import pull_folder, push_folder, remove_file
+from pipeline.runtime import installed_version, resolve_device
 from pipeline.store.side import LayerRef, Side
 
 PACKAGES = ("fewpairs", "torch", "numpy")
 
 
-def align(config: AlignConfig, report: Report = silent) -> Path:
+def align(config: AlignConfig, progress: Progress = silent) -> Path:
     """Choose layers, make projectors for every seed, and write the run; return its folder.
 
     `run.json` is written last and taken away first: a folder that holds one is a whole run of one configuration.
 
     Args:
         config: What to align, how.
-        report: Gets a sentence for each thing done, reused or decided.
+        progress: Gets a sentence for each thing done, reused or decided.
 
     Raises:
         UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings, a
@@ -64,20 +63,21 @@ def align(config: AlignConfig, report: Report = silent) -> Path:
     """
     if config.log_to:
         need_logger(config.log_to)
-    device = _device(config.device)
+    device = resolve_device(config.device)
     pull_folder(config.out, RUN_FILES)
     image, text = Side.open("image", config.image), Side.open("text", config.text)
-    splits = split_pairs(image, text, config, report)
-    chosen = _choose(image, text, splits, config, report)
-    report(
+    splits = split_pairs(image, text, config, progress)
+    chosen = _choose(image, text, splits, config, progress)
+    say(
+        progress,
         f"Aligning {_names(image, chosen.image)} with {_names(text, chosen.text)}: "
-        f"{config.pairs or len(splits.train)} training images, {len(splits.validation)} for validation."
+        f"{config.pairs or len(splits.train)} training images, {len(splits.validation)} for validation.",
     )
-    results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, report).run()
+    results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, progress).run()
     AlignedRun.write(config.out, record_of(config, (image, text), chosen, splits, results))
     if config.log_to:
         seeds = [logged_seed(config, result.record["seed"]) for result in results]
-        report(f"Logged: {log_seeds(config.log_to, config.out, seeds)}.")
+        say(progress, f"Logged: {log_seeds(config.log_to, config.out, seeds)}.")
     return config.out
 
 
@@ -91,10 +91,10 @@ class _Seeds:
         layers: tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]],
         splits: Splits,
         device: torch.device,
-        report: Report,
+        progress: Progress,
     ) -> None:
         self.config, self.sides, self.layers = config, sides, layers
-        self.splits, self.device, self.report = splits, device, report
+        self.splits, self.device, self.progress = splits, device, progress
         self.recipe = config.recipe()
 
     def run(self) -> list[SeedResult]:
@@ -105,7 +105,10 @@ class _Seeds:
         left = [seed for seed in seeds if old[seed] is None]
         reused = [str(seed) for seed in seeds if old[seed] is not None]
         if reused:
-            self.report(f"Reused from an earlier run with the same settings and features: seed {', '.join(reused)}.")
+            say(
+                self.progress,
+                f"Reused from an earlier run with the same settings and features: seed {', '.join(reused)}.",
+            )
         results = {seed: result for seed, result in old.items() if result is not None}
         if left:
             remove_file(self.config.out / "run.json")
@@ -117,7 +120,7 @@ class _Seeds:
         drawn = self.config.pairs is not None or self.config.captions_per_image is not None
         if self.recipe.trained or drawn or len(self.config.seeds) == 1:
             return self.config.seeds
-        self.report(f"{self.config.method} needs no random numbers: one seed stands for all.")
+        say(self.progress, f"{self.config.method} needs no random numbers: one seed stands for all.")
         return self.config.seeds[:1]
 
     def _make(self, seeds: Sequence[int], digests: dict[int, str]) -> dict[int, SeedResult]:
@@ -130,9 +133,10 @@ class _Seeds:
             trained = make_seed(self.recipe, data, validation, blocks, seed)
             results[seed] = save_seed(self.config.out, seed, digests[seed], trained)
             push_folder(self.config.out, [f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
-            self.report(
+            say(
+                self.progress,
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
-                f"{trained.steps} steps, {trained.seconds:.1f} s{self._rate(trained)}."
+                f"{trained.steps} steps, {trained.seconds:.1f} s{self._rate(trained)}.",
             )
         return results
 
@@ -164,29 +168,17 @@ def make_seed(
     return corrected(train(data, validation, recipe, projectors, seed=seed), data, validation, recipe)
 
 
-def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, report: Report) -> ChosenLayers:
+def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, progress: Progress) -> ChosenLayers:
     """Choose layers on the first seed's training images; scores of an earlier run on the same ones are reused."""
     pairs = splits.train.pick(draw(image, text, splits.train, config, config.seeds[0]))
     digest = layers_digest(image, text, config)
     known = known_scores(config.out, digest)
-    chosen = choose_layers(image, text, pairs, config, report, known, splits.validation)
+    chosen = choose_layers(image, text, pairs, config, progress, known, splits.validation)
     if chosen.scores is not None and known is None:
         save_scores(config.out, digest, chosen.scores)
     elif chosen.scores is None:
         (config.out / LAYER_FILE).unlink(missing_ok=True)
     return chosen
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        found = f"{name!r} ({' '.join(str(error).split())[:120]})"
-        raise UserError(
-            expected="a device of this machine: auto, cpu or cuda", found=found, where="--device"
-        ) from error
 
 
 def _names(side: Side, layers: Sequence[LayerRef]) -> str:
@@ -227,7 +219,7 @@ def record_of(
         },
         "seeds": [result.record for result in results],
         "layer_scores": LAYER_FILE if chosen.scores is not None else None,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) or "unknown" for name in PACKAGES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -240,10 +232,3 @@ def _store(store: Any) -> dict[str, Any]:
         "spec": str(store.manifest.provenance.get("spec", "")),
         "path": address(store.path),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -6,7 +6,7 @@ projector.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from pipeline.errors import UserError
 from pipeline.evaluate.data import run_layers
 from pipeline.extract.decode import JPEG_RULES, Reduction
 from pipeline.projectors.run_record import AlignedRun, StoreRecord
+from pipeline.runtime import DTYPE_NAMES, torch_dtype
 
-STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-COMPUTED: dict[str, Dtype] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+COMPUTED = {long: cast(Dtype, short) for short, long in DTYPE_NAMES.items()}
 # What an encoder cannot know: the data set, the store's number format, and how files are decoded before it sees them.
 NOT_THE_ENCODERS = ("format", "modality", "dataset_digest", "compute_dtype", "storage_dtype", "preprocessing.decode")
 BATCH = 32
@@ -48,7 +48,7 @@ class SideEncoder:
         self.layers = run_layers(run, side)
         self.encoders = [(loader or load_recorded)(record, side, device) for record in run.stores[side]]
         self._check()
-        self._stored = [STORED[str(record.key.get("storage_dtype", "float32"))] for record in run.stores[side]]
+        self._stored = [torch_dtype(str(record.key.get("storage_dtype", "float32"))) for record in run.stores[side]]
 
     @property
     def reduction(self) -> Reduction | None:

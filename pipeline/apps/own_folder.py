@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.store.atomic import sync_file, sync_folder
+from pipeline.files import sync_file, sync_folder
 
 
 @dataclass(frozen=True, kw_only=True)

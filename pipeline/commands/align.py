@@ -9,7 +9,8 @@ from pipeline.commands.checks import writable_folder
 from pipeline.commands.output import emit_json, say
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
-from pipeline.messages import on_stderr
+from pipeline.progress import silent
+from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.align.config import AlignConfig
@@ -65,7 +66,7 @@ def align(
     }
     done = []
     for config in _configs(image, text, out, method or [], params, flags):
-        folder = run(config, _silent if quiet else on_stderr)
+        folder = run(config, silent if quiet else on_stderr)
         done.append(folder)
         if not json:
             say(str(folder))
@@ -130,7 +131,3 @@ def settings_of(assignments: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UserError(expected="a value as YAML writes it", found=repr(assignment), where="--set") from error
     return found
-
-
-def _silent(message: str) -> None:
-    """Say nothing."""

@@ -43,11 +43,11 @@ def openmoji(
     """
     from pipeline.extract.datasets.openmoji import RULE, make_openmoji
     from pipeline.extract.datasets.splits import SplitRule
-    from pipeline.extract.progress import progress_bar
+    from pipeline.progress import progress_bar
 
     rule = SplitRule.parse(split) if split else RULE
-    with progress_bar(quiet=quiet) as report:
-        summary = make_openmoji(out, size=size, rule=rule, replace=replace, report=report)
+    with progress_bar(quiet=quiet) as progress:
+        summary = make_openmoji(out, size=size, rule=rule, replace=replace, progress=progress)
     _tell(summary, json)
 
 
@@ -82,7 +82,7 @@ def import_(
     from pipeline.extract.datasets.importers import import_dataset
     from pipeline.extract.datasets.options import ImportOptions
     from pipeline.extract.datasets.splits import SplitRule
-    from pipeline.extract.progress import progress_bar
+    from pipeline.progress import progress_bar
 
     options = ImportOptions(
         kind=kind,
@@ -94,8 +94,10 @@ def import_(
         licence=licence,
     )
     rule = SplitRule.parse(split) if split else None
-    with progress_bar(quiet=quiet) as report:
-        summary = import_dataset(source, out, options, rule=rule, replace_existing=replace, link=link, report=report)
+    with progress_bar(quiet=quiet) as progress:
+        summary = import_dataset(
+            source, out, options, rule=rule, replace_existing=replace, link=link, progress=progress
+        )
     _tell(summary, json)
 
 

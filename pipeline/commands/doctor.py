@@ -4,13 +4,14 @@ import importlib
 import platform
 import shutil
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.output import emit_json, emit_table, size
+from pipeline.commands.output import emit_json, emit_table
+from pipeline.runtime import installed_version
+from pipeline.words import size
 
 NEEDED = (
     "torch",
@@ -60,7 +61,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 def examine() -> dict[str, Any]:
     """Return versions, device, search library, free disk and the list of problems, as plain data."""
-    versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+    versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
     problems = [f"{name} is missing: pip install fewpairs" for name in NEEDED if versions[name] is None]
     problems += [
         f"{name} is missing, the default needs it: {hint}"
@@ -81,13 +82,6 @@ def examine() -> dict[str, Any]:
         "free_disk": size(shutil.disk_usage(Path.cwd()).free),
         "problems": problems,
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _device() -> str:

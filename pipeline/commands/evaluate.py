@@ -9,7 +9,7 @@ from pipeline.commands.checks import writable_folder
 from pipeline.commands.output import emit_json, emit_table, say
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
-from pipeline.messages import on_stderr
+from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.evaluate.config import EvaluateConfig

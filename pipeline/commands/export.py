@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.checks import writable_folder
-from pipeline.commands.output import emit_json, emit_table, size
+from pipeline.commands.output import emit_json, emit_table
 from pipeline.commands.urls import takes_urls
+from pipeline.words import size
 
 
 @takes_urls("run")

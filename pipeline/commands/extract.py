@@ -11,7 +11,7 @@ from pipeline.commands.data import make_missing
 from pipeline.commands.output import emit_json, say
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
-from pipeline.messages import on_stderr
+from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.extract.config import ExtractConfig
@@ -109,13 +109,13 @@ def extract(
         **_share(worker_index, num_workers, engine, quiet=quiet),
     }
     from pipeline.engines.table import open_engine
-    from pipeline.extract.progress import progress_bar
+    from pipeline.progress import progress_bar
 
     results = []
     with open_engine(engine, address) as chosen:
         for config in _configs(dataset, encoder, out, params, flags, quiet=quiet):
-            with progress_bar(quiet=quiet) as report:
-                result = chosen.extract(config, report)
+            with progress_bar(quiet=quiet) as progress:
+                result = chosen.extract(config, progress)
             results.append(result)
             if not json:
                 say(result.sentence())

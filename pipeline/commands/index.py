@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.commands.checks import at_least_one, writable_folder
-from pipeline.commands.output import emit_json, size
+from pipeline.commands.output import emit_json
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
-from pipeline.messages import on_stderr
+from pipeline.words import on_stderr, size
 
 
 @takes_urls("run", "store", "text_store")

@@ -8,7 +8,7 @@ import typer
 from pipeline.commands.checks import at_least_one
 from pipeline.commands.output import emit_json, emit_table
 from pipeline.commands.urls import takes_urls
-from pipeline.messages import on_stderr
+from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.align.layer_check import LayerCheck
@@ -74,5 +74,5 @@ def _check(image: Path, text: Path, scores: "LayerScores", split: str, seed: int
         pairs=pairs,
         split=split,
         seed=seed,
-        tick=lambda done, total: on_stderr(f"Checked {done} of {total} pairs of layers"),
+        progress=on_stderr,
     )

@@ -27,12 +27,3 @@ def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
 def say(text: object) -> None:
     """Print a line on standard output; a place at a URL is said by its URL."""
     typer.echo(addressed(str(text)))
-
-
-def size(count: float) -> str:
-    """Return a number of bytes for people (1 kB = 1000 B)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.words import duration
+
 if TYPE_CHECKING:
     from pipeline.store.status import Summary, WorkerStatus
 
@@ -17,7 +19,7 @@ def status_lines(store: Path, found: "Summary") -> list[str]:
 def _lines(store: Path, found: "Summary") -> Iterator[str]:
     yield (f"{store}: {found.shards} shards: {found.done} done, {found.leased} leased, {found.missing} missing")
     if found.rate is not None and found.eta is not None and not found.finished:
-        yield f"{found.done_items} of {found.items} items, {found.rate:.1f} a second, {_duration(found.eta)} to go"
+        yield f"{found.done_items} of {found.items} items, {found.rate:.1f} a second, {duration(found.eta)} to go"
     if found.workers and not found.finished:
         counts = Counter(worker.state for worker in found.workers)
         yield "workers: " + ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -34,9 +36,3 @@ def _worker(worker: "WorkerStatus") -> str:
 
 def _reasons(what: str, counts: Mapping[str, int]) -> Iterator[str]:
     yield from (f"{what}: {count} × {reason}" for reason, count in counts.items())
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

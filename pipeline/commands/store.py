@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.output import emit_json, emit_table, say, size
+from pipeline.commands.output import emit_json, emit_table, say
 from pipeline.commands.status_text import status_lines
 from pipeline.commands.urls import takes_urls
 from pipeline.remote.binding import addressed
+from pipeline.words import size
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
 

@@ -9,7 +9,8 @@ from pipeline.commands import engine as engines
 from pipeline.commands.checks import at_least_one, writable_file, writable_folder
 from pipeline.commands.data import make_missing
 from pipeline.commands.urls import takes_urls
-from pipeline.messages import on_stderr
+from pipeline.progress import silent
+from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.study.plan import StudyConfig
@@ -48,7 +49,7 @@ def study(
     writable_folder(out, "--out")
     if page is not None:
         writable_file(page, "--page")
-    report = _silent if quiet else on_stderr
+    progress = silent if quiet else on_stderr
     with open_engine(engine, address) as chosen:
         if dry_run:
             for sentence in cost_sentences(config, data, out, chosen.jobs(jobs)):
@@ -62,7 +63,7 @@ def study(
                 data=data,
                 out=out,
                 jobs=at_once,
-                report=report,
+                progress=progress,
                 quiet=quiet,
                 extraction=chosen.extract,
                 side_by_side=chosen.side_by_side,
@@ -75,7 +76,7 @@ def study(
 def _write_page(config: "StudyConfig", data: Path, out: Path, page: Path, command: str) -> None:
     from pipeline.study.page import write_page
 
-    write_page(config, data=data, out=out, page=page, command=command, report=on_stderr)
+    write_page(config, data=data, out=out, page=page, command=command, progress=on_stderr)
     typer.echo(str(page))
 
 
@@ -89,7 +90,3 @@ def _command(file: Path, out: Path, data: Path, page: Path, jobs: int | None, en
     said += f" --page {page.name if page.is_absolute() else page}"
     said += f" --jobs {jobs}" if jobs and jobs > 1 else ""
     return said + (f" --engine {engine}" if engine != "local" else "")
-
-
-def _silent(message: str) -> None:
-    """Say nothing."""

@@ -11,7 +11,8 @@ from pipeline.commands.checks import at_least_one, writable_folder
 from pipeline.commands.output import emit_json, emit_table
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
-from pipeline.messages import on_stderr
+from pipeline.progress import silent
+from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
     from pipeline.study.config import SweepConfig
@@ -85,13 +86,13 @@ def sweep(
     }
     config = _config({name: value for name, value in flags.items() if value}, params)
     writable_folder(config.out, "--out")
-    report = _silent if quiet else on_stderr
+    progress = silent if quiet else on_stderr
     with open_engine(engine, address, config.device) as chosen:
         at_once = chosen.jobs(jobs)
         if dry_run:
             typer.echo(plan(config).sentence(at_once))
             return
-        results = run(config, jobs=at_once, report=report, quiet=quiet, side_by_side=chosen.side_by_side)
+        results = run(config, jobs=at_once, progress=progress, quiet=quiet, side_by_side=chosen.side_by_side)
     if json:
         emit_json([flat_row(result) for result in results])
         return
@@ -137,7 +138,3 @@ def _config(flags: dict[str, Any], params: Path) -> "SweepConfig":
         expected = "--image, --text and --out together, or neither store (then params.yaml says)"
         raise UserError(expected=expected, found=found, where="pipeline sweep")
     return sweep_config(load_params(params), **flags)
-
-
-def _silent(message: str) -> None:
-    """Say nothing."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.encoders.base import Encoder, LoadOptions
-from pipeline.encoders.digest import file_sha256, json_sha256
 from pipeline.encoders.spec import Spec
 from pipeline.encoders.table import ENCODERS
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.files import file_sha256, spaced_json_digest
 
 _KNOWN = ("abc", "builtins", "pipeline", "torch", "typing")
 """Packages whose classes are not the user's own."""
@@ -43,7 +43,7 @@ def own_source(encoder: Encoder) -> dict[str, str]:
     own = [each for each in type(encoder).__mro__ if each.__module__.partition(".")[0] not in _KNOWN]
     files = {str(path) for each in own if (path := _source_file(each)) is not None}
     digests = sorted(file_sha256(Path(file)) for file in files)
-    return {"source": json_sha256(digests)} if own else {}
+    return {"source": spaced_json_digest(digests)} if own else {}
 
 
 def _source_file(kind: type) -> Path | None:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import json_sha256, weight_files, weights_sha256
+from pipeline.encoders.digest import weight_files, weights_sha256
 from pipeline.encoders.hf_text import HfTextEncoder, text_encoder
 from pipeline.encoders.hf_vision import HfVisionEncoder, vision_encoder
 from pipeline.encoders.hub import fetch, opening
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.spec import Spec, require_folder
 from pipeline.errors import UserError
+from pipeline.files import spaced_json_digest
 
 VERSION = 1
 """Part of the key: goes up when this module, `hf_text` or `hf_vision` changes what comes out."""
@@ -57,7 +58,7 @@ def load(spec: Spec, options: LoadOptions) -> HfVisionEncoder | HfTextEncoder:
 
 def config_digest(config: Any) -> str:
     """Return the digest of a config without the fields that do not change what comes out."""
-    return json_sha256(_steady(config.to_dict()))
+    return spaced_json_digest(_steady(config.to_dict()))
 
 
 def _steady(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ import importlib
 from collections.abc import Callable
 from typing import cast
 
-import torch
-
 from pipeline.encoders.base import Dtype, Encoder, LoadOptions, Modality
 from pipeline.encoders.spec import Spec, parse_spec
 from pipeline.encoders.table import ENCODERS
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.runtime import resolve_device
 
 Loader = Callable[[Spec, LoadOptions], Encoder]
 
@@ -50,7 +49,7 @@ def load_encoder(
     options = LoadOptions(
         modality=modality,
         pool=pool,
-        device=_device(device),
+        device=str(resolve_device(device)),
         dtype=dtype,
         max_length=max_length,
         prompt=prompt,
@@ -68,18 +67,6 @@ def _loader(spec: Spec) -> Loader:
 
         return load
     raise UnknownNameError("encoder family", spec.family, [*ENCODERS, "module:Class"], "--encoder")
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(expected="a device such as cpu, cuda or cuda:1", found=repr(name), where="--device") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(expected="a CUDA device", found="none", where="--device", remedy="use --device cpu")
-    return name
 
 
 def _checked(encoder: Encoder, options: LoadOptions) -> Encoder:

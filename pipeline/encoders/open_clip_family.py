@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import file_sha256, json_sha256, state_sha256, weight_files, weights_sha256
+from pipeline.encoders.digest import state_sha256, weight_files, weights_sha256
 from pipeline.encoders.hub import opening
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.open_clip_towers import ClipImageTower, ClipTextTower, image_tower, text_tower
 from pipeline.encoders.spec import Spec, nearest, require_folder
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.files import file_sha256, spaced_json_digest
 
 VERSION = 1
 """Part of the key: goes up when this module or `open_clip_towers` changes what comes out."""
@@ -40,7 +41,7 @@ def load(spec: Spec, options: LoadOptions) -> ClipImageTower | ClipTextTower:
             "name": f"{architecture}/local" if weights and Path(weights).is_file() else spec.key_name,
             "tower": options.modality,
             "weights": _weights(spec, model, weights),
-            "config": json_sha256(_config(spec, architecture)),
+            "config": spaced_json_digest(_config(spec, architecture)),
             "version": VERSION,
         }
         if options.modality == "image":

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import json_sha256
 from pipeline.encoders.image_model import ImageModel, token_pools
 from pipeline.encoders.pooling import TOKEN_POOLS, Tokens
 from pipeline.encoders.spec import Spec
@@ -25,6 +24,7 @@ from pipeline.encoders.torch_encoder import Batch, Plan, TorchEncoder
 from pipeline.encoders.transfer import to_device
 from pipeline.encoders.transform_sources import from_open_clip
 from pipeline.errors import UserError
+from pipeline.files import spaced_json_digest
 
 
 class ClipImageTower(ImageModel):
@@ -139,7 +139,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     words = inner.get_vocab() if hasattr(inner, "get_vocab") else inner.encoder
     cleaning = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "")
     ranks = sorted(f"{pair}" for pair in getattr(inner, "bpe_ranks", ()))
-    return json_sha256([type(tokenizer).__name__, words, ranks, cleaning, tokenizer.context_length])
+    return spaced_json_digest([type(tokenizer).__name__, words, ranks, cleaning, tokenizer.context_length])
 
 
 def _native_plan(tower: Any, identity: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> tuple[Plan, int]:

@@ -13,13 +13,13 @@ import torch
 
 from pipeline.encoders import package_parts, timm_family
 from pipeline.encoders.base import Encoder, LoadOptions
-from pipeline.encoders.digest import file_sha256
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.package_parts import Part
 from pipeline.encoders.spec import Spec
 from pipeline.encoders.transform import Colour, ImageTransform
 from pipeline.encoders.transform_sources import from_timm
 from pipeline.errors import MissingExtraError, UnknownNameError, UserError
+from pipeline.files import file_sha256
 
 LITE_COLOURS: tuple[Colour, Colour] = ((127 / 255,) * 3, (128 / 255,) * 3)
 IMAGENET_COLOURS: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

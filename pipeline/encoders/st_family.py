@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import json_sha256, weight_files, weights_sha256
+from pipeline.encoders.digest import weight_files, weights_sha256
 from pipeline.encoders.hf_family import config_digest
 from pipeline.encoders.hub import fetch, opening
 from pipeline.encoders.libraries import import_library
@@ -25,6 +25,7 @@ from pipeline.encoders.text_model import TEXT_POOLS, TextModel
 from pipeline.encoders.tokenizer import TextTokenizer, length_limit
 from pipeline.encoders.torch_encoder import Batch, Plan
 from pipeline.errors import UserError
+from pipeline.files import spaced_json_digest
 
 VERSION = 1
 """Part of the key: goes up when this module changes what comes out."""
@@ -110,7 +111,7 @@ def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, 
             "family": family,
             "name": name,
             "weights": weights_sha256(_weights(folder)),
-            "config": json_sha256([config_digest(transformer.auto_model.config), _modules(model)]),
+            "config": spaced_json_digest([config_digest(transformer.auto_model.config), _modules(model)]),
             "architecture": type(transformer.auto_model).__name__,
             "version": VERSION,
         },

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import file_sha256, json_sha256, state_sha256
+from pipeline.encoders.digest import state_sha256
 from pipeline.encoders.hub import opening
 from pipeline.encoders.image_model import ImageModel, token_pools
 from pipeline.encoders.libraries import import_library
@@ -24,6 +24,7 @@ from pipeline.encoders.torch_encoder import Batch, Plan
 from pipeline.encoders.transform import ImageTransform
 from pipeline.encoders.transform_sources import from_timm
 from pipeline.errors import UnknownNameError
+from pipeline.files import file_sha256, spaced_json_digest
 
 VERSION = 1
 """Part of the key: goes up when this module changes what comes out."""
@@ -88,7 +89,7 @@ def build(
         "family": family,
         "name": name,
         "weights": weights,
-        "config": json_sha256(config),
+        "config": spaced_json_digest(config),
         "architecture": config["architecture"],
         "version": VERSION,
     }

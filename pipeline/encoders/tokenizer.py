@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.encoders.digest import json_sha256
 from pipeline.encoders.libraries import import_library
 from pipeline.errors import UserError
+from pipeline.files import spaced_json_digest
 
 UNLIMITED = 512
 """Tokens that are taken where neither tokenizer nor model says a limit."""
@@ -89,7 +89,7 @@ def _fast(tokenizer: Any, max_length: int) -> tuple[Callable[[str], list[int]], 
     backend = import_library("tokenizers").Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
-    digest = json_sha256({"backend": json.loads(backend.to_str()), "truncation": tokenizer.truncation_side})
+    digest = spaced_json_digest({"backend": json.loads(backend.to_str()), "truncation": tokenizer.truncation_side})
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
     return (lambda text: list(backend.encode(text).ids)), digest
 
@@ -103,4 +103,4 @@ def _slow(tokenizer: Any, max_length: int) -> tuple[Callable[[str], list[int]], 
 
     words = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": tokenizer.init_kwargs}
     words["settings"] = {name: str(value) for name, value in words["settings"].items() if "path" not in name}
-    return encode, json_sha256(words)
+    return encode, spaced_json_digest(words)

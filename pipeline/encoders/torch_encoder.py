@@ -22,8 +22,7 @@ from pipeline.encoders.taps import Tap, tapped
 from pipeline.encoders.transfer import Finish, stacked, to_device, to_host
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
-
-AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+from pipeline.runtime import torch_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +178,7 @@ class TorchEncoder(Encoder):
     def _contexts(self) -> list[AbstractContextManager[Any]]:
         contexts: list[AbstractContextManager[Any]] = [torch.inference_mode()]
         if self.options.dtype != "fp32":
-            contexts.append(torch.autocast(self.device.type, dtype=AUTOCAST[self.options.dtype]))
+            contexts.append(torch.autocast(self.device.type, dtype=torch_dtype(self.options.dtype)))
         elif self.device.type == "cuda":  # fp32 means fp32: cuDNN would use TF32 for convolutions
             contexts.append(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
         return contexts

@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.progress import Report, silent
 from pipeline.extract.result import ExtractResult
+from pipeline.progress import Progress, silent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ class Engine(ABC):
         """Return how many small runs to do at once: what was said, else what suits the engine."""
 
     @abstractmethod
-    def extract(self, config: ExtractConfig, report: Report = silent) -> ExtractResult:
+    def extract(self, config: ExtractConfig, progress: Progress = silent) -> ExtractResult:
         """Bring one store up to date, as `pipeline.extract.run.extract` does, with the same bytes and errors."""
 
     @abstractmethod

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.engines.places import Node
 from pipeline.errors import MissingExtraError, UserError
+from pipeline.runtime import cpu_cores
 
 _OBJECTS = 80 * 2**20
 """Bytes of a local Ray's object store: features go to the disk, only small messages pass through Ray."""
@@ -83,8 +84,7 @@ class Cluster:
 
 def _own() -> dict[str, Any]:
     """Return the options of a Ray on this machine alone."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {"address": "local", "num_cpus": cores, "object_store_memory": _OBJECTS, "include_dashboard": False}
+    return {"address": "local", "num_cpus": cpu_cores(), "object_store_memory": _OBJECTS, "include_dashboard": False}
 
 
 def _hush() -> None:

@@ -87,8 +87,8 @@ def decode(task: tuple[ExtractConfig, Sequence[Source]], seat: Seat) -> Answer:
 
 @lru_cache(maxsize=1)
 def _loaded(config: ExtractConfig) -> tuple[Encoder, str]:
-    from pipeline.extract.host_memory import keep_freed_memory
     from pipeline.extract.run import loaded
+    from pipeline.runtime import keep_freed_memory
 
     keep_freed_memory()
     encoder = loaded(replace(config, device="cpu"))

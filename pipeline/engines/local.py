@@ -3,8 +3,8 @@
 from pipeline.align.parallel import run_side_by_side
 from pipeline.engines.base import Engine
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.progress import Report, silent
 from pipeline.extract.result import ExtractResult
+from pipeline.progress import Progress, silent
 
 
 class LocalEngine(Engine):
@@ -14,11 +14,11 @@ class LocalEngine(Engine):
         """Return what was said, else one."""
         return said or 1
 
-    def extract(self, config: ExtractConfig, report: Report = silent) -> ExtractResult:
+    def extract(self, config: ExtractConfig, progress: Progress = silent) -> ExtractResult:
         """Extract in this process."""
         from pipeline.extract.run import extract
 
-        return extract(config, report)
+        return extract(config, progress)
 
     side_by_side = staticmethod(run_side_by_side)
     """Does the items in this process or in `jobs` processes."""

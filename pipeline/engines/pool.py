@@ -19,7 +19,7 @@ from pipeline.engines.hire import hire
 from pipeline.engines.places import Place
 from pipeline.engines.worker import Done, Failed, Work
 from pipeline.errors import PipelineError, UserError
-from pipeline.extract.progress import Update
+from pipeline.progress import Update
 
 LOSSES = 3
 """Workers that an item may lose before it is given up."""

@@ -1,7 +1,7 @@
 """The engine `ray`: encoders on the GPUs or CPUs of a cluster, or small runs on its CPUs. Connects when work is there.
 
 with RayEngine("auto") as engine:
-    engine.extract(config, report)
+    engine.extract(config, progress)
 
 Every worker writes shards into the one store itself, so all nodes and this machine need the same folders. Killed
 anywhere, with or without Ray, the next run goes on.
@@ -25,8 +25,8 @@ from pipeline.engines.together import Together
 from pipeline.engines.worker import Seat
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.progress import Report, Update, silent
 from pipeline.extract.result import ExtractResult
+from pipeline.progress import Progress, Update, silent
 
 
 class RayEngine(Engine):
@@ -57,7 +57,7 @@ class RayEngine(Engine):
         """Return what was said, else how many fit on the cluster."""
         return said or len(cell_places(self._cluster.nodes(), self._device))
 
-    def extract(self, config: ExtractConfig, report: Report = silent) -> ExtractResult:
+    def extract(self, config: ExtractConfig, progress: Progress = silent) -> ExtractResult:
         """Extract with one worker a place; where nothing is left to do, Ray is not even started.
 
         Raises:
@@ -67,15 +67,15 @@ class RayEngine(Engine):
         from pipeline.extract.run import finished
 
         start = time.perf_counter()
-        result = finished(config) or self._extracted(config, report)
+        result = finished(config) or self._extracted(config, progress)
         return replace(result, seconds=time.perf_counter() - start)
 
-    def _extracted(self, config: ExtractConfig, report: Report) -> ExtractResult:
+    def _extracted(self, config: ExtractConfig, progress: Progress) -> ExtractResult:
         nodes = self._cluster.nodes()
         places, others = extraction_places(nodes, config.device, config.workers, config.decode_cpus)
         if config.device == "auto":  # every worker the same: other arithmetic would be another key's
             config = replace(config, device="cuda" if places[0].gpus else "cpu")
-        together = Together(report)
+        together = Together(progress)
 
         def work(function: Callable[[Any, Seat], Any], items: Sequence[Any]) -> list[Any]:
             pool = Pool(
@@ -86,7 +86,7 @@ class RayEngine(Engine):
                 one_ends_all=True,  # a worker returns when its store is complete, whoever completed it
                 tell=together.tell,
                 lost=together.forget,
-                say=lambda sentence: report(_sentence(sentence)),
+                say=lambda sentence: progress(_sentence(sentence)),
             )
             return [result for result in pool.run() if result is not None]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.extract.progress import Report, Update
+from pipeline.progress import Progress, Update
 
 
 @dataclass
@@ -25,11 +25,11 @@ class Together:
     had not committed is counted again by whoever does it again, so the sum is cut at the total.
 
     Args:
-        report: Who is told.
+        progress: Who is told.
     """
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._speaker: int | None = None
         self._shares: dict[str, dict[int, _Share]] = {}
 
@@ -38,11 +38,11 @@ class Together:
         if update.message:
             if self._speaker in (None, worker):
                 self._speaker = worker
-                self._report(update)
+                self._progress(update)
             return
         shares = self._shares.setdefault(update.what, {})
         shares.setdefault(worker, _Share(update, update)).last = update
-        self._report(self._sum(update))
+        self._progress(self._sum(update))
 
     def forget(self, worker: int) -> None:
         """Take note that a worker is lost: what it did stays counted, its speed does not, and another may speak."""

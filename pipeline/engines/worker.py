@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.extract.progress import Update
+from pipeline.progress import Update
 
 
 class Done(NamedTuple):

@@ -7,10 +7,11 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs
 from pipeline.evaluate.duplicates import NEAR, SAME, Duplicates, without
 from pipeline.evaluate.report.page import Caution
-from pipeline.evaluate.report.words import count, listing, measure_name, percent
+from pipeline.evaluate.report.words import measure_name, percent
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Summary, headline_names
 from pipeline.evaluate.zero_shot import ZeroShotSet
+from pipeline.words import count, listing
 
 IMBALANCE = 3.0
 # Their model cards list captions of COCO and Flickr30k among the training text.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.store.atomic import sync_file, sync_folder
+from pipeline.files import sync_file, sync_folder
 from pipeline.store.locks import lock
 
 LOCK, WRITING, READY, MOVING = ".report.lock", ".report.writing", ".report.ready", ".report.moving"

@@ -7,9 +7,8 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,22 @@ from pipeline.evaluate.single import evaluate_run
 from pipeline.evaluate.summary import Summary, summarise_runs
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
 from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
+from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.remote.binding import address, bind_recorded, is_url, name_of
 from pipeline.remote.folder import push_folder
+from pipeline.runtime import installed_versions
 from pipeline.store.side import Side
 
-Progress = Callable[[str], None]
 PACKAGES = ("fewpairs", "torch", "numpy", "scikit-learn", "faiss-cpu", "faiss-gpu")
 
 
-def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]:
     """Evaluate one run or several side by side.
 
     Args:
         config: What, on what, where to.
-        progress: Called with a line of text at every step.
+        progress: Gets a sentence at every step.
 
     Returns:
         What metrics.json holds.
@@ -56,16 +56,16 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         UserError: A run, store, split or setting is at fault; the sentence says which.
     """
     started = time.perf_counter()
-    say = progress or _silent
     runs = name_runs([AlignedRun.open(path) for path in config.runs])
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     pairs = pairs_of_split(image, text, config.split)
     check_cuts(config.ks, len(pairs.pairs.image_rows))
     sets = open_sets(config, image)
-    say(f"{len(pairs.pairs.image_rows)} images, {len(pairs.pairs.caption_rows)} captions, {len(sets)} zero-shot sets")
+    images, captions = len(pairs.pairs.image_rows), len(pairs.pairs.caption_rows)
+    say(progress, f"{images} images, {captions} captions, {len(sets)} zero-shot sets")
     results = []
     for name, run in runs.items():
-        say(f"evaluating {name}, {len(run.seeds)} seeds")
+        say(progress, f"evaluating {name}, {len(run.seeds)} seeds")
         results.append(evaluate_run(name, run, pairs, sets, config))
     classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
     directions = [TEXT_RETRIEVAL, IMAGE_RETRIEVAL, *classes]
@@ -80,8 +80,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         for each in measures
     }
     summary = summarise_runs(results, measures, chance, config.confidence)
-    probes = run_probes(runs, sets, config, say)
-    return _write(summary, pairs, sets, probes, config, say, started)
+    probes = run_probes(runs, sets, config, progress)
+    return _write(summary, pairs, sets, probes, config, progress, started)
 
 
 def _write(
@@ -90,10 +90,10 @@ def _write(
     sets: Sequence[ZeroShotSet],
     probes: Sequence[Probe],
     config: EvaluateConfig,
-    say: Progress,
+    progress: Progress,
     started: float,
 ) -> dict[str, Any]:
-    say("drawing the report")
+    say(progress, "drawing the report")
     pictures = Pictures(data_folder(config, pairs))
     gallery = Gallery.build(summary.lead, pairs, config, pictures)
     examples = example_groups(summary.lead, gallery, config)
@@ -122,12 +122,12 @@ def _write(
         (new / "report.html").write_text(html, encoding="utf-8")
         write_plain(new, page)
     push_folder(config.out, OWN, last=MARK)
-    say(f"wrote {address(config.out / 'report.html')}")
+    say(progress, f"wrote {address(config.out / 'report.html')}")
     return values
 
 
 def run_probes(
-    runs: Mapping[str, AlignedRun], sets: Sequence[ZeroShotSet], config: EvaluateConfig, say: Progress
+    runs: Mapping[str, AlignedRun], sets: Sequence[ZeroShotSet], config: EvaluateConfig, progress: Progress
 ) -> list[Probe]:
     """Probe every set that has labels to learn from; nothing where probes are switched off."""
     found: list[Probe] = []
@@ -135,7 +135,7 @@ def run_probes(
     for data in sets if config.probes else ():
         rows = probe_rows(data, splits[0])
         if rows is not None:
-            say(f"probing {data.name or 'the classes'}, {len(rows.train)} training images")
+            say(progress, f"probing {data.name or 'the classes'}, {len(rows.train)} training images")
             named = tuple(runs.items())
             found += probe_set(data, named, rows, samples=config.bootstrap, confidence=config.confidence)
     return found
@@ -227,19 +227,10 @@ def _pictures_note(pictures: Pictures) -> str:
 
 def surroundings(started: float) -> dict[str, str]:
     """Return date, versions, machine and duration of this evaluation."""
-    versions = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
+    versions = {"Python": platform.python_version()} | installed_versions(PACKAGES)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "versions": ", ".join(versions),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "evaluation took": f"{time.perf_counter() - started:.1f} s",
     }
-
-
-def _silent(line: str) -> None:
-    """Take a line and do nothing."""

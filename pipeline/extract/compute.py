@@ -21,9 +21,9 @@ from pipeline.extract.forward import Arrays, Forward, batches_by_length, batches
 from pipeline.extract.items import Items
 from pipeline.extract.others import Others
 from pipeline.extract.prepare import Prepared, Preparing
-from pipeline.extract.progress import Meter
 from pipeline.extract.rejected import check_share, write_rejected
 from pipeline.extract.shares import Share, in_turn
+from pipeline.progress import Meter
 from pipeline.store.events import EventLog
 from pipeline.store.layout import MANIFEST, REJECTED
 from pipeline.store.records import PendingShard, committed

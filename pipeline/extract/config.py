@@ -7,9 +7,9 @@ from typing import Literal
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.remote.heartbeat import LEASE_SECONDS
+from pipeline.runtime import DTYPE_NAMES
 
 Dtype = Literal["fp32", "fp16", "bf16"]
-STORAGE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Number formats as flags say them and as the feature store names them."""
 TEXTS = ("all", "captions", "classes")
 JPEG = ("exact", "reduced")
@@ -73,7 +73,7 @@ class ExtractConfig:
     """Say what it would cost and stop."""
 
     def __post_init__(self) -> None:
-        tables = {"dtype": STORAGE, "storage_dtype": STORAGE, "texts": TEXTS, "jpeg": JPEG, "exif": EXIF}
+        tables = {"dtype": DTYPE_NAMES, "storage_dtype": DTYPE_NAMES, "texts": TEXTS, "jpeg": JPEG, "exif": EXIF}
         for name, known in tables.items():
             value = getattr(self, name)
             if value is not None and value not in known:
@@ -95,4 +95,4 @@ class ExtractConfig:
     @property
     def storage(self) -> str:
         """Return the number format on the disk as the feature store names it."""
-        return STORAGE[self.storage_dtype or self.dtype]
+        return DTYPE_NAMES[self.storage_dtype or self.dtype]

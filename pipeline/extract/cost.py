@@ -1,6 +1,5 @@
 """What an extraction will cost, said before the work: rows × layers × width × bytes, free disk, expected time."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError
 from pipeline.extract.items import Items
 from pipeline.extract.prepare import prepare
+from pipeline.runtime import free_disk
 from pipeline.store.dtypes import storage_dtype
 from pipeline.store.records import PendingShard
+from pipeline.words import duration, size
 
 SHARD_BYTES = 128 * 2**20
 """What a shard's layers sum up to, about."""
@@ -45,10 +46,10 @@ class Cost:
         """Return the cost for people."""
         widths = sum(width for _, width in self.layers)
         text = (
-            f"{self.rows:,} {self.what} × {len(self.layers)} layers ({widths:,} values a row) = {_size(self.bytes)}; "
-            f"still to do: {self.missing_rows:,} rows, {_size(self.missing_bytes)}; free disk: {_size(self.free_bytes)}"
+            f"{self.rows:,} {self.what} × {len(self.layers)} layers ({widths:,} values a row) = {size(self.bytes)}; "
+            f"still to do: {self.missing_rows:,} rows, {size(self.missing_bytes)}; free disk: {size(self.free_bytes)}"
         )
-        return text if self.seconds is None else f"{text}; expected time: {_duration(self.seconds)}"
+        return text if self.seconds is None else f"{text}; expected time: {duration(self.seconds)}"
 
 
 def estimate(
@@ -68,12 +69,12 @@ def estimate(
         bytes=len(items) * sum(width.values()) * itemsize,
         missing_rows=sum(shard.stop - shard.start for shard in pending),
         missing_bytes=missing * itemsize,
-        free_bytes=free_bytes(root),
+        free_bytes=free_disk(root),
     )
     if cost.missing_bytes * 1.02 > cost.free_bytes:
         raise PipelineError(
-            expected=f"{_size(cost.missing_bytes)} of free disk",
-            found=f"{_size(cost.free_bytes)}",
+            expected=f"{size(cost.missing_bytes)} of free disk",
+            found=f"{size(cost.free_bytes)}",
             where=str(root),
             remedy="take fewer layers (--layers), --storage-dtype fp16, or another --out",
         )
@@ -104,25 +105,3 @@ def default_shard_rows(items: int, widths: Sequence[int], storage: str, modality
     by_bytes = SHARD_BYTES // max(1, sum(widths) * storage_dtype(storage).itemsize)
     wanted = min(by_bytes, max(_FINE_ROWS[modality], items // _LEAST_SHARDS), _MOST_ROWS)
     return max(_LEAST_ROWS, 1 << (max(wanted, 1).bit_length() - 1))
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that a path is on, or will be."""
-    folder = path.absolute()
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _size(count: int) -> str:
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

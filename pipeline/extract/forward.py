@@ -12,10 +12,10 @@ from torch import Tensor
 from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.prepare import Prepared
+from pipeline.runtime import torch_dtype
+from pipeline.store.dtypes import storage_dtype
 
 Arrays = dict[str, NDArray[np.generic]]
-
-_TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def batches_in_order(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
@@ -60,7 +60,7 @@ class Forward:
 
     def empty(self, rows: int, layers: Sequence[str]) -> Arrays:
         """Return room for the features of some rows: layer → [rows, D]."""
-        dtype = np.dtype({"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}[self.storage])
+        dtype = storage_dtype(self.storage).numpy
         return {name: np.empty((rows, self.encoder.width(name)), dtype) for name in layers}
 
     def start(self, batch: Sequence[Tensor], layers: Sequence[str]) -> Callable[[], Arrays]:
@@ -113,7 +113,7 @@ class Forward:
 
 
 def _stored(tensor: Tensor, storage: str) -> NDArray[np.generic]:
-    values = tensor.detach().to("cpu", _TORCH[storage]).contiguous()
+    values = tensor.detach().to("cpu", torch_dtype(storage)).contiguous()
     if storage == "bfloat16":
         return values.view(torch.int16).numpy().view(np.uint16)
     return values.numpy()

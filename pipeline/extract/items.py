@@ -17,6 +17,7 @@ from pipeline.extract.datasets.layout import RawDataset
 from pipeline.extract.datasets.record import Classes
 from pipeline.extract.datasets.table import is_utf8
 from pipeline.extract.rejected import RejectedInputError
+from pipeline.files import file_sha256
 from pipeline.remote.binding import address, local_path
 from pipeline.remote.folder import bring
 from pipeline.store.samples import Samples
@@ -199,8 +200,7 @@ def _shown(text: str) -> str:
 
 def _file_sha256(path: Path) -> bytes:
     try:
-        with bring(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(file_sha256(bring(path)))
     except OSError:
         return b""  # a missing file is rejected when it is decoded; when it turns up, the digest changes
 

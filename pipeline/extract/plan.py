@@ -1,17 +1,17 @@
 """What an extraction is made of before the first row: which stores, of which key, cut how, and what they lack."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.encoders.base import Encoder
 from pipeline.errors import UserError
-from pipeline.extract.config import STORAGE, ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.cost import default_shard_rows
 from pipeline.extract.datasets.layout import RawDataset
 from pipeline.extract.items import Items, caption_items, image_items, prompt_items
 from pipeline.extract.receipt import RECEIPT
+from pipeline.runtime import DTYPE_NAMES, cpu_cores, resolve_device
 from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, HEADER, own_files
 from pipeline.store.manifest import Header, read_header
@@ -20,7 +20,7 @@ from pipeline.store.replace import replace_store
 
 _REMEDY = "extract to another --out, or start over with --replace"
 _ON_A_CPU = {"image": 16, "text": 32}
-"""Rows a pass: more are no faster on a CPU (see `host_memory`), and their activations take memory."""
+"""Rows a pass: more are no faster on a CPU (see `runtime.keep_freed_memory`), and their activations take memory."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
         encoder={**made.encoder, **own_source(encoder)},
         preprocessing=preprocessing,
         pooling=made.pooling,
-        compute_dtype=STORAGE[config.dtype],
+        compute_dtype=DTYPE_NAMES[config.dtype],
         storage_dtype=config.storage,
     )
 
@@ -130,15 +130,11 @@ def require_free(out: Path) -> None:
 
 def workers_of(config: ExtractConfig) -> int:
     """Return the number of threads that decode and tokenise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.workers or min(32, cores)
+    return config.workers or min(32, cpu_cores())
 
 
 def batch_size_of(config: ExtractConfig, modality: str) -> int:
     """Return the rows of a forward pass."""
     if config.batch_size:
         return config.batch_size
-    import torch
-
-    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    return 256 if on_gpu else _ON_A_CPU[modality]
+    return 256 if resolve_device(config.device).type == "cuda" else _ON_A_CPU[modality]

@@ -15,8 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ import pipeline
 from pipeline.encoders.spec import parse_spec
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
+from pipeline.files import dump_signed, file_sha256, load_signed
+from pipeline.runtime import installed_versions
 from pipeline.store import atomic
-from pipeline.store.digests import dump_signed, load_signed
 from pipeline.store.key import FeatureKey
 
 RECEIPT = "receipt.json"
@@ -105,18 +105,7 @@ def same_receipt(root: Path, receipt: Mapping[str, Any]) -> Mapping[str, Any] | 
 
 def versions() -> dict[str, str]:
     """Return the versions of this package and of the libraries that took part."""
-    found = {"fewpairs": pipeline.__version__}
-    installed = {name: _version(name) for name in _LIBRARIES}
-    return found | {name: number for name, number in installed.items() if number}
-
-
-@cache
-def _version(library: str) -> str:
-    """Return an installed version, empty if there is none; what is loaded does not change under a process."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return ""
+    return {"fewpairs": pipeline.__version__} | installed_versions(_LIBRARIES)
 
 
 def _request(config: ExtractConfig) -> dict[str, Any]:
@@ -128,13 +117,8 @@ def _code() -> str:
     digest = hashlib.sha256(json.dumps(versions()).encode())
     package = Path(pipeline.__file__).parent
     for path in sorted([*(package / "encoders").glob("*.py"), *(package / "extract").glob("*.py")]):
-        digest.update(f"{path.name}\n{_sha256(path)}\n".encode())
+        digest.update(f"{path.name}\n{file_sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _origin(spec: str) -> dict[str, Any]:
@@ -169,7 +153,7 @@ def _digests(origin: Mapping[str, Any]) -> dict[str, str]:
         files = _files(file.parent) if origin["folder"] else [file]
     else:
         files = _files(Path(origin["folder"])) if origin else []
-    return {str(file.absolute()): _sha256(file) for file in files}
+    return {str(file.absolute()): file_sha256(file) for file in files}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -17,12 +17,12 @@ from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.items import Items
 from pipeline.extract.plan import Job, batch_size_of, header_of, jobs_of, pending_of, require_free, workers_of
 from pipeline.extract.prepare import Here, Preparing
-from pipeline.extract.progress import Meter, Report, Update, silent
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.extract.rejected import check_share
 from pipeline.extract.result import ExtractResult
 from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
+from pipeline.progress import Meter, Progress, Update, silent
 from pipeline.remote.binding import address
 from pipeline.store.distant import leases_of, pull_tables
 from pipeline.store.events import EventLog
@@ -36,12 +36,12 @@ from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
 
 
-def extract(config: ExtractConfig, report: Report = silent, preparing: Preparing | None = None) -> ExtractResult:
+def extract(config: ExtractConfig, progress: Progress = silent, preparing: Preparing | None = None) -> ExtractResult:
     """Bring the features of one data set through one encoder up to date.
 
     Args:
         config: What to extract.
-        report: Is told of the cost and the progress.
+        progress: Is told of the cost and the progress.
         preparing: What decodes and tokenises; nothing means threads of this process.
 
     Raises:
@@ -55,7 +55,7 @@ def extract(config: ExtractConfig, report: Report = silent, preparing: Preparing
     require_free(config.out)
     found = _unchanged(config, dataset)
     if found is None:
-        found = _with_encoder(config, dataset, report, preparing or Here(workers_of(config)))
+        found = _with_encoder(config, dataset, progress, preparing or Here(workers_of(config)))
     return replace(_joined(found), seconds=time.perf_counter() - start)
 
 
@@ -146,9 +146,9 @@ def loaded(config: ExtractConfig) -> Encoder:
 
 
 def _with_encoder(
-    config: ExtractConfig, dataset: RawDataset, report: Report, preparing: Preparing
+    config: ExtractConfig, dataset: RawDataset, progress: Progress, preparing: Preparing
 ) -> list[ExtractResult]:
-    from pipeline.extract.host_memory import keep_freed_memory
+    from pipeline.runtime import keep_freed_memory
 
     keep_freed_memory()
     prepared = prepare_receipt(config)
@@ -156,7 +156,7 @@ def _with_encoder(
     layers = encoder.resolve_layers(config.layers)
     results = []
     for job in jobs_of(config, dataset, encoder.modality):
-        result, key = _one_store(config, job, encoder, layers, report, preparing)
+        result, key = _one_store(config, job, encoder, layers, progress, preparing)
         if not config.dry_run:
             write_receipt(job.root, prepared, key, encoder.modality, [layer.name for layer in encoder.layers])
         results.append(result)
@@ -168,7 +168,7 @@ def _one_store(
     job: Job,
     encoder: Encoder,
     layers: tuple[str, ...],
-    report: Report,
+    progress: Progress,
     preparing: Preparing,
 ) -> tuple[ExtractResult, FeatureKey]:
     header = header_of(config, job.items, encoder, layers)
@@ -178,7 +178,7 @@ def _one_store(
     if config.dry_run:
         cost = _timed(cost, encoder, job.items, pending, batch_size_of(config, encoder.modality))
     if pending or config.dry_run:
-        report(Update(what=job.items.what, message=f"{address(job.root)}: {cost.sentence()}"))
+        progress(Update(what=job.items.what, message=f"{address(job.root)}: {cost.sentence()}"))
     if config.dry_run:
         return _result(config, job, None, layers, (), cost), header.key
     holder = this_process()
@@ -194,7 +194,7 @@ def _one_store(
                 lease_seconds=config.lease_seconds,
                 kernel=holder.kernel,
             )
-        computed = _compute(config, job, encoder, layers, writer, cost, report, events, preparing)
+        computed = _compute(config, job, encoder, layers, writer, cost, progress, events, preparing)
         manifest = writer.finish(job.items.samples, _provenance(config, encoder))
         events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
     return _result(config, job, manifest, layers, computed, cost), header.key
@@ -215,7 +215,7 @@ def _compute(
     layers: tuple[str, ...],
     writer: StoreWriter,
     cost: Cost,
-    report: Report,
+    progress: Progress,
     events: EventLog,
     preparing: Preparing,
 ) -> tuple[int, ...]:
@@ -229,14 +229,14 @@ def _compute(
         forward=Forward(encoder, layers, config.storage, batch_size),
         preparing=preparing,
         max_rejected=config.max_rejected,
-        meter=Meter(report, job.items.what, cost.rows, cost.rows - cost.missing_rows),
+        meter=Meter(progress, job.items.what, cost.rows, cost.rows - cost.missing_rows),
         batch_size=batch_size,
         events=events,
         share=Share(index=config.worker_index, count=config.num_workers),
     )
     work.run()
     for note in work.forward.notes:
-        report(Update(what=job.items.what, message=note))
+        progress(Update(what=job.items.what, message=note))
     return tuple(work.shards)
 
 

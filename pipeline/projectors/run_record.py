@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.config import build
 from pipeline.errors import KeyMismatchError, UserError
+from pipeline.files import write_atomically
 from pipeline.projectors.base import Projector
-from pipeline.projectors.table import load_projector, read_json, write_atomically
+from pipeline.projectors.table import load_projector, read_json
 from pipeline.remote.binding import name_of
 from pipeline.remote.folder import pull_folder, push_folder
 

@@ -9,8 +9,6 @@ On the disk a projector is `<side>.safetensors` with the tensors and `<side>.jso
 import hashlib
 import inspect
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.files import write_atomically
 from pipeline.projectors.asif import AsifProjector
 from pipeline.projectors.base import Projector
 from pipeline.projectors.csls import CslsProjector
@@ -150,21 +149,6 @@ def unpack_projector(about: Mapping[str, Any], where: str, tensors_path: Path) -
     except Exception as error:
         raise _damaged(tensors_path, f"the tensors of a {projector.name} projector", _line(error)) from error
     return projector.eval()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old bytes or the new, never a part: temporary file, fsync, rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ The cache cannot lie: a file counts only if its token is that of the object as i
 sha256 is the one that was asked for. With FEWPAIRS_OFFLINE=1 nothing is asked and what is in the cache counts.
 """
 
-import hashlib
 import os
 import secrets
 import threading
@@ -18,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import DamagedStoreError, UserError
+from pipeline.files import file_sha256
 from pipeline.remote.binding import address, bound
 from pipeline.remote.journal import Journal
 from pipeline.remote.objects import Objects, Stored, is_inside
@@ -241,8 +241,7 @@ def together(action: Callable[[str], None], names: Sequence[str]) -> None:
 
 
 def _require_sha256(name: str, path: Path, sha256: str, url: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != sha256:
         raise DamagedStoreError(name, f"sha256 {sha256}", f"sha256 {found}", url)
 

@@ -1,16 +1,15 @@
-"""Put a file into a store whole or not at all: temp file beside it, fsync, rename, fsync the folder.
+"""Put a file into a store whole or not at all, as `pipeline.files` does it, by a temp file that says who writes.
 
-The temp file is locked (flock) while its writer lives; `sweep` removes those whose writer died. Every step is a
-function of its own, so that tests can kill the process at each.
+The temp file is locked (flock) while its writer lives; `sweep` removes those whose writer died.
 """
 
-import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.files import write_atomically
 from pipeline.store.layout import is_lock, is_temp, temp_of, temp_prefix
 from pipeline.store.lease_files import leased_elsewhere, sweep_leases
 from pipeline.store.locks import is_locked, lock, open_locked
@@ -29,41 +28,9 @@ def temp_file(target: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write all the bytes of a small file."""
-    path.write_bytes(data)
-
-
-def sync_file(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def publish(temp: Path, target: Path) -> None:
-    """Give a temp file its name, replacing what had it."""
-    temp.replace(target)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's names are on the disk, where the file system knows how to."""
-    try:
-        sync_file(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-
-
 def put(target: Path, data: bytes) -> None:
     """Write a small file atomically."""
-    with temp_file(target) as temp:
-        write_bytes(temp, data)
-        sync_file(temp)
-        publish(temp, target)
-        sync_folder(target.parent)
+    write_atomically(target, data, temp_file)
 
 
 def stale_temp_files(root: Path) -> list[Path]:

@@ -5,21 +5,24 @@ Killed at any step, a store has the old state or the new one; readers never see 
 
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline import files
 from pipeline.errors import PipelineError, UserError
+from pipeline.files import dump_signed, file_sha256
+from pipeline.runtime import free_disk
 from pipeline.store import atomic
-from pipeline.store.digests import array_xxh3, dump_signed, file_sha256, ids_digest
+from pipeline.store.digests import array_xxh3, ids_digest
 from pipeline.store.distant import publish, push_shard, withdraw
 from pipeline.store.dtypes import StorageDtype, count_nonfinite, storage_dtype
 from pipeline.store.formats.base import Features, ShardFormat
 from pipeline.store.formats.table import file_format
 from pipeline.store.layout import stem
 from pipeline.store.manifest import Header, ShardFile, ShardLayer
+from pipeline.words import size
 
 _ERRNO = re.compile(r"errno(?: =)? (\d+)")
 
@@ -48,10 +51,10 @@ def commit_file(
             layers = described.result()
             digest = beside.submit(file_sha256, temp)
             verify_shard(shard_format, temp, ids, layers)
-            atomic.sync_file(temp)
+            files.sync_file(temp)
             sha256, size = digest.result(), temp.stat().st_size
-            atomic.publish(temp, target)
-            atomic.sync_folder(root)
+            files.publish(temp, target)
+            files.sync_folder(root)
         push_shard(target, sha256)
         start, stop = header.span(index)
         record = ShardFile(
@@ -90,7 +93,7 @@ def retire(record: Path) -> None:
     withdraw(record)
     if record.exists():
         record.unlink()
-        atomic.sync_folder(record.parent)
+        files.sync_folder(record.parent)
 
 
 def write_shard(
@@ -150,9 +153,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def _free(folder: Path) -> str:
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
     try:
-        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free"
+        return f"{size(free_disk(folder))} are free"
     except OSError:
         return "the free space is unknown"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.files import canonical
 from pipeline.store.clip_retrieval import export_clip_retrieval
-from pipeline.store.digests import canonical
 from pipeline.store.export import plain_values, put_new, put_npy
 from pipeline.store.formats.hdf5 import escape
 from pipeline.store.reader import FeatureStore

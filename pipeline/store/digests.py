@@ -1,64 +1,16 @@
-"""Digests and the JSON that carries them.
-
-sha256 names content for good; xxh3 (128 bits) guards each (shard, layer) at reading speed. Signed JSON ends with a
-digest of itself and must be byte for byte what this module would write, so that any flipped byte is seen.
-"""
+"""Digests of what a store holds: sha256 names content for good; xxh3 (128 bits) guards a (shard, layer) when read."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedStoreError
+from pipeline.files import json_digest
 
 _BLOCK_BYTES = 1 << 20
 _BLOCK_IDS = 1 << 16
-
-
-def canonical(value: Any) -> bytes:
-    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
-
-
-def json_digest(value: Any) -> str:
-    """Return the sha256 of a JSON value's canonical text."""
-    return hashlib.sha256(canonical(value)).hexdigest()
-
-
-def dump_signed(value: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as readable text that ends with its own digest under "self"."""
-    signed = {**value, "self": json_digest(dict(value))}
-    return (json.dumps(signed, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def load_signed(path: Path) -> dict[str, Any]:
-    """Read a signed JSON object and check it.
-
-    Raises:
-        DamagedStoreError: The text is not exactly what was signed.
-    """
-    data = path.read_bytes()
-    try:
-        value = json.loads(data)
-        body = {name: item for name, item in value.items() if name != "self"}
-        sound = dump_signed(body) == data
-    except (ValueError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
-        raise DamagedStoreError(path.name, "the digest that it carries", "other bytes", str(path.parent))
-    return body
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def array_xxh3(parts: Iterable[NDArray[np.generic]]) -> str:

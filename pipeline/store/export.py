@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.store.atomic import publish, sync_folder, temp_file
+from pipeline.files import publish, sync_folder
+from pipeline.store.atomic import temp_file
 from pipeline.store.commit import writing
 from pipeline.store.formats.base import Features
 from pipeline.store.reader import FeatureStore

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
-from pipeline.store.digests import content_digest, dump_signed, file_sha256, ids_digest
+from pipeline.files import dump_signed, file_sha256
+from pipeline.store.digests import content_digest, ids_digest
 from pipeline.store.distant import publish, publish_over
 from pipeline.store.layout import MANIFEST, REJECTED, SAMPLES
 from pipeline.store.manifest import Header, LayerInfo, Manifest, ShardFile, read_manifest

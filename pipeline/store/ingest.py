@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import KeyMismatchError, UserError
-from pipeline.store.digests import ids_digest, json_digest
+from pipeline.files import json_digest
+from pipeline.store.digests import ids_digest
 from pipeline.store.dtypes import DTYPES
 from pipeline.store.formats.base import Features
 from pipeline.store.key import FeatureKey

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UserError
-from pipeline.store.digests import json_digest
+from pipeline.files import json_digest
 from pipeline.store.dtypes import storage_dtype
 
 FORMAT = 1

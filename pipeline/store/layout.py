@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.store.digests import canonical
+from pipeline.files import canonical
 
 HEADER = "store.json"
 MANIFEST = "manifest.json"

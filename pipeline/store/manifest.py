@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedStoreError, UserError
-from pipeline.store.digests import load_signed
+from pipeline.files import load_signed
 from pipeline.store.formats.table import file_format
 from pipeline.store.key import FORMAT, FeatureKey
 from pipeline.store.layout import HEADER, MANIFEST

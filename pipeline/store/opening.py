@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
-from pipeline.store.digests import file_sha256
+from pipeline.files import file_sha256
 from pipeline.store.distant import pull_tables
 from pipeline.store.layout import HEADER, MANIFEST, SAMPLES, lock_name
 from pipeline.store.locks import is_locked, lock

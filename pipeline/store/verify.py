@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DamagedStoreError, PipelineError, UserError
-from pipeline.store.digests import content_digest, file_sha256, ids_digest
+from pipeline.files import file_sha256
+from pipeline.store.digests import content_digest, ids_digest
 from pipeline.store.distant import bring_shards, pull_records
 from pipeline.store.formats.table import file_format
 from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES

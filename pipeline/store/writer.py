@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UnknownNameError
+from pipeline.files import dump_signed
 from pipeline.store import atomic
 from pipeline.store.checks import check_layers, check_same_rows, checked_features, checked_ids
 from pipeline.store.commit import commit_file, writing
-from pipeline.store.digests import dump_signed
 from pipeline.store.distant import agreed, leases_of, publish_first, pull_tables
 from pipeline.store.finish import finish, refresh
 from pipeline.store.formats.base import Features

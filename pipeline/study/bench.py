@@ -7,7 +7,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +16,14 @@ from torch import Tensor
 from pipeline.align.config import AlignConfig
 from pipeline.align.layer_choice import choose_layers
 from pipeline.align.pairs import Drawn, Splits, draw, split_pairs
-from pipeline.align.report import silent
 from pipeline.align.resume import known_scores, layers_digest, save_scores
 from pipeline.align.run import make_seed
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained
 from pipeline.evaluate.data import TestPairs, pairs_of_split
 from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
+from pipeline.progress import silent
+from pipeline.runtime import resolve_device
 from pipeline.store.side import LayerRef, Side
 from pipeline.study.cells import Cell
 from pipeline.study.choice import Layers, choice_path, known_choice, save_choice, takes_work
@@ -58,7 +58,7 @@ class Workbench:
         row = next(iter(config.methods))
         any_cell = config.align(row, config.pairs[0], config.captions[0], config.layers[0])
         self.splits: Splits = split_pairs(*self.sides, any_cell, silent)
-        self.device = torch.device(_device(config.device))
+        self.device = resolve_device(config.device)
         self._features: OrderedDict[Layers, _Features] = OrderedDict()
         self._chosen: dict[Path, Layers] = {}
 
@@ -211,9 +211,3 @@ class _Features:
             rows, captions = (np.array(part, dtype=np.int64) for part in zip(*kept, strict=True))
             found[name] = (side.read(self._layers[1], rows), captions)
         return found
-
-
-def _device(name: str) -> Any:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name

@@ -1,8 +1,6 @@
 """The cells of a sweep: what each one is, its file, and the digest of everything that its result depends on."""
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.resume import REVISION as ALIGN_REVISION
 from pipeline.align.resume import side_digest
 from pipeline.errors import UserError
+from pipeline.files import spaced_json_digest
 from pipeline.store.side import Side
 from pipeline.study.config import SweepConfig
 
@@ -96,7 +95,7 @@ class Digests:
         if config.split is not None:
             measured = [config.split, list(config.corruption.image_noise), *_others(config)]
         features = [side_digest(side, side.layers()) for side in sides]
-        self._shared = _digest([REVISION, ALIGN_REVISION, features, measured])
+        self._shared = spaced_json_digest([REVISION, ALIGN_REVISION, features, measured])
 
     def of(self, cell: Cell) -> str:
         """Return the digest of all that a cell's result depends on."""
@@ -105,7 +104,7 @@ class Digests:
         settings = {name: getattr(align, name) for name in names}
         recipe = dataclasses.asdict(align.recipe())
         drawn = [cell.pairs, cell.captions, cell.swapped, cell.seed, align.seeds[0]]
-        return _digest([self._shared, settings, recipe, drawn])
+        return spaced_json_digest([self._shared, settings, recipe, drawn])
 
 
 def _others(config: SweepConfig) -> Iterator[list[Any]]:
@@ -119,7 +118,3 @@ def _others(config: SweepConfig) -> Iterator[list[Any]]:
 def _stores(modality: str, paths: tuple[Path, ...]) -> Iterator[Any]:
     side = Side.open(modality, paths)
     yield side_digest(side, side.layers())
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.align.config import AlignConfig
 from pipeline.errors import UserError
-from pipeline.projectors.table import read_json, write_atomically
+from pipeline.files import write_atomically
+from pipeline.projectors.table import read_json
 from pipeline.store.side import LayerRef
 
 Layers = tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]]

@@ -16,7 +16,7 @@ from pipeline.align.parallel import one_thread
 from pipeline.align.start import starting_projectors
 from pipeline.align.train import Trained
 from pipeline.errors import MissingExtraError
-from pipeline.projectors.table import write_atomically
+from pipeline.files import write_atomically
 from pipeline.study.bench import Made, Workbench
 from pipeline.study.cells import Cell, Digests
 from pipeline.study.figures import Cloud

@@ -6,9 +6,10 @@ write_page(config, data=Path("data"), out=Path("data/4_study"), page=Path("docs/
 import re
 from pathlib import Path
 
-from pipeline.align.report import Report, silent
 from pipeline.errors import UserError
-from pipeline.projectors.table import read_json, write_atomically
+from pipeline.files import write_atomically
+from pipeline.progress import Progress, say, silent
+from pipeline.projectors.table import read_json
 from pipeline.study.maps import make_maps
 from pipeline.study.material import Material
 from pipeline.study.plan import StudyConfig
@@ -18,7 +19,7 @@ from pipeline.study.statistics import groups_of
 
 
 def write_page(
-    config: StudyConfig, *, data: Path, out: Path, page: Path, command: str = "", report: Report = silent
+    config: StudyConfig, *, data: Path, out: Path, page: Path, command: str = "", progress: Progress = silent
 ) -> Path:
     """Write the page of all that is finished, and its figures; figures of an older page go.
 
@@ -28,7 +29,7 @@ def write_page(
         out: Folder of the results.
         page: The Markdown file.
         command: What makes it, for the page.
-        report: Gets a sentence for what is left out.
+        progress: Gets a sentence for what is left out.
 
     Raises:
         UserError: No cell is finished, or a file of results is damaged.
@@ -40,7 +41,10 @@ def write_page(
         raise UserError(expected="finished cells of the study", found="none", where=str(out), remedy=remedy)
     for each in parts:
         if not each.results:
-            report(f"{each.part.grid}, {each.part.encoders}: nothing is finished, so the page says nothing of it.")
+            say(
+                progress,
+                f"{each.part.grid}, {each.part.encoders}: nothing is finished, so the page says nothing of it.",
+            )
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     made: list[str] = []

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.align.report import Report
 from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.result import ExtractResult
 from pipeline.extract.run import extract
+from pipeline.progress import Progress, say
 from pipeline.store.layout import MANIFEST
 from pipeline.store.opening import require_finished
 from pipeline.study.corrupt import CHANGES
@@ -33,7 +33,7 @@ def missing_stores(config: StudyConfig, data: Path, out: Path) -> list[ExtractCo
     return [each for each in wanted if not _finished(each)]
 
 
-def prepare(config: StudyConfig, data: Path, out: Path, report: Report, extraction: Extraction = extract) -> None:
+def prepare(config: StudyConfig, data: Path, out: Path, progress: Progress, extraction: Extraction = extract) -> None:
     """Make every store that is missing.
 
     Raises:
@@ -44,8 +44,8 @@ def prepare(config: StudyConfig, data: Path, out: Path, report: Report, extracti
         folder = out / "changed" / "0_raw" / change_slug(kind, share)
         write_changed_captions(data / "0_raw" / config.dataset, folder, kind, share, config.split)
     for each in missing_stores(config, data, out):
-        report(f"Extracting {each.dataset.name} with {each.encoder}.")
-        report(extraction(each).sentence())
+        say(progress, f"Extracting {each.dataset.name} with {each.encoder}.")
+        say(progress, extraction(each).sentence())
 
 
 def _stores(config: StudyConfig, data: Path) -> Iterator[ExtractConfig]:

@@ -1,6 +1,6 @@
 """How far a sweep is: a bar with the time that is left, weighted by what cells cost; plain sentences in a log.
 
-with Progress(costs, jobs) as progress: progress.done(cost, seconds, "cca n=1000")
+with CellMeter(costs, jobs) as meter: meter.done(cost, seconds, "cca n=1000")
 """
 
 import sys
@@ -8,10 +8,12 @@ import time
 from types import TracebackType
 from typing import Any
 
+from pipeline.words import duration
+
 EVERY = 30.0  # seconds between two sentences in a log
 
 
-class Progress:
+class CellMeter:
     """Counts cells by their expected cost.
 
     Args:
@@ -28,7 +30,7 @@ class Progress:
         self._start = self._told = time.monotonic()
         self._bar: Any = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "CellMeter":
         if not self._quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -65,10 +67,3 @@ class Progress:
             self._told = time.monotonic()
             sys.stderr.write(f"{self._cells} of {self._total} cells, {text}\n")
             sys.stderr.flush()
-
-
-def duration(seconds: float) -> str:
-    """Return seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.projectors.table import read_json, write_atomically
+from pipeline.files import write_atomically
+from pipeline.projectors.table import read_json
 from pipeline.study.bench import Workbench
 from pipeline.study.cells import Cell
 

@@ -1,6 +1,6 @@
 """The study: prepare what is missing, do every cell of every grid, write one table of all. Killed, it goes on.
 
-run_study(load_study(path), data=Path("data"), out=Path("data/4_study"), jobs=2, report=print)
+run_study(load_study(path), data=Path("data"), out=Path("data/4_study"), jobs=2, progress=print)
 """
 
 import dataclasses
@@ -10,22 +10,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pipeline.align.parallel import SideBySide, run_side_by_side
-from pipeline.align.report import Report, silent
 from pipeline.errors import PipelineError
 from pipeline.extract.run import extract
-from pipeline.projectors.table import read_json, write_atomically
+from pipeline.files import write_atomically
+from pipeline.progress import Progress, silent
+from pipeline.projectors.table import read_json
+from pipeline.runtime import installed_version
 from pipeline.study.cells import cells_of
 from pipeline.study.config import Corruption
 from pipeline.study.plan import Part, StudyConfig, sweeps_of
 from pipeline.study.prepare import Extraction, missing_stores, prepare
-from pipeline.study.progress import duration
 from pipeline.study.results import Result, write_tables
 from pipeline.study.sweep import plan, sweep
+from pipeline.words import duration
 
 RECORD = "study.json"
 PACKAGES = ("fewpairs", "torch", "numpy", "timm", "transformers", "sentence-transformers", "scikit-learn")
@@ -89,7 +90,7 @@ def run_study(
     data: Path,
     out: Path,
     jobs: int = 1,
-    report: Report = silent,
+    progress: Progress = silent,
     quiet: bool = False,
     extraction: Extraction = extract,
     side_by_side: SideBySide = run_side_by_side,
@@ -101,7 +102,7 @@ def run_study(
         data: Folder with `0_raw` and `1_features`.
         out: Folder of the results.
         jobs: Cells at once.
-        report: Gets a sentence for each thing decided.
+        progress: Gets a sentence for each thing decided.
         quiet: No bars.
         extraction: What makes the stores that are missing.
         side_by_side: What does the cells.
@@ -111,13 +112,15 @@ def run_study(
         PipelineError: Cells failed; everything else is done and saved.
     """
     out.mkdir(parents=True, exist_ok=True)
-    prepare(config, data, out, report, extraction)
+    prepare(config, data, out, progress, extraction)
     done: list[PartResults] = []
     problems: list[PipelineError] = []
     for part in sweeps_of(config, data, out):
         start, cpu = time.time(), _core_seconds(done)
         try:
-            results = sweep(part.sweep, jobs=jobs, report=report, quiet=quiet, tables=False, side_by_side=side_by_side)
+            results = sweep(
+                part.sweep, jobs=jobs, progress=progress, quiet=quiet, tables=False, side_by_side=side_by_side
+            )
             done.append(PartResults(part, results))
         except PipelineError as error:
             if error.exit_code != 1:
@@ -170,14 +173,9 @@ def _remember(out: Path, part: Part, wall: float, core: float, jobs: int) -> Non
     entry["core"] = round(core, 1)
     entry["wall"] = round(entry["wall"] + wall, 1)
     entry["jobs"] = jobs
-    record["versions"] = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    record["versions"] = {name: installed_version(name) or "not installed" for name in PACKAGES} | {
+        "python": platform.python_version()
+    }
     record["machine"] = f"{platform.machine()}, {platform.system()}"
     record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -6,7 +6,6 @@ from pipeline.study.claims import judge_claims
 from pipeline.study.figures import Line, colours_of, curves
 from pipeline.study.markdown import count, table
 from pipeline.study.material import Material, Section, accuracies, captions_words, is_broken, largest, split_by
-from pipeline.study.progress import duration
 from pipeline.study.sections_more import confidence, pictures, robustness, schedules
 from pipeline.study.statistics import Group, rows_that, select
 from pipeline.study.tables import (
@@ -19,6 +18,7 @@ from pipeline.study.tables import (
     metric_table,
     shown,
 )
+from pipeline.words import duration
 
 R1 = {"R@1 i→t": "text_retrieval_recall@1", "R@1 t→i": "image_retrieval_recall@1"}
 

@@ -1,6 +1,6 @@
 """Sweep: every combination of method, pairs, captions, layers and seed, each measured; `pipeline sweep` runs it.
 
-results = sweep(SweepConfig(...), jobs=2, report=print)
+results = sweep(SweepConfig(...), jobs=2, progress=print)
 
 Killed anywhere, the next call goes on: a cell is finished when its file says so with the same digest of settings,
 features and code.
@@ -9,16 +9,17 @@ features and code.
 from dataclasses import dataclass
 
 from pipeline.align.parallel import SideBySide, run_side_by_side
-from pipeline.align.report import Report, silent
 from pipeline.errors import PipelineError
+from pipeline.progress import Progress, say, silent
 from pipeline.study.bench import Workbench
 from pipeline.study.cells import Cell, Digests, cells_of
 from pipeline.study.choice import SCORED, takes_work
 from pipeline.study.config import SweepConfig
 from pipeline.study.cost import seconds_of, sizes_of
-from pipeline.study.progress import Progress, duration
+from pipeline.study.progress import CellMeter
 from pipeline.study.results import Result, finished_cell, save_queries, write_tables
 from pipeline.study.work import Done, Task, do_cell
+from pipeline.words import duration
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def sweep(
     config: SweepConfig,
     *,
     jobs: int = 1,
-    report: Report = silent,
+    progress: Progress = silent,
     quiet: bool = False,
     tables: bool = True,
     side_by_side: SideBySide = run_side_by_side,
@@ -97,7 +98,7 @@ def sweep(
     Args:
         config: What to vary.
         jobs: Worker processes with one thread each; the number changes no digit.
-        report: Gets a sentence for each thing decided.
+        progress: Gets a sentence for each thing decided.
         quiet: No bar.
         tables: Whether results.csv, .json and .parquet are written.
         side_by_side: What does the cells.
@@ -108,7 +109,7 @@ def sweep(
     """
     bench = Workbench(config)
     planned = _planned(config, bench)
-    report(f"{config.out.name}: {planned.sentence(jobs)}")
+    say(progress, f"{config.out.name}: {planned.sentence(jobs)}")
     config.out.mkdir(parents=True, exist_ok=True)
     save_queries(config.out, bench)
     results = dict(planned.finished)
@@ -152,7 +153,7 @@ def _work(
     costs = [planned.costs[cell] for cell in left]
     problems: list[str] = []
     found: dict[Cell, Result] = {}
-    with Progress(costs, min(jobs, len(left)), finished=len(planned.finished), quiet=quiet) as progress:
+    with CellMeter(costs, min(jobs, len(left)), finished=len(planned.finished), quiet=quiet) as meter:
 
         def count(position: int, done: Done) -> None:
             cell = left[position]
@@ -160,7 +161,7 @@ def _work(
                 problems.append(f"{cell.name}: {done.problem}")
             else:
                 found[cell] = done.result
-            progress.done(costs[position], cell.name)
+            meter.done(costs[position], cell.name)
 
         side_by_side(do_cell, tasks, jobs=jobs, on_done=count)
     return found, problems

@@ -14,6 +14,7 @@ from pipeline.align.recipe import make_recipe
 from pipeline.align.run import align, make_seed
 from pipeline.align.tensors import PairTensors
 from pipeline.errors import UserError
+from pipeline.progress import Update
 from pipeline.projectors.base import unit_rows
 from pipeline.projectors.csls import CslsProjector
 from pipeline.projectors.linear import IdentityProjector, LinearProjector
@@ -73,7 +74,7 @@ def test_every_kind_of_method_can_ask_for_it(method: str) -> None:
 
 
 def test_fewpairs_is_written_and_read_back(stores: Stores, tmp_path: Path) -> None:
-    said: list[str] = []
+    said: list[Update] = []
     config = AlignConfig(image=(stores.image,), text=(stores.text,), out=tmp_path, method="fewpairs")
     align(config, said.append)
     run = AlignedRun.open(tmp_path)
@@ -81,7 +82,7 @@ def test_fewpairs_is_written_and_read_back(stores: Stores, tmp_path: Path) -> No
     assert list(run.layers["text"]) == ["block0", "block1", "output"]
     assert list(run.layers["image"]) == ["block1", "output"]
     assert json.loads((tmp_path / "seed-1" / "image.json").read_text())["projector"] == "csls"
-    assert any("Stacked block1 + output with block0 + block1 + output" in sentence for sentence in said)
+    assert any("Stacked block1 + output with block0 + block1 + output" in str(sentence) for sentence in said)
     assert json.loads((tmp_path / "run.json").read_text())["layer_scores"] is None
 
 

@@ -11,6 +11,7 @@ from pipeline.align.layer_check import LEAST_PAIRS, check_layers, rank_correlati
 from pipeline.align.layer_choice import LayerScores, layers
 from pipeline.align.recipe import make_recipe
 from pipeline.errors import UserError
+from pipeline.progress import Update
 from tests.align.conftest import MakeStores, Stores
 from tests.commands.running import done, refused
 
@@ -55,11 +56,9 @@ def test_spread_has_the_best_the_worst_and_the_last_layers(count: int) -> None:
 
 def test_score_and_recall_agree_on_clear_and_noisy_views(stores: Stores) -> None:
     scores = layers(stores.image, stores.text)
-    told: list[tuple[int, int]] = []
-    found = check_layers(
-        stores.image, stores.text, scores, recipe=SHORT, tick=lambda done, total: told.append((done, total))
-    )
-    assert told[-1] == (9, 9)
+    told: list[Update] = []
+    found = check_layers(stores.image, stores.text, scores, recipe=SHORT, progress=told.append)
+    assert (told[-1].done, told[-1].total) == (9, 9)
     assert (found.training_images, found.validation_images) == (200, 60)
     assert found.rank_correlation > 0.5
     assert -1 <= found.low <= found.rank_correlation <= found.high <= 1
@@ -96,7 +95,7 @@ def test_command_says_it_in_a_sentence_and_in_json(stores: Stores, monkeypatch: 
     monkeypatch.setattr("pipeline.align.layer_check.make_recipe", lambda name: SHORT)
     said = done("layers", stores.image, stores.text, "--check", "--check-pairs", 4)
     assert "Rank correlation of score and validation recall over 4 pairs of layers: " in said.out
-    assert "Checked 4 of 4 pairs of layers" in said.err
+    assert "pairs of layers checked: 4 of 4" in said.err
     record = done("layers", stores.image, stores.text, "--check", "--check-pairs", 4, "--json").json()["check"]
     assert len(record["pairs"]) == 4
     assert record["low"] <= record["rank_correlation"] <= record["high"]

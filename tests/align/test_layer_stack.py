@@ -13,9 +13,9 @@ from pipeline.align.layer_choice import ChosenLayers, choose_layers
 from pipeline.align.layer_spread import spread_layers
 from pipeline.align.layer_stack import CUTS, RIDGES, LayerGram, grow
 from pipeline.align.pairs import split_pairs
-from pipeline.align.report import silent
 from pipeline.errors import UserError
 from pipeline.metrics.retrieval import retrieval_metrics
+from pipeline.progress import silent
 from pipeline.projectors.base import unit_rows
 from pipeline.projectors.closed_form import InputOptions, fit_closed_form
 from pipeline.store.side import Side

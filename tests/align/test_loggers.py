@@ -19,6 +19,7 @@ from pipeline.align.loggers.base import LoggedSeed, Logger
 from pipeline.align.loggers.table import LOGGERS
 from pipeline.align.run import align
 from pipeline.errors import MissingExtraError, PipelineError, UnknownNameError
+from pipeline.progress import Update
 from pipeline.projectors.run_record import AlignedRun
 from tests.align.conftest import Stores
 
@@ -158,10 +159,10 @@ def test_logging_changes_no_result(stores: Stores, tmp_path: Path, kept: Kept) -
 
 def test_finished_seeds_are_logged_without_training(stores: Stores, tmp_path: Path, kept: Kept) -> None:
     first = AlignedRun.open(align(config_of(stores, tmp_path / "run")))
-    said: list[str] = []
+    said: list[Update] = []
     align(config_of(stores, tmp_path / "run", log_to="kept"), said.append)
     align(config_of(stores, tmp_path / "run", log_to="kept"))
-    assert any("Reused" in sentence and "seed 1, 2" in sentence for sentence in said)
+    assert any("Reused" in str(sentence) and "seed 1, 2" in str(sentence) for sentence in said)
     assert [seed.seed for seed in kept.seeds] == [1, 2, 1, 2]
     assert kept.seeds[0].record == first.record["seeds"][0]
 

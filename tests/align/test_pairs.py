@@ -9,10 +9,10 @@ import torch
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.pairs import PairSet, Splits, draw, split_pairs, subset
-from pipeline.align.report import silent
 from pipeline.align.run import align
 from pipeline.align.tensors import PairTensors
 from pipeline.errors import UserError
+from pipeline.progress import Update, silent
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import LayerRef, Side
 from tests.align.conftest import MakeStores, Stores
@@ -56,13 +56,13 @@ def test_training_and_validation_share_no_image_and_never_touch_test(stores: Sto
 
 def test_without_validation_split_one_is_carved_and_said(make_stores: MakeStores) -> None:
     paths = make_stores(val=0)
-    said: list[str] = []
+    said: list[Update] = []
     image, text = open_sides(paths)
     first, again = (split_pairs(image, text, config_for(paths), said.append) for _ in range(2))
     assert first.carved
     assert (len(first.train), len(first.validation)) == (180, 20)
     assert first.validation.image_rows.tolist() == again.validation.image_rows.tolist()
-    assert "20 of 200 training images are kept for validation" in said[0]
+    assert "20 of 200 training images are kept for validation" in str(said[0])
 
 
 def drawn(splits: Splits, image: Side, count: int, seed: int) -> set[str]:

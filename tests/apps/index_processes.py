@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from pipeline import files
 from pipeline.apps import index_parts, own_folder
 from pipeline.apps.index_parts import finish, make_parts
 from pipeline.evaluate.indexes.faiss_module import need_faiss
 from pipeline.evaluate.indexes.parts import add, merge, train
 from pipeline.extract.shares import Share
-from pipeline.store import atomic
 from tests.apps.index_runs import config, index_bytes
 from tests.store.processes import TORN, Death, in_child, say
 
@@ -30,8 +30,8 @@ STEPS: list[tuple[Any, str]] = [
     (add, "write_faiss"),
     (add, "write_tensors"),
     (add, "retire"),
-    (atomic, "publish"),
-    (atomic, "write_bytes"),
+    (files, "publish"),
+    (files, "write_bytes"),
     (merge, "merge_lists"),
     (index_parts, "write_index"),
     (own_folder, "_take_place"),

@@ -84,7 +84,7 @@ def test_bare_align_follows_params(own: Path) -> None:
         (["--set", "training.epochs=x"], "training.epochs should be int, not 'x'"),
         (["--set", "trainng.epochs=2"], "trainng is unknown (known: loss, temperature, "),
         (["--set", "training=2", "--set", "training.epochs=2"], "--set: expected training set once, whole or by its"),
-        (["--device", "tpu"], "--device: expected a device of this machine: auto, cpu or cuda, found 'tpu'"),
+        (["--device", "tpu"], "--device: expected a device such as cpu, cuda or cuda:1, found 'tpu'"),
         (["--image", "nowhere"], "nowhere: expected a feature store's folder, found no such folder"),
         (["--text", "params.yaml"], "params.yaml: expected a feature store's folder, found a file"),
         (["--image", DATA], f"{DATA}: expected a feature store, found a folder without store.json"),

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.encoders.base import EncoderKey
-from pipeline.encoders.digest import file_sha256, json_sha256, state_sha256, weight_files, weights_sha256
+from pipeline.encoders.digest import state_sha256, weight_files, weights_sha256
 from pipeline.encoders.load import load_encoder
 from pipeline.errors import UserError
+from pipeline.files import file_sha256, spaced_json_digest
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 40}
@@ -124,7 +125,7 @@ def test_digests(tmp_path: Path) -> None:
     assert state_sha256({"a": torch.arange(6.0).reshape(2, 3).T}) == state_sha256(
         {"a": torch.arange(6.0).reshape(2, 3).T.contiguous()}
     )
-    assert json_sha256({"a": 1, "b": 2}) == json_sha256({"b": 2, "a": 1})
+    assert spaced_json_digest({"a": 1, "b": 2}) == spaced_json_digest({"b": 2, "a": 1})
     with pytest.raises(UserError, match="found no weight file"):
         weight_files(tmp_path)
     for name in ("a.bin", "b.safetensors", "c.safetensors"):

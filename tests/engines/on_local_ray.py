@@ -18,7 +18,7 @@ from pipeline.engines.base import Engine
 from pipeline.engines.ray_engine import RayEngine
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.progress import Update
+from pipeline.progress import Update
 from pipeline.study.config import SweepConfig, methods_of
 from pipeline.study.sweep import sweep
 from tests.engines import pieces

@@ -1,7 +1,7 @@
 """Updates of several workers add up to one count."""
 
 from pipeline.engines.together import Together
-from pipeline.extract.progress import Update
+from pipeline.progress import Update
 
 
 def count(done: int, rate: float = 0.0, total: int = 100, others: int = 0) -> Update:

@@ -11,7 +11,7 @@ import pytest
 import pipeline
 from pipeline.engines.worker import Done, Failed, News, Seat, Setup, Worker
 from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UnknownNameError, UserError
-from pipeline.extract.progress import Update
+from pipeline.progress import Update
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pipeline.evaluate.compare import compare
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.queries import read_queries
 from pipeline.evaluate.run import evaluate
+from pipeline.progress import Update
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 LAYER_PAIRS = {
@@ -90,8 +91,8 @@ def settings(world: Any, *runs: Path, **changes: Any) -> EvaluateConfig:
 
 
 def test_one_run_is_flat_and_names_what_it_stands_on(world: Any) -> None:
-    lines: list[str] = []
-    values = evaluate(settings(world, world.add_run("info_nce")), lines.append)
+    told: list[Update] = []
+    values = evaluate(settings(world, world.add_run("info_nce")), told.append)
     out = world.root / "out"
     assert values == json.loads((out / "metrics.json").read_text())
     assert values["n"] == values["gallery_images"] == 20
@@ -102,7 +103,7 @@ def test_one_run_is_flat_and_names_what_it_stands_on(world: Any) -> None:
     for name in ("image_retrieval_recall@1", "text_retrieval_recall@10", "acc1", "mean_per_class_recall"):
         assert 0 <= values[name] <= 1
         assert values[f"{name}_std"] >= 0
-    assert any("report.html" in line for line in lines)
+    assert any("report.html" in str(update) for update in told)
     check_page(out / "report.html")
 
 

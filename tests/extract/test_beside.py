@@ -92,7 +92,7 @@ def test_a_disk_that_fails_in_the_middle(
         sync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.store.atomic.os.fsync", failing)
+        patch.setattr("pipeline.files.os.fsync", failing)
         with pytest.raises(
             PipelineError, match=rf"expected to write 00002-.*, found {os.strerror(number)}; .* run again"
         ):

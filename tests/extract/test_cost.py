@@ -1,10 +1,8 @@
 """Shard sizes and the sentence of the cost."""
 
-from pathlib import Path
-
 import pytest
 
-from pipeline.extract.cost import Cost, default_shard_rows, free_bytes
+from pipeline.extract.cost import Cost, default_shard_rows
 
 
 @pytest.mark.parametrize(
@@ -41,7 +39,3 @@ def test_the_sentence() -> None:
         "8,091 images × 2 layers (768 values a row) = 24.9 MB; still to do: 512 rows, 1.6 MB; free disk: 5.0 TB; "
         "expected time: 2.0 h"
     )
-
-
-def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    assert free_bytes(tmp_path / "a" / "b") > 0

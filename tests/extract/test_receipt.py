@@ -156,7 +156,7 @@ def test_a_disk_that_does_not_take_it_is_no_error(
         raise OSError(28, "No space left on device")
 
     (root / "receipt.json").unlink()
-    monkeypatch.setattr("pipeline.store.atomic.write_bytes", full)
+    monkeypatch.setattr("pipeline.files.write_bytes", full)
     write_receipt(root, prepare_receipt(config(folder)), KEY, "image", ["output"])
     assert "No space left on device; the next run loads the encoder" in caplog.text
     assert list(root.iterdir()) == []

@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeline.encoders.base import LoadOptions
 from pipeline.errors import KeyMismatchError, PipelineError, UnknownNameError, UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.progress import Update
 from pipeline.extract.run import extract
+from pipeline.progress import Update
 from pipeline.store.reader import FeatureStore
 from tests.extract import tiny_encoders
 from tests.extract.building import IMAGE, TEXT, encoded, picture, read_table, write_json, write_raw, write_table

@@ -202,7 +202,7 @@ def test_another_store_of_the_same_shape_in_its_place(place: Path, loads: list[s
 
 
 def test_a_forged_receipt_needs_the_right_key(place: Path) -> None:
-    from pipeline.store.digests import dump_signed, load_signed
+    from pipeline.files import dump_signed, load_signed
 
     extract(config(place, "text"))
     path = place / "store-text" / "receipt.json"

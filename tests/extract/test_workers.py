@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.progress import Update
 from pipeline.extract.run import extract
+from pipeline.progress import Update
 from pipeline.store.inspect import read_events, summary, verify
 from pipeline.store.reader import FeatureStore
 from tests.conftest import ROOT

@@ -16,7 +16,6 @@ from pipeline.projectors.table import (
     load_projector,
     read_json,
     save_projector,
-    write_atomically,
 )
 
 
@@ -120,20 +119,6 @@ def test_a_diverged_projector_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="finite weights"):
         save_projector(tmp_path, "image", projector)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def fail(_: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import h5py  # noqa: F401  imported before the forks
 import pyarrow.parquet  # noqa: F401
 
+from pipeline import files
 from pipeline.errors import PipelineError
 from pipeline.store import atomic, commit, finish, writer
 from pipeline.store.layout import HEADER, MANIFEST
@@ -33,10 +34,10 @@ STEPS: list[tuple[Any, str]] = [
     (commit, "write_shard"),
     (commit, "verify_shard"),
     (atomic, "temp_file"),
-    (atomic, "write_bytes"),
-    (atomic, "sync_file"),
-    (atomic, "publish"),
-    (atomic, "sync_folder"),
+    (files, "write_bytes"),
+    (files, "sync_file"),
+    (files, "publish"),
+    (files, "sync_folder"),
     (finish, "put_if_changed"),
     (writer, "finish"),
 ]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedStoreError, UnknownNameError
-from pipeline.store.digests import array_xxh3, content_digest, dump_signed, file_sha256, ids_digest, load_signed
+from pipeline.files import dump_signed, file_sha256, load_signed
+from pipeline.store.digests import array_xxh3, content_digest, ids_digest
 from pipeline.store.dtypes import count_nonfinite, storage_dtype
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
+from pipeline.files import dump_signed, load_signed
 from pipeline.store import atomic, opening, reader
 from pipeline.store.batches import gather, row_batches
-from pipeline.store.digests import dump_signed, load_signed
 from pipeline.store.inspect import verify
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore

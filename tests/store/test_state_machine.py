@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pipeline import files
 from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
 from pipeline.store import atomic, commit
 from pipeline.store.inspect import gc, status, verify
@@ -33,9 +34,9 @@ STEPS = [
     "retire",
     "write_shard",
     "verify_shard",
-    "atomic.sync_file",
-    "atomic.publish",
-    "atomic.sync_folder",
+    "files.sync_file",
+    "files.publish",
+    "files.sync_folder",
     "atomic.put",
 ]
 ASKED = st.lists(st.sampled_from(LAYERS), min_size=1, unique=True)
@@ -171,7 +172,8 @@ class StoreMachine(RuleBasedStateMachine):
 @contextlib.contextmanager
 def failing(step: str, after: bool) -> Any:
     """Let a step raise an input/output error, before or after it did its work, the first time that it is called."""
-    owner, name = (atomic, step.split(".")[1]) if "." in step else (commit, step)
+    module, _, name = step.rpartition(".")
+    owner: Any = {"atomic": atomic, "files": files, "": commit}[module]
     original = getattr(owner, name)
     calls = iter([True])
 

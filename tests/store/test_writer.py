@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline import files
 from pipeline.errors import (
     DamagedStoreError,
     KeyMismatchError,
@@ -283,7 +284,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 STEPS = [
     (commit, "write_shard"),
     (commit, "verify_shard"),
-    *((atomic, n) for n in ("sync_file", "publish", "sync_folder")),
+    *((files, n) for n in ("sync_file", "publish", "sync_folder")),
 ]
 
 

@@ -18,6 +18,7 @@ from pipeline.align.run import align
 from pipeline.errors import PipelineError, UserError
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.run import evaluate
+from pipeline.progress import Update
 from pipeline.study import sweep as sweep_module
 from pipeline.study import work
 from pipeline.study.cells import Cell, cells_of
@@ -113,12 +114,12 @@ def test_stopped_in_the_middle_it_goes_on(make_sweep: MakeSweep, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         sweep(config, quiet=True)
     assert len(plan(config).left) == 5
-    said: list[str] = []
-    assert numbers(sweep(config, report=said.append, quiet=True)) == numbers(whole)
+    said: list[Update] = []
+    assert numbers(sweep(config, progress=said.append, quiet=True)) == numbers(whole)
     assert len(asked) == 4 + 5
-    assert "8 cells, 3 are finished already; 5 to do" in said[0]
-    sweep(config, report=said.append, quiet=True)
-    assert "All 8 cells are finished" in said[1]
+    assert "8 cells, 3 are finished already; 5 to do" in str(said[0])
+    sweep(config, progress=said.append, quiet=True)
+    assert "All 8 cells are finished" in str(said[1])
 
 
 def test_killed_from_outside_it_goes_on(make_sweep: MakeSweep, stores: Stores) -> None:

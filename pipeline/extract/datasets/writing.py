@@ -21,7 +21,7 @@ from pipeline.extract.datasets.paths import safe_name
 from pipeline.extract.datasets.record import Record, Skipped, Source, suffix_of
 from pipeline.extract.datasets.splits import SplitRule, official_split
 from pipeline.extract.datasets.table import is_utf8
-from pipeline.extract.progress import Meter, Report, silent
+from pipeline.progress import Meter, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def write_dataset(
     rule: SplitRule | None = None,
     replace: bool = False,
     link: bool = False,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Summary:
     """Write a source's records to `out`.
 
@@ -59,7 +59,7 @@ def write_dataset(
         rule: Split of records whose source has no splits.
         replace: Take the place of an existing folder that holds a data set of the same name.
         link: Hard-link image files instead of copying them, where the file system can.
-        report: Is told how far it is.
+        progress: Is told how far it is.
 
     Raises:
         UserError: `out` exists and may not be replaced, or the source held neither images nor captions.
@@ -70,7 +70,7 @@ def write_dataset(
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         with _Files(work, rule if not source.has_splits else None, link) as files:
-            meter = Meter(report, "images", source.total)
+            meter = Meter(progress, "images", source.total)
             for record in source.records:
                 files.add(record)
                 meter.advance()

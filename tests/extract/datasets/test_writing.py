@@ -11,7 +11,7 @@ from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.datasets.record import Classes, Record, Skipped, Source
 from pipeline.extract.datasets.splits import SplitRule
 from pipeline.extract.datasets.writing import Summary, write_dataset
-from pipeline.extract.progress import Update
+from pipeline.progress import Update
 from tests.extract.building import picture, read_table
 
 
@@ -151,7 +151,7 @@ def test_files_can_be_linked(tmp_path: Path) -> None:
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[Update] = []
     records = [Record(image_id=str(number), source=picture(number)) for number in range(3)]
-    write_dataset(tmp_path / "set", Source(records=iter(records), total=3), report=told.append)
+    write_dataset(tmp_path / "set", Source(records=iter(records), total=3), progress=told.append)
     assert [(update.what, update.done, update.total) for update in (told[0], told[-1])] == [
         ("images", 0, 3),
         ("images", 3, 3),

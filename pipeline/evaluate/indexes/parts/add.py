@@ -20,9 +20,9 @@ from pipeline.evaluate.indexes.faiss_module import need_faiss
 from pipeline.evaluate.indexes.parts.files import commit, read_tensors, require, write_faiss, write_tensors
 from pipeline.evaluate.indexes.parts.plan import QUERIES, TRAINED, Plan, Wanted, start_over
 from pipeline.evaluate.indexes.tuning import Nearest
+from pipeline.files import dump_signed, load_signed
 from pipeline.store import atomic
 from pipeline.store.commit import retire
-from pipeline.store.digests import dump_signed, load_signed
 from pipeline.store.layout import lock_name
 from pipeline.store.locks import lock
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline import files
 from pipeline.errors import UserError
 from pipeline.evaluate.indexes.faiss_module import need_faiss
+from pipeline.files import file_sha256
 from pipeline.store import atomic
 from pipeline.store.commit import writing
-from pipeline.store.digests import file_sha256
 
 _NO_ROOM = re.compile("No space left|File too large|Disk quota", re.IGNORECASE)
 
@@ -26,10 +27,10 @@ def commit(target: Path, write: Callable[[Path], None]) -> dict[str, Any]:
     """
     with writing(target), atomic.temp_file(target) as temp:
         write(temp)
-        atomic.sync_file(temp)
+        files.sync_file(temp)
         said = {"bytes": temp.stat().st_size, "sha256": file_sha256(temp)}
-        atomic.publish(temp, target)
-        atomic.sync_folder(target.parent)
+        files.publish(temp, target)
+        files.sync_folder(target.parent)
     return said
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pipeline.errors import DamagedStoreError, KeyMismatchError, UserError
 from pipeline.evaluate.indexes.ivf import ListsIndex
 from pipeline.evaluate.indexes.table import INDEXES
+from pipeline.files import dump_signed, json_digest, load_signed
 from pipeline.projectors.run_record import key_differences
 from pipeline.store import atomic
-from pipeline.store.digests import dump_signed, json_digest, load_signed
 
 FORMAT = 1
 PLAN = "plan.json"

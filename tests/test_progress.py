@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pipeline.extract.progress import Meter, Update, progress_bar, silent
+from pipeline.progress import Meter, Update, progress_bar, silent
 
 
 def test_rate_and_time_left_count_this_run_alone() -> None:
@@ -39,12 +39,12 @@ def test_updates_are_few() -> None:
 
 
 def test_the_bar_is_drawn_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar() as report:
-        report(Update(what="images", message="it will cost this"))
-        report(Update(what="images", done=1, total=4))
-        report(Update(what="images", done=4, total=4))
-        report(Update(what="captions", done=2))
-        report(Update(what="captions", done=9, others=4, rate=2.5))
+    with progress_bar() as progress:
+        progress(Update(what="images", message="it will cost this"))
+        progress(Update(what="images", done=1, total=4))
+        progress(Update(what="images", done=4, total=4))
+        progress(Update(what="captions", done=2))
+        progress(Update(what="captions", done=9, others=4, rate=2.5))
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "it will cost this" in shown.err
@@ -53,9 +53,9 @@ def test_the_bar_is_drawn_on_standard_error(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar(quiet=True) as report:
-        assert report is silent
-        report(Update(what="images", done=1))
+    with progress_bar(quiet=True) as progress:
+        assert progress is silent
+        progress(Update(what="images", done=1))
     assert capsys.readouterr().err == ""
 
 
@@ -74,13 +74,13 @@ def test_what_others_did_before_the_first_row_is_done_already() -> None:
 def test_of_two_threads_none_tells_of_less_than_the_other_did() -> None:
     told: list[int] = []
 
-    def report(update: Update) -> None:
+    def tell(update: Update) -> None:
         if update.done == 4:
             other.start()
             other.join(0.2)  # time to overtake
         told.append(update.done)
 
-    meter = Meter(report, "images", total=10)
+    meter = Meter(tell, "images", total=10)
     other = threading.Thread(target=meter.advance, args=(6,))
     meter.elsewhere(4)
     other.join(60)

@@ -1,9 +1,12 @@
-"""How long work tells how far it is: one callable that gets an `Update`; the command line draws it, tests ignore it.
+"""How long work tells how far it is: one callable that gets an `Update`; the command line draws it, tests collect it.
 
-with progress_bar() as report:
-    extract(config, report)
+with progress_bar() as progress:
+    extract(config, progress)
+
+`str(update)` is a sentence, so `print` is a `Progress` too.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.words import on_stderr
+
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """Where the work stands."""
+    """Where the work stands, or a sentence about it."""
 
-    what: str
+    what: str = ""
     """What is being worked on, such as "features" or "images"."""
     done: int = 0
     """Rows done, the ones of earlier runs and of other workers included."""
@@ -31,26 +36,34 @@ class Update:
     message: str = ""
     """A sentence for the user, such as the cost of the work; empty for a mere count."""
 
+    def __str__(self) -> str:
+        return self.message or f"{self.what}: {self.done:,}{f' of {self.total:,}' if self.total else ''}"
 
-Report = Callable[[Update], None]
+
+Progress = Callable[[Update], None]
 
 
 def silent(update: Update) -> None:
     """Ignore an update."""
 
 
+def say(progress: Progress, sentence: str) -> None:
+    """Tell a `Progress` one sentence."""
+    progress(Update(message=sentence))
+
+
 class Meter:
-    """Counts rows and tells a `Report` about them, at most ten times a second; may be used from several threads.
+    """Counts rows and tells a `Progress` about them, at most ten times a second; may be used from several threads.
 
     Args:
-        report: Who is told.
+        progress: Who is told.
         what: What is counted.
         total: Rows in all; 0 where nobody knows.
         done: Rows that earlier runs did; they do not count for the rate.
     """
 
-    def __init__(self, report: Report, what: str, total: int, done: int = 0) -> None:
-        self._report, self._what, self._total, self._done, self._first = report, what, total, done, done
+    def __init__(self, progress: Progress, what: str, total: int, done: int = 0) -> None:
+        self._progress, self._what, self._total, self._done, self._first = progress, what, total, done, done
         self._others = 0
         self._guard = threading.Lock()  # what is counted later is told later
         self._start = self._told = time.perf_counter()
@@ -86,39 +99,40 @@ class Meter:
         together = (own + self._others) / took
         eta = (self._total - done) / together if together and self._total else None
         update = Update(what=self._what, done=done, total=self._total, rate=own / took, others=self._others, eta=eta)
-        self._report(update)
+        self._progress(update)
 
 
 @contextmanager
-def progress_bar(*, quiet: bool = False) -> Iterator[Report]:
-    """Yield a `Report` that draws one bar a kind of work on standard error; nothing at all where `quiet`."""
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+    """Yield a `Progress` that draws sentences, and a bar a kind of work, on standard error; none where `quiet`."""
     if quiet:
         yield silent
         return
-    from tqdm import tqdm
-
     bars: dict[str, Any] = {}
 
-    def report(update: Update) -> None:
-        if update.message:
-            tqdm.write(update.message, file=_stderr())
-            return
-        if update.what not in bars:
-            bars[update.what] = tqdm(
-                total=update.total or None, initial=update.done, desc=update.what, unit=" rows", dynamic_ncols=True
-            )
-        if update.others:
-            bars[update.what].set_postfix_str(f"{update.rate:.1f} rows/s here", refresh=False)
-        bars[update.what].update(update.done - bars[update.what].n)
+    def progress(update: Update) -> None:
+        if not update.message:
+            _draw(bars, update)
+        elif bars:
+            next(iter(bars.values())).write(update.message, file=sys.stderr)
+        else:
+            on_stderr(update.message)
 
     try:
-        yield report
+        yield progress
     finally:
         for bar in bars.values():
             bar.close()
 
 
-def _stderr() -> Any:
-    import sys
+def _draw(bars: dict[str, Any], update: Update) -> None:
+    from tqdm import tqdm
 
-    return sys.stderr
+    if update.what not in bars:
+        bars[update.what] = tqdm(
+            total=update.total or None, initial=update.done, desc=update.what, unit=" rows", dynamic_ncols=True
+        )
+    bar = bars[update.what]
+    if update.others:
+        bar.set_postfix_str(f"{update.rate:.1f} rows/s here", refresh=False)
+    bar.update(update.done - bar.n)

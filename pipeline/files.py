@@ -1,0 +1,124 @@
+"""Digests of files and of JSON, JSON that carries its own digest, and files that are written whole or not at all.
+
+An atomic write is: a temp file in the same folder, its bytes, fsync, rename, fsync of the folder. Every step is a
+function of its own, looked up in this module, so that tests can kill the process at each.
+
+sha256 names content for good. Signed JSON ends with a digest of itself and must be byte for byte what this module would
+write, so that any flipped byte is seen.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamagedStoreError
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def json_digest(value: Any) -> str:
+    """Return the sha256 of a JSON value's canonical text."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def spaced_json_digest(value: Any) -> str:
+    """Return the sha256 of JSON as Python writes it, with sorted keys; what JSON does not know goes in as text.
+
+    The keys of encoders and finished seeds carry it. Anything new takes `json_digest`.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def dump_signed(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as readable text that ends with its own digest under "self"."""
+    signed = {**value, "self": json_digest(dict(value))}
+    return (json.dumps(signed, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def load_signed(path: Path) -> dict[str, Any]:
+    """Read a signed JSON object and check it.
+
+    Raises:
+        DamagedStoreError: The text is not exactly what was signed.
+    """
+    data = path.read_bytes()
+    try:
+        value = json.loads(data)
+        body = {name: item for name, item in value.items() if name != "self"}
+        sound = dump_signed(body) == data
+    except (ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DamagedStoreError(path.name, "the digest that it carries", "other bytes", str(path.parent))
+    return body
+
+
+@contextmanager
+def temp_beside(target: Path) -> Iterator[Path]:
+    """Yield the path of a new temp file in the folder of `target`; what is left of it at the end is removed."""
+    path = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write all the bytes of a small file."""
+    path.write_bytes(data)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temp: Path, target: Path) -> None:
+    """Give a temp file its name, replacing what had it."""
+    temp.replace(target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's names are on the disk, where the file system knows how to."""
+    try:
+        sync_file(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def write_atomically(
+    target: Path, data: bytes, temp: Callable[[Path], AbstractContextManager[Path]] = temp_beside
+) -> None:
+    """Write a small file so that a reader sees the old bytes or the new, never a part, and a crash leaves one of them.
+
+    Args:
+        target: The file; its folder is there.
+        data: All its bytes.
+        temp: Makes the temp file's path, and removes what is left of it.
+    """
+    with temp(target) as path:
+        write_bytes(path, data)
+        sync_file(path)
+        publish(path, target)
+        sync_folder(target.parent)

@@ -1,0 +1,41 @@
+"""How sizes, durations and counts are written for people, and where sentences for the person who waits go."""
+
+import sys
+from collections.abc import Sequence
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people (1 kB = 1000 B): 812 B, 3.1 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for people: 45 s, 12 min, 1.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: 1 seed, 1,000 images."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return names as a sentence says them: a, b and c."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def on_stderr(sentence: object) -> None:
+    """Print one sentence on standard error at once: standard output stays for results.
+
+    It is a `Progress` for work that only says sentences.
+    """
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()

@@ -1,0 +1,76 @@
+"""Digests, signed JSON and atomic writes."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import files
+from pipeline.files import canonical, file_sha256, json_digest, spaced_json_digest, write_atomically
+
+
+def test_digests_are_sha256_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc" * 10**6)
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 10**6).hexdigest()
+
+
+def test_two_json_texts_two_digests() -> None:
+    value = {"b": [1, 2], "a": "ä"}
+    assert canonical(value) == '{"a":"ä","b":[1,2]}'.encode()
+    assert json_digest(value) == hashlib.sha256(canonical(value)).hexdigest()
+    assert spaced_json_digest(value) == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical(float("nan"))
+
+
+def test_a_write_goes_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File synced before its name is there, folder synced after: what a crash at any step leaves is old or new."""
+    steps: list[tuple[str, str]] = []
+    sync, publish = files.sync_file, files.publish
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def note_sync(path: Path) -> None:
+        steps.append(("sync", "folder" if path == tmp_path else "temp"))
+        assert target.read_bytes() == (b"new" if path == tmp_path else b"old")
+        sync(path)
+
+    def note_publish(temp: Path, name: Path) -> None:
+        steps.append(("publish", name.name))
+        assert (temp.parent, temp.read_bytes()) == (tmp_path, b"new")
+        publish(temp, name)
+
+    monkeypatch.setattr(files, "sync_file", note_sync)
+    monkeypatch.setattr(files, "publish", note_publish)
+    write_atomically(target, b"new")
+    assert steps == [("sync", "temp"), ("publish", "file"), ("sync", "folder")]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def no_folders(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == tmp_path:
+            raise OSError(22, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", no_folders)
+    write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"

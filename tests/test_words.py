@@ -1,0 +1,34 @@
+"""Sizes, durations and counts for people."""
+
+import pytest
+
+from pipeline.words import count, duration, listing, on_stderr, size
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (3.14e9, "3.1 GB"), (-2500, "-2.5 kB"), (2e15, "2000.0 TB")],
+)
+def test_sizes(value: float, text: str) -> None:
+    assert size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (720, "12 min"), (5400, "1.5 h"), (36000, "10.0 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_counts_have_the_right_number() -> None:
+    assert [count(n, "image") for n in (0, 1, 1234)] == ["0 images", "1 image", "1,234 images"]
+    assert count(2, "class", "classes") == "2 classes"
+
+
+def test_listings() -> None:
+    assert [listing("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_sentences_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    on_stderr("It is done.")
+    assert capsys.readouterr() == ("", "It is done.\n")
