@@ -91,6 +91,13 @@ def program(*words: str, cwd: Path, encoding: str = "utf-8", stdout: int = subpr
     return result.returncode, result.stdout or b"", result.stderr.decode()
 
 
+def test_it_is_called_pipeline_whatever_runs_it(tmp_path: Path) -> None:
+    code, _, said = program("search", cwd=tmp_path)
+    assert code == 2
+    assert "Usage: pipeline search" in said
+    assert "Try 'pipeline search --help'" in said or "Try 'pipeline search -h'" in said
+
+
 def test_a_closed_pipe_is_quiet(project: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
