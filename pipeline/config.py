@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
+from pipeline.settings import declared, faults, has_settings, in_words
 
 T = TypeVar("T")
 
@@ -48,10 +49,13 @@ def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str])
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         if name in values:
-            arguments[name] = _convert(hints[name], values[name], f"{path}{name}", problems)
+            known = len(problems)
+            value = _convert(hints[name], _parsed(cls, name, values[name], problems), f"{path}{name}", problems)
+            arguments |= {name: value} if len(problems) == known else {}
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{path}{name} is missing")
     if len(problems) > before:
+        problems += [in_words(fault) for fault in faults(cls, arguments)] if has_settings(cls) else []
         return None
     try:
         return typing.cast(object, cls(**arguments))
@@ -60,6 +64,19 @@ def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str])
             raise
         problems.append(f"{path.rstrip('.')}: {error.sentence()}")
         return None
+
+
+def _parsed(cls: type, name: str, value: Any, problems: list[str]) -> Any:
+    """Return what a setting's own parser makes of text; any other value, and one that it refuses, as it is."""
+    parse = declared(cls)[name].parse if has_settings(cls) else None
+    several = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if parse is None or not (several or isinstance(value, str)):
+        return value
+    try:
+        return parse(value)
+    except UserError as error:
+        problems.append(error.sentence())
+        return value
 
 
 def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:

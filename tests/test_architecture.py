@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pipeline"
 FLOORS = {
     "errors": 0,  # everybody raises them
-    "config": 1,
+    "settings": 1,
+    "config": 2,
     "layers": 1,
     "runtime": 1,
     "words": 1,

@@ -1,98 +1,138 @@
-"""Settings of the extract stage; every field is a flag of `pipeline extract`."""
+"""Settings of the extract stage: each field is an option of `pipeline extract` and a setting of params.yaml."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import UnknownNameError, UserError
+from pipeline.errors import UserError
 from pipeline.remote.heartbeat import LEASE_SECONDS
 from pipeline.runtime import DTYPE_NAMES
-
-Dtype = Literal["fp32", "fp16", "bf16"]
-"""Number formats as flags say them and as the feature store names them."""
-TEXTS = ("all", "captions", "classes")
-JPEG = ("exact", "reduced")
-EXIF = ("reject", "apply")
+from pipeline.settings import at_least, between, more_than, one_of, setting, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ExtractConfig:
-    """One data set through one encoder."""
+    """One data set through one encoder.
 
-    dataset: Path
-    """Folder of the raw data set, `data/0_raw/<name>`."""
-    encoder: str
-    """Encoder spec, such as `package:efficientnet-lite0`; what it takes says whether images or texts are read."""
-    out: Path
-    """The feature store, `data/1_features/<dataset>/<encoder>`."""
-    modality: Literal["image", "text"] | None = None
-    """Which tower of a two-tower model; nothing where the encoder has one."""
-    layers: str = "all"
-    """`all`, `last`, indices, ranges or names (see `pipeline.layers`)."""
-    pool: str = "auto"
-    """How tokens become one vector."""
-    dtype: str = "fp32"
-    """Arithmetic of the forward pass: fp32, fp16 or bf16."""
-    storage_dtype: str | None = None
-    """Number format on the disk; nothing means the same as `dtype`."""
-    max_length: int | None = None
-    """Longest text in tokens; nothing means the encoder's own limit."""
-    prompt: str = ""
-    """Put before every text."""
-    texts: str = "all"
-    """What a text encoder reads: captions, class prompts (into `<out>/classes`), or all that is there."""
-    jpeg: str = "exact"
-    """`exact`, or `reduced`: decode large JPEGs at 1/2, 1/4 or 1/8 (see `pipeline.extract.decode`)."""
-    exif: str = "reject"
-    """Images stored turned or mirrored: `reject` them, or `apply` their EXIF orientation and turn them upright."""
-    device: str = "auto"
-    """`auto`, cpu, cuda, cuda:1, ..."""
-    batch_size: int | None = None
-    """Rows a forward pass; nothing means 256 on a GPU, 16 images or 32 texts on a CPU. Halved when memory runs out."""
-    workers: int | None = None
-    """Threads that decode and tokenise; nothing means one a core, 32 at most."""
-    decode_cpus: int | None = None
-    """CPUs of a cluster that only decode images; nothing means, where encoders have GPUs, those of the nodes without
-    one, else none. Without a cluster it means nothing."""
-    shard_rows: int | None = None
-    """Items in a shard; nothing means about 128 MB, yet eight shards where they hold 256 images or 4096 texts."""
-    format: str = "hdf5"
-    """Shard files: hdf5 or parquet."""
-    worker_index: int = 0
-    """Which of several workers on this store this is: what it begins with, never what the store holds."""
-    num_workers: int = 1
-    """How many workers there are; any of them finish the store, and one that dies may be started again."""
-    lease_seconds: float = LEASE_SECONDS
-    """A worker of another machine that shows no sign of life for so long is dead: what it held is taken over."""
-    max_rejected: float = 0.05
-    """Share of the items that may be broken before the run stops."""
-    replace: bool = False
-    """Throw away a store of another key at `out`."""
-    dry_run: bool = False
-    """Say what it would cost and stop."""
+    A setting that changes bytes is part of the store's key and of the receipt. A data set counts by the digest of its
+    content, not by where it lies; which layers and which texts are stored changes no byte of any of them.
+    """
 
-    def __post_init__(self) -> None:
-        tables = {"dtype": DTYPE_NAMES, "storage_dtype": DTYPE_NAMES, "texts": TEXTS, "jpeg": JPEG, "exif": EXIF}
-        for name, known in tables.items():
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                raise UnknownNameError(name, value, known, f"--{name.replace('_', '-')}")
-        for name in ("batch_size", "workers", "shard_rows", "max_length", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(expected="1 or more", found=str(value), where=f"--{name.replace('_', '-')}")
-        if self.decode_cpus is not None and self.decode_cpus < 0:
-            raise UserError(expected="0 or more", found=str(self.decode_cpus), where="--decode-cpus")
-        if not 0 < self.lease_seconds < math.inf:
-            raise UserError(expected="more than 0 seconds", found=str(self.lease_seconds), where="--lease-seconds")
+    dataset: Path = setting(changes_bytes=False, help="Data set folder, data/0_raw/<name>.")
+    encoder: str = setting(
+        changes_bytes=True,
+        help="timm:NAME, open_clip:NAME/PRETRAINED, hf:ORG/NAME@REV, st:ORG/NAME (each also with a local path), "
+        "package:NAME, or module:Class. It reads images or texts, whichever it takes.",
+    )
+    out: Path = setting(changes_bytes=False, help="Feature store, data/1_features/<data set>/<encoder>.")
+    layers: str = setting(default="all", changes_bytes=False, help="all, last, 0,5,-1, 4:12, or module names.")
+    pool: str = setting(
+        default="auto",
+        changes_bytes=True,
+        help="How tokens become one vector: auto, cls, mean, eos, patch_mean or cls+patch_mean.",
+    )
+    modality: Literal["image", "text"] | None = setting(
+        default=None, changes_bytes=True, help="image or text: which tower of a model that has both."
+    )
+    texts: str = setting(
+        default="all",
+        check=one_of(("all", "captions", "classes"), "kind of texts"),
+        changes_bytes=False,
+        help="What a text encoder reads: captions, classes (the class prompts, into OUT/classes), or all.",
+    )
+    prompt: str = setting(default="", changes_bytes=True, help="Text to put before every text.")
+    max_length: int | None = setting(
+        default=None,
+        check=at_least(1),
+        changes_bytes=True,
+        help="Longest text in tokens. [default: the encoder's own limit]",
+    )
+    dtype: str = setting(
+        default="fp32",
+        check=one_of(DTYPE_NAMES, "dtype"),
+        changes_bytes=True,
+        help="Arithmetic of the forward pass: fp32, fp16 or bf16.",
+    )
+    storage_dtype: str | None = setting(
+        default=None,
+        check=one_of(DTYPE_NAMES, "storage dtype"),
+        changes_bytes=True,
+        help="Number format on the disk: fp32, fp16 or bf16. [default: that of --dtype]",
+    )
+    jpeg: str = setting(
+        default="exact",
+        check=one_of(("exact", "reduced"), "way to decode JPEGs"),
+        changes_bytes=True,
+        help="exact, or reduced: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, 2 to 6 times as fast.",
+    )
+    exif: str = setting(
+        default="reject",
+        check=one_of(("reject", "apply"), "treatment of EXIF orientations"),
+        changes_bytes=True,
+        help="Photographs stored turned or mirrored: reject them, or apply their EXIF orientation.",
+    )
+    device: str = setting(default="auto", changes_bytes=False, help="auto, cpu, cuda or cuda:1.")
+    batch_size: int | None = setting(
+        default=None,
+        check=at_least(1),
+        changes_bytes=False,
+        help="Rows in a forward pass, halved when GPU memory runs out. "
+        "[default: 256 on a GPU, 16 images or 32 texts on a CPU]",
+    )
+    workers: int | None = setting(
+        default=None,
+        check=at_least(1),
+        changes_bytes=False,
+        help="Threads that decode and tokenise. [default: one per core, at most 32]",
+    )
+    decode_cpus: int | None = setting(
+        default=None,
+        check=at_least(0),
+        changes_bytes=False,
+        help="CPUs of a cluster that only decode images. [default: on nodes without a GPU, where encoders use GPUs]",
+    )
+    shard_rows: int | None = setting(
+        default=None,
+        check=at_least(1),
+        changes_bytes=False,
+        help="Items in a shard. [default: about 128 MB of features, less for small data sets]",
+    )
+    format: str = setting(default="hdf5", changes_bytes=False, help="File format of the shards: hdf5 or parquet.")
+    worker_index: int = setting(
+        default=0, changes_bytes=False, help="Which of several workers on one store this is, counted from 0."
+    )
+    num_workers: int = setting(
+        default=1,
+        check=at_least(1),
+        changes_bytes=False,
+        help="How many workers there are; srun, torchrun and SLURM arrays say so themselves.",
+    )
+    lease_seconds: float = setting(
+        default=LEASE_SECONDS,
+        check=more_than(0),
+        changes_bytes=False,
+        help="Seconds of silence after which a worker on another machine counts as dead and loses its shards.",
+    )
+    max_rejected: float = setting(
+        default=0.05,
+        check=between(0, 1),
+        changes_bytes=False,
+        help="Share of broken items above which the run stops.",
+    )
+    replace: bool = setting(
+        default=False, changes_bytes=False, flag="--replace", help="Replace a store of another key at --out."
+    )
+    dry_run: bool = setting(
+        default=False, changes_bytes=False, flag="--dry-run", help="Print the cost and stop before any work."
+    )
+
+    def problems(self) -> Iterator[UserError]:
+        """Yield what is wrong between settings."""
         if not 0 <= self.worker_index < self.num_workers:
             expected = f"0 to {self.num_workers - 1}, as --num-workers says"
-            raise UserError(expected=expected, found=str(self.worker_index), where="--worker-index")
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError(expected="a share of 0 to 1", found=str(self.max_rejected), where="--max-rejected")
+            yield UserError(expected=expected, found=str(self.worker_index), where="--worker-index")
 
     @property
     def storage(self) -> str:
-        """Return the number format on the disk as the feature store names it."""
+        """The number format on the disk as the feature store names it."""
         return DTYPE_NAMES[self.storage_dtype or self.dtype]

@@ -25,6 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.files import dump_signed, file_sha256, load_signed
 from pipeline.runtime import installed_versions
+from pipeline.settings import bytes_settings
 from pipeline.store import atomic
 from pipeline.store.key import FeatureKey
 
@@ -50,7 +51,7 @@ def prepare_receipt(config: ExtractConfig) -> Mapping[str, Any]:
     """Digest what an encoder is about to be made of; empty if its files are not known. Call before it is loaded."""
     origin = _origin(config.encoder)
     files = _digests(origin)
-    return {"request": _request(config), "origin": origin, "files": files, "code": _code()} if files else {}
+    return {"request": bytes_settings(config), "origin": origin, "files": files, "code": _code()} if files else {}
 
 
 def write_receipt(
@@ -85,7 +86,7 @@ def read_receipt(root: Path, config: ExtractConfig) -> Mapping[str, Any] | None:
     """
     try:
         receipt = load_signed(root / RECEIPT)
-        if receipt["request"] != _request(config) or receipt["code"] != _code():
+        if receipt["request"] != bytes_settings(config) or receipt["code"] != _code():
             return None
         packaged = config.encoder.startswith("package:")  # the table of packages is code, and takes long to import
         origin = receipt["origin"] if packaged else _origin(config.encoder)
@@ -106,11 +107,6 @@ def same_receipt(root: Path, receipt: Mapping[str, Any]) -> Mapping[str, Any] | 
 def versions() -> dict[str, str]:
     """Return the versions of this package and of the libraries that took part."""
     return {"fewpairs": pipeline.__version__} | installed_versions(_LIBRARIES)
-
-
-def _request(config: ExtractConfig) -> dict[str, Any]:
-    names = ("encoder", "modality", "pool", "dtype", "storage_dtype", "max_length", "prompt", "jpeg", "exif")
-    return {name: getattr(config, name) for name in names}
 
 
 def _code() -> str:

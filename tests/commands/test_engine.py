@@ -14,7 +14,7 @@ def test_an_unknown_engine_lists_the_known_ones() -> None:
 
 def test_an_address_needs_an_engine() -> None:
     assert "--address auto: expected --engine ray beside it" in refused("extract", "--address", "auto")
-    words = "--decode-cpus: expected --engine ray beside it, found none; without a cluster --workers says how many"
+    words = "--decode-cpus: expected --engine ray beside it, found none; without a cluster use --workers"
     assert words in refused("extract", "--decode-cpus", "2")
     raw = ("--dataset", "x", "--encoder", IMAGE, "--out", "y")
     found = refused("extract", *raw, "--engine", "ray", "--decode-cpus", "-1")

@@ -83,13 +83,13 @@ def test_another_key_is_refused_and_replaced_on_demand(own: Path) -> None:
         (["--layers", ""], "--layers: expected layers such as all, last, 0,5,-1, 4:12 or names, found nothing"),
         (["--pool", "strange"], "--pool: expected a known pooling (auto, cls, mean, "),
         (["--dtype", "fp8"], "pipeline extract: --dtype: expected a known dtype (fp32, fp16, bf16), found 'fp8'"),
-        (["--storage-dtype", "int8"], "--storage-dtype: expected a known storage_dtype"),
+        (["--storage-dtype", "int8"], "--storage-dtype: expected a known storage dtype"),
         (["--format", "csv"], "--format: expected a known file format (hdf5, parquet), found 'csv'"),
         (["--device", "tpu"], "--device: expected a device such as cpu, cuda or cuda:1, found 'tpu'"),
         (["--modality", "audio"], "modality should be one of image, text, not 'audio'"),
         (["--modality", "text"], "expected an encoder of text, found one of image; leave --modality out"),
         (["--batch-size", "0"], "--batch-size: expected 1 or more, found 0"),
-        (["--max-rejected", "2"], "--max-rejected: expected a share of 0 to 1, found 2.0"),
+        (["--max-rejected", "2"], "--max-rejected: expected 0 to 1, found 2.0"),
         (["--prompt", "a"], "expected no --prompt and no --max-length for images, found 'a'"),
         (["--dataset", "nowhere"], "nowhere: expected a raw data set's folder, found none; make one with"),
         (["--dataset", "shapes.csv"], "shapes.csv: expected a raw data set's folder, found none"),
@@ -106,6 +106,9 @@ def test_what_is_refused(project: Path, words: list[str], message: str) -> None:
 
 def test_flags_that_only_make_sense_together(project: Path) -> None:
     assert "expected --dataset, --encoder and --out together" in refused("extract", "--dataset", DATA)
+    both = refused(*extract(PIXELS, "x/out", "--batch-size", 0, "--jpeg", "small"))
+    assert "expected valid settings, found --jpeg should be a known way to decode JPEGs (exact, reduced), not " in both
+    assert "--batch-size should be 1 or more, not 0" in both
     assert "expected a file no.yaml, found none; run the command in a checkout" in refused(
         "extract", "--params", "no.yaml"
     )

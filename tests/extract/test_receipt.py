@@ -63,6 +63,7 @@ def test_the_same_again_is_believed(folder: Path, root: Path) -> None:
         {"prompt": "x"},
         {"modality": "text"},
         {"jpeg": "reduced"},
+        {"exif": "apply"},
     ],
 )
 def test_another_request_is_not(folder: Path, root: Path, options: dict[str, object]) -> None:

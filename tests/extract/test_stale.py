@@ -4,12 +4,14 @@ Real local encoders leave a receipt beside the store, so that the next run need 
 thing under the receipt's eyes and wants the encoder loaded and the difference named.
 """
 
+import dataclasses
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from pipeline.errors import KeyMismatchError, UserError
 from pipeline.extract import receipt
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
+from pipeline.settings import bytes_settings, declared
 from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
 from tests.encoders.conftest import save_tokenizer
@@ -40,6 +43,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.ViTModel(transformers.ViTConfig(**picture_sizes)).save_pretrained(root / "image")
     processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16}, resample=2)
     processor.save_pretrained(root / "image")
+    two = {"text_config": {**sizes, "vocab_size": 40}, "vision_config": picture_sizes, "projection_dim": 16}
+    transformers.CLIPModel(transformers.CLIPConfig(**two)).save_pretrained(root / "both")
+    transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(
+        root / "both"
+    )
+    save_tokenizer(root / "both")
     return root
 
 
@@ -161,25 +170,68 @@ def test_changed_under_the_same_name_size_and_time(
     assert changed.computed_shards == 1
 
 
-@pytest.mark.parametrize(
-    ("side", "options", "field"),
-    [
-        ("text", {"pool": "cls"}, "pooling"),
-        ("text", {"prompt": "query: "}, r"preprocessing\.\S*prompt"),
-        ("text", {"max_length": 4}, r"preprocessing\.\S*max_length"),
-        ("text", {"dtype": "bf16"}, "compute_dtype = "),
-        ("text", {"storage_dtype": "fp16"}, "storage_dtype = "),
-        ("image", {"pool": "mean"}, "pooling"),
-        ("image", {"jpeg": "reduced"}, r"preprocessing\.decode\.jpeg"),
-        ("image", {"encoder": "text"}, "modality"),
-    ],
-)
-def test_another_request_is_another_key(place: Path, side: str, options: dict[str, object], field: str) -> None:
-    extract(config(place, side))
-    if "encoder" in options:
-        options = {"encoder": f"hf:{place / str(options['encoder'])}"}
-    with pytest.raises(KeyMismatchError, match=field):
-        extract(config(place, side, **options))
+ANOTHER: dict[str, tuple[str, dict[str, Any], str]] = {
+    "dataset": ("text", {"dataset": "copy"}, ""),  # what counts is its content
+    "encoder": ("text", {"encoder": "other"}, r"encoder\.weights"),
+    "out": ("text", {"out": "elsewhere"}, ""),
+    "layers": ("text", {"layers": "last"}, ""),
+    "pool": ("text", {"pool": "cls"}, "pooling"),
+    "modality": ("both", {"modality": "image"}, "modality"),
+    "texts": ("text", {"texts": "captions"}, ""),
+    "prompt": ("text", {"prompt": "query: "}, r"preprocessing\.\S*prompt"),
+    "max_length": ("text", {"max_length": 4}, r"preprocessing\.\S*max_length"),
+    "dtype": ("text", {"dtype": "bf16"}, 'expected compute_dtype = "bfloat16", found'),
+    "storage_dtype": ("text", {"storage_dtype": "fp16"}, 'expected storage_dtype = "float16", found'),
+    "jpeg": ("image", {"jpeg": "reduced"}, r"expected preprocessing\.decode\.jpeg"),
+    "exif": ("image", {"exif": "apply"}, r"expected preprocessing\.decode\.exif"),
+    "device": ("text", {"device": "cpu"}, ""),
+    "batch_size": ("text", {"batch_size": 2}, ""),
+    "workers": ("text", {"workers": 1}, ""),
+    "decode_cpus": ("text", {"decode_cpus": 1}, ""),
+    "shard_rows": ("text", {"shard_rows": 2}, ""),
+    "format": ("text", {"format": "parquet"}, ""),
+    "worker_index": ("text", {"worker_index": 1, "num_workers": 2}, ""),
+    "num_workers": ("text", {"num_workers": 2}, ""),
+    "lease_seconds": ("text", {"lease_seconds": 9.0}, ""),
+    "max_rejected": ("text", {"max_rejected": 0.5}, ""),
+    "replace": ("text", {"replace": True}, ""),
+    "dry_run": ("text", {"dry_run": True}, ""),
+}
+"""Setting → on which model, another value of it, and the field of the key that changes; empty where none does."""
+STATED: dict[str, dict[str, Any]] = {"modality": {"modality": "text"}, "dtype": {"storage_dtype": "fp32"}}
+"""What has to be stated, so that only the one setting changes."""
+
+
+def test_every_setting_says_whether_it_changes_bytes() -> None:
+    assert {name: about.changes_bytes for name, about in declared(ExtractConfig).items()} == {
+        name: bool(field) for name, (_, _, field) in ANOTHER.items()
+    }
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_another_value_is_another_key_or_a_hit(place: Path, loads: list[str], name: str) -> None:
+    """A setting that changes bytes is missed by name, by receipt and key; another finds all that is there."""
+    side, options, field = ANOTHER[name]
+    shutil.copytree(place / "raw", place / "copy")
+    shutil.copytree(place / "text", place / "other")
+    change_weights(place / "other")
+    ours = config(place, side, **STATED.get(name, {}))
+    first = extract(ours)
+    paths = {"dataset": place, "out": place}
+    values = {key: paths[key] / value if key in paths else value for key, value in options.items()}
+    if name == "encoder":
+        values = {"encoder": f"hf:{place / 'other'}"}
+    other = dataclasses.replace(ours, **values)
+    before, after = bytes_settings(ours), bytes_settings(other)
+    assert [key for key in before if before[key] != after[key]] == ([name] if field else [])
+    if field:
+        with pytest.raises(KeyMismatchError, match=field):
+            extract(other)
+        assert len(loads) == 2, "the receipt did not count"
+        return
+    again = extract(other)
+    assert again.content_digest == first.content_digest
+    assert len(loads) == (2 if name == "out" else 1)
 
 
 def test_another_store_of_the_same_shape_in_its_place(place: Path, loads: list[str]) -> None:

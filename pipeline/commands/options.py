@@ -1,0 +1,126 @@
+"""Options made of settings: a command takes one option for each field of a class under `@settings`.
+
+    @takes_settings(ExtractConfig)
+    def extract(given: dict[str, Any], *, params: Params = PARAMS, json: Json = False) -> None: ...
+
+The command gets in `given` the values of those options that were on the command line, by their fields' names; what
+was not given comes from params.yaml or from the class's defaults.
+"""
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import UserError
+from pipeline.settings import Setting, declared
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Params = Annotated[Path, typer.Option(help="File that settings come from which no option gives.")]
+
+PARAMS = Path("params.yaml")
+
+
+def takes_settings(cls: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return what puts the options of a class of settings in place of a command's first parameter.
+
+    Args:
+        cls: A class under `@settings`.
+        without: Fields that the command has no option for.
+    """
+    fields = {name: about for name, about in declared(cls).items() if about.flag is not None and name not in without}
+    optional = [field for field in dataclasses.fields(cls) if field.name in fields]
+    defaults = {field.name: False if _is_switch(field, fields[field.name]) else None for field in optional}
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            typed = {name: values.pop(name) for name in fields}
+            given = {name: typed[name] for name, default in defaults.items() if typed[name] not in (default, [])}
+            function({name: _parsed(fields[name], value) for name, value in given.items()}, **values)
+
+        hints = typing.get_type_hints(function, include_extras=True)
+        _, *own = inspect.signature(function).parameters.values()
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options = [
+            inspect.Parameter(
+                each.name, keyword, default=defaults[each.name], annotation=_option(each, fields[each.name])
+            )
+            for each in optional
+        ]
+        options += [each.replace(kind=keyword, annotation=hints[each.name]) for each in own]
+        made: Any = command
+        made.__signature__ = inspect.Signature(options)
+        made.__annotations__ = {each.name: each.annotation for each in options}
+        del made.__wrapped__  # typer would look for types there
+        return command
+
+    return decorate
+
+
+def _parsed(about: Setting, value: Any) -> Any:
+    return about.parse(value) if about.parse else value
+
+
+def _is_switch(field: "dataclasses.Field[Any]", about: Setting) -> bool:
+    """Tell whether an option can only be switched on: without it nothing is said."""
+    return field.type is bool and "/" not in (about.flag or "")
+
+
+def _option(field: "dataclasses.Field[Any]", about: Setting) -> Any:
+    kind = str if about.parse else _typed(field.type)
+    several = typing.get_origin(_without_none(field.type)) in (tuple, dict)
+    help_text = about.help + _default(field)
+    if about.argument:
+        how: Any = typer.Argument(help=help_text, show_default=False)
+    else:
+        how = typer.Option(about.flag or about.option(field.name), help=help_text, show_default=False)
+    return Annotated[(list[kind] if several else kind) | None, how]  # type: ignore[valid-type]
+
+
+def _typed(hint: Any) -> Any:
+    """Return the type that typer reads a value of a field as; the elements' type for a tuple."""
+    hint = _without_none(hint)
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0]
+    return str if typing.get_origin(hint) is typing.Literal else hint
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    (only,) = (each for each in typing.get_args(hint) if each is not type(None))
+    return only
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    value = field.default
+    if value is dataclasses.MISSING or value in (None, "", (), False):
+        return ""
+    shown = "on" if value is True else ", ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f" [default: {shown}]"
+
+
+def together(given: Mapping[str, Any], names: Collection[str], *, where: str) -> bool:
+    """Tell whether options that only make sense together were all given, or none of them.
+
+    Raises:
+        UserError: Some were and some were not.
+    """
+    options = {name: f"--{name.replace('_', '-')}" for name in names}
+    found = [option for name, option in options.items() if name in given]
+    if found and len(found) < len(options):
+        *first, last = options.values()
+        raise UserError(
+            expected=f"{', '.join(first)} and {last} together, or none of them (then params.yaml says)",
+            found=f"only {' and '.join(found)}",
+            where=where,
+        )
+    return bool(found)
