@@ -10,8 +10,7 @@ import time
 import torch
 from torch import Tensor
 
-from pipeline.metrics.layer_pairs import compare_layers
-from pipeline.metrics.neighbours import nearest_neighbours, neighbour_count
+from pipeline.metrics.layer_pairs import compare_layers, nearest_neighbours, neighbour_count
 
 IMAGE_LAYERS, TEXT_LAYERS = 13, 25
 

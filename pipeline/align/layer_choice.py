@@ -20,9 +20,7 @@ from pipeline.align.pairs import PairSet, split_pairs
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant
-from pipeline.metrics.cka_pairs import compare_layers_by_cka
-from pipeline.metrics.layer_pairs import LayerPairs, compare_layers
-from pipeline.metrics.neighbours import nearest_neighbours
+from pipeline.metrics.layer_pairs import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
 from pipeline.progress import Progress, say, silent
 from pipeline.store.side import LayerRef, Side
 

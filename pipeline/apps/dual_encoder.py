@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.calibrate import run_temperature
 from pipeline.extract.decode import MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.extract.rejected import RejectedInputError
-from pipeline.metrics.zero_shot import classifier
+from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import SIDES, AlignedRun
 
 Picture = Image.Image | str | Path

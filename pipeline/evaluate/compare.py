@@ -13,8 +13,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.measures import measures_of, value_by_seed
 from pipeline.evaluate.output import OWN
 from pipeline.evaluate.queries import QueryRanks, read_queries
-from pipeline.evaluate.resampling import interval, p_value
 from pipeline.evaluate.single import resample
+from pipeline.metrics.bootstrap import interval, p_value
 from pipeline.remote.folder import pull_folder
 
 Directions = dict[str, QueryRanks]

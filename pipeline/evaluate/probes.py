@@ -16,9 +16,8 @@ from torch import Tensor
 from pipeline.evaluate.data import run_features
 from pipeline.evaluate.duplicates import last_layers
 from pipeline.evaluate.zero_shot import ZeroShotSet
-from pipeline.metrics.bootstrap import bootstrap_interval
-from pipeline.metrics.linear_probe import linear_probe, stratified_split
-from pipeline.metrics.zero_shot import confusion_matrix, knn_predict
+from pipeline.metrics.bootstrap import Bootstrap, interval
+from pipeline.metrics.classification import confusion_matrix, knn_predict, linear_probe, stratified_split
 from pipeline.projectors.run_record import AlignedRun
 
 NEIGHBOURS = 20
@@ -113,12 +112,15 @@ def probe_set(
         centre = train.mean(0)
         near = min(NEIGHBOURS, len(train))
         target, classes = torch.from_numpy(rows.train_target), len(data.classes)
-        by_knn = knn_predict(train - centre, target, test - centre, near, classes, weights="similarity")
+        by_knn = knn_predict(train - centre, target, test - centre, near, classes)
         by_line = linear_probe(train, target, test)
         found = []
         for method, predicted, setting in (("knn", by_knn, near), ("linear", by_line.predictions, by_line.strength)):
             hits = predicted == rows.test_target
-            ends = bootstrap_interval(hits, level=confidence, resamples=samples)
+            drawn = Bootstrap(images=len(hits), samples=samples, seed=0).replicates(
+                [(hits[:, None], np.ones((len(hits), 1)))]
+            )
+            low, high = interval(drawn[0], confidence)
             confusion = confusion_matrix(torch.from_numpy(rows.test_target), torch.from_numpy(predicted), classes)
             held = confusion.sum(1) > 0
             recall = float((np.diag(confusion)[held] / confusion.sum(1)[held]).mean())
@@ -129,9 +131,9 @@ def probe_set(
                     runs=names,
                     layers=layers,
                     method=method,
-                    acc1=ends.mean,
-                    low=ends.low,
-                    high=ends.high,
+                    acc1=float(hits.mean()),
+                    low=low,
+                    high=high,
                     mean_per_class_recall=recall,
                     setting=setting,
                     train_rows=len(rows.train),

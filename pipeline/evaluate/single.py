@@ -24,11 +24,11 @@ from pipeline.evaluate.data import TestPairs, check_side, run_features
 from pipeline.evaluate.hubness import csls_ranks
 from pipeline.evaluate.measures import Measure, measures_of, sums_by_cluster, value_by_seed
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
-from pipeline.evaluate.resampling import Bootstrap
 from pipeline.evaluate.result import Calibration, RunResult
 from pipeline.evaluate.zero_shot import Answers, ZeroShotSet, classify
+from pipeline.metrics.bootstrap import Bootstrap
+from pipeline.metrics.calibration import TopProbabilities
 from pipeline.metrics.retrieval import Watch, cross_ranks, mean_average_precision
-from pipeline.metrics.top_probability import TopProbabilities
 from pipeline.projectors.run_record import AlignedRun
 
 

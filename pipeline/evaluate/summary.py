@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.evaluate.resampling import interval, p_value, simultaneous_factor
 from pipeline.evaluate.result import RunResult
+from pipeline.metrics.bootstrap import interval, p_value, simultaneous_factor
 
 BASELINE = "info_nce"
 MEAN = "mean_recall"

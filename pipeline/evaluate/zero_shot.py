@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.data import run_features
 from pipeline.metrics.calibration import confidences
-from pipeline.metrics.zero_shot import classifier, zero_shot_metrics
+from pipeline.metrics.classification import classifier, zero_shot_metrics
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side
 

@@ -56,16 +56,6 @@ def indices(values: Array, name: str, *, length: int | None = None, below: int) 
     return tensor
 
 
-def same_rows(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
-    """Refuse two matrices with different numbers of rows.
-
-    Raises:
-        UserError: Says both numbers.
-    """
-    if len(a) != len(b):
-        raise UserError(expected=f"as many rows in {name_b} as in {name_a} ({len(a)})", found=str(len(b)))
-
-
 def check_count(value: int, name: str, *, low: int, high: int) -> int:
     """Return a whole number if it lies in low..high.
 

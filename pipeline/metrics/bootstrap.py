@@ -1,129 +1,94 @@
-"""Bootstrap intervals over queries, and paired differences between two runs on the same queries.
+"""Bootstrap over images: how far would a number move with other test images of the same kind?
 
-Percentile intervals from a seeded generator. Captions of one image are not independent: give `groups` and whole images
-are drawn instead of captions.
+drawn = Bootstrap(images=1000, samples=2000, seed=0).replicates([(hits_MK, queries_MK), …])
+low, high = interval(drawn[0], 0.95)
+
+The captions of an image are no independent queries, so whole images are drawn. Every method is resampled with the same
+draws: the difference of two methods is paired, query by query.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
 from pipeline.metrics.arrays import check_count
 
-Values = NDArray[np.floating] | NDArray[np.integer] | NDArray[np.bool_]
-_DRAWN = 4_000_000  # draws held at once
+Floats = NDArray[np.float64]
+BLOCK_FLOATS = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with its percentile interval."""
-
-    mean: float
-    """Mean over the queries."""
-    low: float
-    """Lower end."""
-    high: float
-    """Upper end."""
-    level: float
-    """Share of resamples inside."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference(Interval):
-    """Mean of b − a, its interval, and how often chance would put it on the other side."""
-
-    p_value: float
-    """Two-sided: 2 · min(share of resamples ≤ 0, share ≥ 0), each with one added, at most 1."""
-
-
-def bootstrap_interval(
-    value_Q: Values,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    groups: Values | None = None,
-) -> Interval:
-    """Return the mean of per-query values (such as rank ≤ k) with its percentile interval.
-
-    Args:
-        value_Q: One number a query.
-        level: Share of resamples inside the interval.
-        resamples: Number of resamples.
-        seed: Seed of the generator.
-        groups: Group of each query [Q]; whole groups are drawn.
+class Bootstrap:
+    """The draws: B samples of M images with replacement, the same whenever they are asked for.
 
     Raises:
-        UserError: No queries, non-finite values, or a setting out of range.
+        UserError: There is no image, or no sample.
     """
-    values = _checked(value_Q)
-    means = _resampled_means(values, groups, resamples, seed)
-    low, high = _ends(means, level)
-    return Interval(mean=float(values.mean()), low=low, high=high, level=level)
+
+    images: int
+    samples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_count(self.images, "images to draw from", low=1, high=2**31)
+        check_count(self.samples, "bootstrap samples", low=1, high=10_000_000)
+
+    def weights(self) -> Iterator[Floats]:
+        """Yield blocks [b, M] of how often each image was drawn; the blocks hold B rows in all."""
+        generator = np.random.default_rng(self.seed)
+        step = max(1, BLOCK_FLOATS // self.images)
+        for start in range(0, self.samples, step):
+            rows = min(step, self.samples - start)
+            drawn = generator.integers(0, self.images, size=(rows, self.images))
+            drawn += np.arange(rows)[:, None] * self.images
+            yield np.bincount(drawn.ravel(), minlength=rows * self.images).reshape(rows, -1).astype(np.float64)
+
+    def replicates(self, sums: list[tuple[Floats, Floats]]) -> Floats:
+        """Return [n, B]: for each of n measures its value in every sample.
+
+        Args:
+            sums: n pairs of hits [M, K] and queries [M, K] of each image; K is 1, or C classes whose ratios are then
+                averaged. A class that no drawn image belongs to is left out of that sample's mean.
+        """
+        bounds = np.cumsum([0, *(hits.shape[1] for hits, _ in sums)])
+        hits, queries = (np.concatenate([pair[side] for pair in sums], axis=1) for side in (0, 1))
+        blocks = []
+        for weights in self.weights():
+            with np.errstate(invalid="ignore"):
+                ratios = (weights @ hits) / (weights @ queries)
+            blocks.append([np.nanmean(ratios[:, a:b], axis=1) for a, b in pairwise(bounds)])
+        return np.concatenate([np.stack(block) for block in blocks], axis=1)
 
 
-def paired_difference(
-    a_Q: Values,
-    b_Q: Values,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    groups: Values | None = None,
-) -> PairedDifference:
-    """Return the mean of b − a over the same queries, drawn together, with interval and p-value.
-
-    Raises:
-        UserError: Different numbers of queries, or as `bootstrap_interval`.
-    """
-    a, b = _checked(a_Q), _checked(b_Q)
-    if len(a) != len(b):
-        raise UserError(
-            expected=f"the same queries in both runs ({len(a)})",
-            found=f"{len(b)} in the second",
-            remedy="evaluate both runs on the same split of the same data set",
-        )
-    means = _resampled_means(b - a, groups, resamples, seed)
-    low, high = _ends(means, level)
-    rarer = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p_value = min(1.0, 2 * (1 + rarer) / (1 + len(means)))
-    return PairedDifference(mean=float((b - a).mean()), low=low, high=high, level=level, p_value=p_value)
-
-
-def _resampled_means(
-    values: NDArray[np.float64], groups: Values | None, resamples: int, seed: int
-) -> NDArray[np.float64]:
-    check_count(resamples, "resamples", low=1, high=10_000_000)
-    sums: NDArray[np.float64] = values
-    sizes = np.ones(len(values))
-    if groups is not None:
-        if len(groups) != len(values):
-            raise UserError(expected=f"a group for each of {len(values)} queries", found=str(len(groups)))
-        _, member = np.unique(groups, return_inverse=True)
-        sums = np.bincount(member, values).astype(np.float64)
-        sizes = np.bincount(member).astype(np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    at_once = max(1, _DRAWN // len(sums))
-    for start in range(0, resamples, at_once):
-        drawn = generator.integers(0, len(sums), size=(min(at_once, resamples - start), len(sums)), dtype=np.int32)
-        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    return means
-
-
-def _ends(means: NDArray[np.float64], level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise UserError(expected="a level between 0 and 1", found=repr(level))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def interval(replicates: Floats, confidence: float) -> tuple[float, float]:
+    """Return the percentile interval of replicates [B]."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(replicates, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _checked(values: Values) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) == 0:
-        raise UserError(expected="values [Q] of one query at least", found=f"shape {list(array.shape)}")
-    if not np.isfinite(array).all():
-        raise UserError(expected="finite values", found="NaN or infinity")
-    return array
+def p_value(differences: Floats) -> float:
+    """Return the two-sided bootstrap p-value of differences [B] against zero, never below 1/(B+1)."""
+    count = len(differences)
+    smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (count + 1))
+
+
+def simultaneous_factor(replicates_RB: Floats, confidence: float) -> float:
+    """Return how many standard errors a difference of two of R runs must reach to hold for all pairs at once.
+
+    It is the quantile of the largest studentised difference of any pair in a draw, each difference centred; 0 for one
+    run. Source: Westfall and Young, Resampling-Based Multiple Testing, 1993 (single-step maxT).
+    """
+    centred = replicates_RB - replicates_RB.mean(axis=1, keepdims=True)
+    largest = np.zeros(centred.shape[1])
+    for row in range(len(centred) - 1):
+        gaps = centred[row + 1 :] - centred[row]
+        errors = gaps.std(axis=1, keepdims=True)
+        scaled = np.divide(np.abs(gaps), errors, out=np.zeros_like(gaps), where=errors > 1e-12)
+        largest = np.maximum(largest, scaled.max(axis=0))
+    return float(np.quantile(largest, confidence))

@@ -1,25 +1,23 @@
 """Calibration: does a probability of 0.8 mean right in 80 of 100 cases? ECE, reliability, NLL, temperature scaling.
 
 `confidences` takes embeddings of queries and of a gallery (classes or items) to what the others need; the scores exist
-only in blocks.
+only in blocks. `TopProbabilities` watches the tiles of `retrieval.cross_ranks`: no score is computed twice.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import UnknownNameError, UserError
+from pipeline.errors import UserError
 from pipeline.metrics.arrays import Array, check_count, matrix
 from pipeline.metrics.retrieval import positive_pairs
-from pipeline.metrics.top_probability import check_temperature
 
 Values = NDArray[np.float64]
-Scheme = Literal["width", "mass"]
 _BLOCK = 2**22  # scores at once: 16 MB
+_CHUNK = 2048  # columns at once: a piece of a tile that stays in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +30,6 @@ class Confidences:
     """Whether a positive alone has it [Q]; a tie with a negative does not count."""
     match: Values
     """Probability of all its positives together [Q]."""
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log-likelihood of the positives, natural logarithm."""
-        return float(-np.log(np.maximum(self.match, 1e-300)).mean())
-
-    @property
-    def mean_top(self) -> float:
-        """Mean of the highest probability: how sure the model is."""
-        return float(self.top.mean())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of queries whose highest probability is a positive's."""
-        return float(self.correct.mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +55,56 @@ class Reliability:
         return float((gap * self.count[held]).sum() / self.count.sum())
 
 
+class TopProbabilities:
+    """The highest softmax probability of every row and every column of [R, C] scores that are only ever seen in tiles.
+
+    Kept are running maxima and sums of exp((score − maximum) / temperature) along both axes.
+    Scores and exponentials are float32, sums are float64.
+
+    Args:
+        rows: Number R of rows.
+        columns: Number C of columns.
+        temperature: What scores are divided by; one for the rows' softmax, one for the columns', or one for both.
+
+    Raises:
+        UserError: The temperature is not positive.
+    """
+
+    def __init__(self, rows: int, columns: int, temperature: float | tuple[float, float]) -> None:
+        self._temperature = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+        for each in self._temperature:
+            _check_temperature(each)
+        self._most = [torch.full((count,), -torch.inf) for count in (rows, columns)]
+        self._sum = [torch.zeros(count, dtype=torch.float64) for count in (rows, columns)]
+
+    def watch(self, scores: Tensor, rows: slice, columns: slice) -> None:
+        """Take in a tile of scores, float32 [r, c], which is left as it is; each cell must come once."""
+        for start in range(0, scores.shape[1], _CHUNK):
+            piece = scores[:, start : start + _CHUNK]
+            first = columns.start + start
+            for axis, place in ((0, rows), (1, slice(first, first + piece.shape[1]))):
+                self._add(piece, axis, place)
+
+    @property
+    def by_row(self) -> Values:
+        """Highest probability of each row's softmax over the columns [R]."""
+        return np.asarray(1.0 / self._sum[0].numpy())
+
+    @property
+    def by_column(self) -> Values:
+        """Highest probability of each column's softmax over the rows [C]."""
+        return np.asarray(1.0 / self._sum[1].numpy())
+
+    def _add(self, piece: Tensor, axis: int, place: slice) -> None:
+        before = self._most[axis][place]
+        most = torch.maximum(before, piece.amax(dim=1 - axis).cpu())
+        shift = most.to(piece.device).unsqueeze(1 - axis)
+        sums = (piece - shift).div_(self._temperature[axis]).exp_().sum(dim=1 - axis)
+        fade = ((before.double() - most.double()) / self._temperature[axis]).exp()
+        self._sum[axis][place] = self._sum[axis][place] * fade + sums.cpu().double()
+        self._most[axis][place] = most
+
+
 def confidences(
     query_QD: Array, gallery_GD: Array, positives: Array, temperature: float, offsets: Array | None = None
 ) -> Confidences:
@@ -82,7 +115,7 @@ def confidences(
     """
     queries = matrix(query_QD, "queries")
     gallery = matrix(gallery_GD, "gallery", width=queries.shape[1]).to(queries.device)
-    check_temperature(temperature)
+    _check_temperature(temperature)
     rows, columns = positive_pairs(len(queries), len(gallery), positives, offsets)
     step = max(1, _BLOCK // len(gallery))
     bounds = torch.searchsorted(rows, torch.arange(0, len(queries) + step, step)).tolist()
@@ -95,44 +128,25 @@ def confidences(
     return Confidences(top=top, correct=correct > 0, match=match)
 
 
-def reliability(confidence_Q: Array, correct_Q: Array, *, bins: int = 15, scheme: Scheme = "width") -> Reliability:
-    """Bin confidences: `width` cuts [0, 1] into equal pieces, `mass` cuts the sorted queries into equal parts.
+def reliability(confidence_Q: Array, correct_Q: Array, *, bins: int = 15) -> Reliability:
+    """Bin confidences by cutting [0, 1] into B equal pieces [low, high), the last of which holds 1 as well.
 
-    A piece of `width` is [low, high), the last holds 1 as well. Source: arXiv 1706.04599 (width), 1904.01685 (mass).
+    Source: arXiv 1706.04599.
 
     Raises:
-        UserError: No queries, a confidence outside 0..1, different lengths, or bins not in 1..Q for `mass`.
-        UnknownNameError: No such scheme.
+        UserError: No queries, a confidence outside 0..1, different lengths, or no bins.
     """
     confidence, correct = _checked(confidence_Q, correct_Q)
-    if scheme == "mass":
-        check_count(bins, "bins (one query in each at least)", low=1, high=len(confidence))
-        order = np.argsort(confidence, kind="stable")
-        place = np.empty(len(confidence), dtype=np.int64)
-        sizes = [len(part) for part in np.array_split(order, bins)]
-        place[order] = np.repeat(np.arange(bins), sizes)
-        first = np.cumsum([0, *sizes[:-1]])
-        lower = confidence[order][first]
-        upper = np.append(lower[1:], confidence.max())
-    elif scheme == "width":
-        check_count(bins, "bins", low=1, high=1_000_000)
-        edges = np.linspace(0.0, 1.0, bins + 1)
-        lower, upper = edges[:-1], edges[1:]
-        place = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, bins - 1)
-    else:
-        raise UnknownNameError("binning scheme", str(scheme), ("width", "mass"))
+    check_count(bins, "bins", low=1, high=1_000_000)
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    place = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, bins - 1)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean_confidence = np.bincount(place, confidence, minlength=bins) / count
         mean_accuracy = np.bincount(place, correct, minlength=bins) / count
-    return Reliability(lower=lower, upper=upper, count=count, confidence=mean_confidence, accuracy=mean_accuracy)
-
-
-def expected_calibration_error(
-    confidence_Q: Array, correct_Q: Array, *, bins: int = 15, scheme: Scheme = "width"
-) -> float:
-    """Return Σ_b (n_b / N) |accuracy_b − confidence_b| (see `reliability`)."""
-    return reliability(confidence_Q, correct_Q, bins=bins, scheme=scheme).error
+    return Reliability(
+        lower=edges[:-1], upper=edges[1:], count=count, confidence=mean_confidence, accuracy=mean_accuracy
+    )
 
 
 def fit_temperature(
@@ -160,7 +174,7 @@ def fit_temperature(
         part.to(scores.device) for part in positive_pairs(len(scores), scores.shape[1], positives, offsets)
     )
     own = scores[rows, columns].double()
-    check_temperature(low)
+    _check_temperature(low)
     if not low < high < float("inf"):
         raise UserError(expected="bounds with low < high", found=f"{low} and {high}")
     bottom, top = float(np.log(low)), float(np.log(high))
@@ -221,6 +235,16 @@ def _boil_down(scores: Tensor, rows: Tensor, columns: Tensor, temperature: float
     best = torch.full_like(most, -torch.inf).scatter_reduce_(0, rows, own, "amax")
     scores[rows, columns] = -torch.inf
     return torch.stack([1 / total, match, (best > scores.amax(dim=1)).double()])
+
+
+def _check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive and finite.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not 0 < temperature < float("inf"):
+        raise UserError(expected="a positive temperature", found=repr(temperature))
 
 
 def _checked(confidence_Q: Array, correct_Q: Array) -> tuple[Values, Values]:

@@ -3,41 +3,35 @@
 Trustworthiness and continuity: Venna & Kaski, 2001. Modality gap: arXiv 2203.02053.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from pipeline.errors import UnknownNameError, UserError
-from pipeline.metrics.arrays import Array, check_count, is_constant, matrix, same_rows
+from pipeline.errors import UserError
+from pipeline.metrics.arrays import Array, check_count, is_constant, matrix
 
-Metric = Literal["cosine", "euclidean"]
 _BLOCK = 512
 
 
-def trustworthiness(before_ND: Array, after_NE: Array, k: int = 5, *, metric: Metric = "cosine") -> float:
+def trustworthiness(before_ND: Array, after_NE: Array, k: int = 5) -> float:
     """Return 1 − 2/(Nk(2N−3k−1)) Σ_i Σ_j (r(i, j) − k)₊ over the k neighbours j of i *after*, r their rank *before*.
 
-    1: all neighbours after were neighbours before. Blocked; no N × N matrix is held.
+    1: all neighbours after were neighbours before, by cosine in both spaces. Blocked; no N × N matrix is held.
 
     Args:
         before_ND: N items in the frozen space.
         after_NE: The same items in the aligned space.
         k: Neighbours, fewer than N/2.
-        metric: `cosine` or `euclidean`, in both spaces.
 
     Raises:
         UserError: Non-finite or mismatched input, or k out of range.
-        UnknownNameError: No such metric.
     """
     before, after = matrix(before_ND, "features before"), matrix(after_NE, "features after")
-    same_rows("features before", before, "features after", after)
     rows = len(before)
+    if len(after) != rows:
+        raise UserError(expected=f"as many rows after as before ({rows})", found=str(len(after)))
     check_count(k, "k (fewer than half of the rows)", low=1, high=(rows - 1) // 2)
-    if metric not in ("cosine", "euclidean"):
-        raise UnknownNameError("metric", str(metric), ("cosine", "euclidean"))
-    before = _prepared(before.double(), metric, "features before")
-    after = _prepared(after.double(), metric, "features after")
+    before = _prepared(before.double(), "features before")
+    after = _prepared(after.double(), "features after")
     penalty = 0.0
     for start in range(0, rows, _BLOCK):
         near = _distances(after, start).topk(k, dim=1, largest=False).indices
@@ -47,9 +41,9 @@ def trustworthiness(before_ND: Array, after_NE: Array, k: int = 5, *, metric: Me
     return 1.0 - 2.0 / (rows * k * (2.0 * rows - 3.0 * k - 1.0)) * penalty
 
 
-def continuity(before_ND: Array, after_NE: Array, k: int = 5, *, metric: Metric = "cosine") -> float:
+def continuity(before_ND: Array, after_NE: Array, k: int = 5) -> float:
     """Return trustworthiness with the spaces swapped: are neighbours before still neighbours after?"""
-    return trustworthiness(after_NE, before_ND, k, metric=metric)
+    return trustworthiness(after_NE, before_ND, k)
 
 
 def modality_gap(image_ND: Array, text_MD: Array) -> float:
@@ -63,11 +57,10 @@ def modality_gap(image_ND: Array, text_MD: Array) -> float:
     return float((image.mean(dim=0) - text.mean(dim=0)).norm())
 
 
-def _prepared(features: Tensor, metric: str, name: str) -> Tensor:
-    if metric == "cosine":
-        if float(features.norm(dim=1).min()) == 0:
-            raise UserError(expected=f"{name}: rows that are not zero (they have no direction)", found="a zero row")
-        features = torch.nn.functional.normalize(features, dim=1)
+def _prepared(features: Tensor, name: str) -> Tensor:
+    if float(features.norm(dim=1).min()) == 0:
+        raise UserError(expected=f"{name}: rows that are not zero (they have no direction)", found="a zero row")
+    features = torch.nn.functional.normalize(features, dim=1)
     if is_constant(features):
         raise UserError(expected=f"{name} that vary between rows", found="the same row everywhere")
     return features

@@ -1,7 +1,14 @@
-"""All image layers against all text layers by mutual kNN, each score held against a permutation null.
+"""All image layers against all text layers, by mutual kNN or by CKA, each held against a permutation null.
 
 Raw scores rise with width and depth, so each is also calibrated: the pairing is shuffled, the same shuffle for every
-pair of layers, and the score is measured from what shuffled pairs reach. Source: arXiv 2602.14486.
+pair of layers, and the score is measured from what shuffled pairs reach. Source of the null: arXiv 2602.14486.
+
+Mutual kNN (arXiv 2405.07987; k = ⌈2·N^⅓⌉ as in arXiv 2506.16895): each layer's neighbours are found once, then
+layers are compared by their tables: O(layers) searches, not O(pairs).
+
+Unbiased linear CKA (arXiv 1905.00414; Song et al., JMLR 2012): the unbiased HSIC of two layers is the inner product of
+their U-centred Gram matrices (Székely and Rizzo 2014), so all pairs of layers are one matrix product, and a shuffle of
+the pairs only reorders rows and columns.
 """
 
 import math
@@ -14,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics.arrays import check_count
-from pipeline.metrics.neighbours import Neighbours, check_tables
+from pipeline.metrics.arrays import Array, check_count, is_constant, matrix
 
+Neighbours = NDArray[np.int32]
 Table = NDArray[np.float64]
+MOST_CKA_ROWS = 3000
+"""CKA holds every layer's Gram matrix: rows² floats."""
 _MOST_ROWS = 20_000  # the lookup table holds rows² words of 4 or 8 bytes, one for each side
 _MOST_BITS = 62  # layers of a side that fit into one word
 
@@ -55,6 +64,47 @@ class LayerPairs:
         return float((1 + reached.sum()) / (1 + len(reached)))
 
 
+def neighbour_count(rows: int) -> int:
+    """Return k = ⌈2·N^⅓⌉ for N rows, at most N − 1 (35 at 5000).
+
+    Raises:
+        UserError: Fewer than two rows: nobody has a neighbour.
+    """
+    check_count(rows, "rows", low=2, high=2**62)
+    return min(math.ceil(round(2.0 * math.cbrt(rows), 9)), rows - 1)
+
+
+def nearest_neighbours(features_ND: Array, k: int | None = None, *, block: int = 1024) -> Neighbours:
+    """Return the k nearest rows of each row by cosine similarity, itself left out: int32 [N, K], nearest first.
+
+    Among equally near rows the choice is the library's; it is the same in every run.
+
+    Args:
+        features_ND: N rows of one layer.
+        k: Neighbours of a row; `neighbour_count(N)` where not given.
+        block: Rows whose similarities are held at once.
+
+    Raises:
+        UserError: N < 2, k not in 1..N−1, non-finite values, or all rows the same (then there is no nearest).
+    """
+    features = matrix(features_ND, "features")
+    k = neighbour_count(len(features)) if k is None else check_count(k, "k", low=1, high=len(features) - 1)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    if is_constant(unit):
+        raise UserError(
+            expected="features that differ between rows",
+            found="one and the same direction in all of them",
+            remedy="leave this layer out (the class token before the first block is such a layer)",
+        )
+    found = torch.empty((len(unit), k), dtype=torch.int32)
+    for start in range(0, len(unit), block):
+        scores = unit[start : start + block] @ unit.T
+        own = torch.arange(len(scores), device=unit.device)
+        scores[own, own + start] = -torch.inf
+        found[start : start + block] = scores.topk(k, dim=1).indices.int().cpu()
+    return found.numpy()
+
+
 def compare_layers(
     image: Sequence[Neighbours],
     text: Sequence[Neighbours],
@@ -75,7 +125,7 @@ def compare_layers(
     Raises:
         UserError: Tables of different shapes, more than 20,000 rows, or P or alpha out of range.
     """
-    rows, k = check_tables([*image, *text])
+    rows, k = _check_tables([*image, *text])
     check_count(permutations, "permutations", low=0, high=1_000_000)
     if rows > _MOST_ROWS or not image or not text:
         raise UserError(
@@ -84,10 +134,39 @@ def compare_layers(
             remedy="compare the layers on a sample of rows: 5,000 are plenty",
         )
     overlaps = _all_overlaps(image, text, permutations, seed) / (rows * k)
-    return calibrate(overlaps[0], overlaps[1:], alpha, k=k, rows=rows)
+    return _calibrate(overlaps[0], overlaps[1:], alpha, k=k, rows=rows)
 
 
-def calibrate(score: Table, null: Table, alpha: float, *, k: int | None, rows: int) -> LayerPairs:
+def compare_layers_by_cka(
+    image: Sequence[Array], text: Sequence[Array], *, permutations: int = 200, alpha: float = 0.05, seed: int = 0
+) -> LayerPairs:
+    """Score every image layer against every text layer, with a permutation null.
+
+    Args:
+        image: Features [N, D] of the A image layers; row i of every layer is the same pair.
+        text: Features [N, E] of the B text layers.
+        permutations: Number P of shuffles; 0 for raw scores alone (then calibrated = score, p = 1).
+        alpha: Level of the threshold.
+        seed: Seed of the shuffles.
+
+    Raises:
+        UserError: Layers of different lengths, fewer than 4 or more than 3000 rows, a layer that is not finite or the
+            same in every row, or P or alpha out of range.
+    """
+    check_count(permutations, "permutations", low=0, high=1_000_000)
+    rows = {len(layer) for layer in (*image, *text)}
+    if len(rows) != 1 or not image or not text or not 4 <= min(rows) <= MOST_CKA_ROWS:
+        raise UserError(
+            expected=f"layers of both sides with the same 4 to {MOST_CKA_ROWS} rows",
+            found=f"{len(image)} image and {len(text)} text layers with {sorted(rows)} rows",
+            remedy="compare the layers on a sample of rows: 1,000 are plenty",
+        )
+    images, texts = (torch.stack([_centred_gram(layer) for layer in side]) for side in (image, text))
+    overlaps = np.stack(list(_all_ckas(images, texts, permutations, seed)))
+    return _calibrate(overlaps[0], overlaps[1:], alpha, k=None, rows=rows.pop())
+
+
+def _calibrate(score: Table, null: Table, alpha: float, *, k: int | None, rows: int) -> LayerPairs:
     """Hold scores [A, B] against those of shuffled pairings [P, A, B].
 
     Raises:
@@ -109,6 +188,24 @@ def _against_null(score: Table, null: Table, alpha: float) -> tuple[Table, Table
     together = np.sort(np.concatenate([score[None], null]), axis=0)
     place = min(max(math.ceil((1 - alpha) * len(together)) - 1, 0), len(together) - 1)
     return together[place], (1 + (null >= score).sum(axis=0)) / len(together)
+
+
+def _check_tables(tables: Sequence[Neighbours]) -> tuple[int, int]:
+    """Return (N, K) of neighbour tables that are all of one shape.
+
+    Raises:
+        UserError: There are none, or two of them differ.
+    """
+    if not tables or tables[0].ndim != 2:
+        raise UserError(expected="a table of neighbours [N, K] at least", found="none")
+    for table in tables:
+        if table.shape != tables[0].shape:
+            raise UserError(
+                expected=f"neighbour tables of one shape, {list(tables[0].shape)}",
+                found=f"{list(table.shape)}",
+                remedy="use the same rows and the same k for every layer",
+            )
+    return len(tables[0]), tables[0].shape[1]
 
 
 def _all_overlaps(image: Sequence[Neighbours], text: Sequence[Neighbours], permutations: int, seed: int) -> Table:
@@ -175,3 +272,38 @@ def _bits(words: Tensor, count: int) -> Tensor:
     """Return the lowest bits of C words as 0.0 and 1.0, [C, count]."""
     raw = words.numpy().view(np.uint8).reshape(len(words), words.element_size())
     return torch.from_numpy(np.unpackbits(raw, axis=1, count=count, bitorder="little")).float()
+
+
+def _all_ckas(images: Tensor, texts: Tensor, permutations: int, seed: int) -> list[Table]:
+    """Return CKA [A, B] of the true pairing and of each shuffle; the side with fewer layers is shuffled."""
+    swapped = len(images) < len(texts)
+    few, many = (images, texts) if swapped else (texts, images)
+    rows = few.shape[1]
+    first, second = torch.triu_indices(rows, rows, offset=1)  # the matrices are symmetric: one half is enough
+    few = few.flatten(1)
+    half = many.flatten(1).index_select(1, first * rows + second)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(permutations + 1):
+        order = torch.randperm(rows, generator=generator) if number else torch.arange(rows)
+        turned = few.index_select(1, order[first] * rows + order[second])
+        scores = (half @ turned.T) * 2
+        found.append((scores.T if swapped else scores).double().numpy())
+    return found
+
+
+def _centred_gram(layer: Array) -> Tensor:
+    """Return the U-centred Gram matrix [N, N] of unit norm, float32; a product of two is their unbiased CKA."""
+    x = matrix(layer, "features", dtype=torch.float64)
+    x = x - x.mean(dim=0)
+    scale = float(x.abs().max())
+    rows = len(x)
+    gram = (x / max(scale, 1e-300)) @ (x / max(scale, 1e-300)).T
+    gram.fill_diagonal_(0)
+    sums = gram.sum(dim=1) / (rows - 2)
+    gram -= sums[:, None] + sums[None, :] - sums.sum() / (rows - 1)
+    gram.fill_diagonal_(0)
+    norm = float(gram.norm())
+    if not norm > 0:
+        raise UserError(expected="features that vary between rows", found="the same row everywhere")
+    return (gram / norm).float()

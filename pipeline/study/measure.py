@@ -14,11 +14,10 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.evaluate.calibrate import BINS
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, zero_shot_direction
-from pipeline.metrics.calibration import confidences, reliability
+from pipeline.metrics.calibration import TopProbabilities, confidences, reliability
+from pipeline.metrics.classification import classifier, zero_shot_metrics
 from pipeline.metrics.geometry import continuity, modality_gap, trustworthiness
 from pipeline.metrics.retrieval import cross_ranks, ranks
-from pipeline.metrics.top_probability import TopProbabilities
-from pipeline.metrics.zero_shot import classifier, zero_shot_metrics
 from pipeline.projectors.base import Projector
 from pipeline.study.bench import Made, Workbench
 from pipeline.study.corrupt import add_noise

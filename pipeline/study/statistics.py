@@ -18,7 +18,7 @@ from scipy import stats
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.errors import UserError
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
-from pipeline.evaluate.resampling import Bootstrap, interval
+from pipeline.metrics.bootstrap import Bootstrap, interval
 from pipeline.study.cells import Cell
 from pipeline.study.config import Method
 from pipeline.study.plan import StudyConfig

@@ -1,4 +1,4 @@
-"""Ranks to numbers, chance, and the bootstrap, against loops, simulation and the general functions of metrics."""
+"""Ranks to numbers, and chance, against loops and simulation."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from pipeline.evaluate.measures import Measure, chance_level, measures_of, sums_by_cluster, value_by_seed
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks
-from pipeline.evaluate.resampling import Bootstrap, interval, p_value
-from pipeline.metrics.bootstrap import bootstrap_interval, paired_difference
 
 
 def table(ranks: list[list[int]], images: list[str], labels: list[str] | None = None) -> QueryRanks:
@@ -67,37 +65,3 @@ def test_chance_agrees_with_simulation(k: int) -> None:
     assert chance_level(image, images=4, captions=captions, classes=0) == min(1, k / 4)
     zero = Measure(name="z", direction="zero_shot", k=k)
     assert chance_level(zero, images=4, captions=captions, classes=20) == k / 20
-
-
-def test_replicates_equal_a_loop_over_the_same_draws() -> None:
-    rng = np.random.default_rng(1)
-    hits, counts = rng.random((7, 3)), rng.integers(0, 3, (7, 3)).astype(float)
-    counts[0] = 1
-    bootstrap = Bootstrap(images=7, samples=50, seed=3)
-    found = bootstrap.replicates([(hits, counts), (hits[:, :1], np.ones((7, 1)))])
-    weights = np.concatenate(list(bootstrap.weights()))
-    assert (weights.sum(1) == 7).all()
-    for row, drawn in enumerate(weights):
-        total = [(drawn @ hits[:, c], drawn @ counts[:, c]) for c in range(3)]
-        assert found[0, row] == pytest.approx(np.mean([a / b for a, b in total if b]))
-        assert found[1, row] == pytest.approx(drawn @ hits[:, 0] / 7)
-
-
-def test_intervals_agree_with_the_general_bootstrap() -> None:
-    rng = np.random.default_rng(2)
-    a, b = rng.random(600) < 0.4, rng.random(600) < 0.5
-    images = np.repeat(np.arange(150), 4)
-    clusters = [(np.bincount(images, each)[:, None].astype(float), np.full((150, 1), 4.0)) for each in (a, b)]
-    drawn = Bootstrap(images=150, samples=4000, seed=0).replicates(clusters)
-    low, high = interval(drawn[0], 0.95)
-    general = bootstrap_interval(a, resamples=4000, groups=images)
-    assert (low, high) == pytest.approx((general.low, general.high), abs=0.008)
-    paired = paired_difference(a, b, resamples=4000, groups=images)
-    low, high = interval(drawn[1] - drawn[0], 0.95)
-    assert (low, high) == pytest.approx((paired.low, paired.high), abs=0.008)
-    assert p_value(drawn[1] - drawn[0]) == pytest.approx(paired.p_value, abs=0.01)
-
-
-def test_p_value_of_equal_runs_is_one() -> None:
-    assert p_value(np.zeros(100)) == 1.0
-    assert p_value(np.ones(99)) == pytest.approx(0.02)

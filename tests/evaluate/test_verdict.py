@@ -9,9 +9,9 @@ import pytest
 from pipeline.evaluate.measures import Measure
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
 from pipeline.evaluate.report.verdict import reasons, verdict
-from pipeline.evaluate.resampling import simultaneous_factor
 from pipeline.evaluate.result import RunResult
 from pipeline.evaluate.summary import Summary, summarise_runs
+from pipeline.metrics.bootstrap import simultaneous_factor
 
 TEXT, IMAGE = f"{TEXT_RETRIEVAL}_recall@1", f"{IMAGE_RETRIEVAL}_recall@1"
 MEASURES = [Measure(name=name, direction=name.split("_recall")[0], k=1) for name in (TEXT, IMAGE)]

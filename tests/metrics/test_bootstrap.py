@@ -1,95 +1,124 @@
-"""Bootstrap intervals against slow loops and the normal approximation."""
-
-from collections.abc import Callable
+"""The bootstrap against slow loops over the generator's draws, and the normal approximation."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.metrics import bootstrap
-from pipeline.metrics.bootstrap import bootstrap_interval, paired_difference
+from pipeline.metrics.bootstrap import Bootstrap, interval, p_value, simultaneous_factor
+
+Floats = NDArray[np.float64]
+
+
+def means(values: Floats, *, samples: int = 2000, seed: int = 0, groups: NDArray[np.int64] | None = None) -> Floats:
+    """Return the replicates [B] of a mean over queries, whole groups drawn."""
+    owner = np.arange(len(values)) if groups is None else groups
+    hits, queries = (np.bincount(owner, each).astype(np.float64)[:, None] for each in (values, np.ones(len(values))))
+    drawn: Floats = Bootstrap(images=len(hits), samples=samples, seed=seed).replicates([(hits, queries)])[0]
+    return drawn
 
 
 def test_interval_is_close_to_the_normal_one() -> None:
-    hits = np.random.default_rng(0).random(2000) < 0.3
-    ours = bootstrap_interval(hits, resamples=4000)
+    hits = (np.random.default_rng(0).random(2000) < 0.3).astype(float)
+    low, high = interval(means(hits, samples=4000), 0.95)
     half = 1.96 * hits.std() / 2000**0.5
-    assert ours.mean == pytest.approx(hits.mean())
-    assert ours.low == pytest.approx(hits.mean() - half, abs=0.15 * half)
-    assert ours.high == pytest.approx(hits.mean() + half, abs=0.15 * half)
+    assert low == pytest.approx(hits.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(hits.mean() + half, abs=0.15 * half)
 
 
-def test_resamples_are_those_of_the_generator() -> None:
+def test_replicates_are_those_of_the_generator() -> None:
     values = np.random.default_rng(1).normal(size=30)
     generator = np.random.default_rng(7)
-    means = [np.mean([values[i] for i in generator.integers(0, 30, size=30, dtype=np.int32)]) for _ in range(200)]
-    ours = bootstrap_interval(values, resamples=200, seed=7, level=0.9)
-    assert [ours.low, ours.high] == pytest.approx(np.quantile(means, [0.05, 0.95]))
+    expected = [np.mean([values[i] for i in generator.integers(0, 30, size=30)]) for _ in range(200)]
+    ours = means(values, samples=200, seed=7)
+    assert ours == pytest.approx(np.array(expected))
+    assert interval(ours, 0.9) == pytest.approx(tuple(np.quantile(expected, [0.05, 0.95])))
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(size=31)
-    whole = bootstrap_interval(values, resamples=100)
-    monkeypatch.setattr(bootstrap, "_DRAWN", 70)
-    assert bootstrap_interval(values, resamples=100) == whole
+    whole = means(values, samples=100)
+    monkeypatch.setattr(bootstrap, "BLOCK_FLOATS", 70)
+    assert means(values, samples=100) == pytest.approx(whole, abs=1e-12)
+
+
+def test_ratios_over_classes_equal_a_loop_over_the_same_draws() -> None:
+    rng = np.random.default_rng(1)
+    hits, counts = rng.random((7, 3)), rng.integers(0, 3, (7, 3)).astype(float)
+    counts[0] = 1
+    drawing = Bootstrap(images=7, samples=50, seed=3)
+    found = drawing.replicates([(hits, counts), (hits[:, :1], np.ones((7, 1)))])
+    weights = np.concatenate(list(drawing.weights()))
+    assert (weights.sum(1) == 7).all()
+    for row, drawn in enumerate(weights):
+        total = [(drawn @ hits[:, c], drawn @ counts[:, c]) for c in range(3)]
+        assert found[0, row] == pytest.approx(np.mean([a / b for a, b in total if b]))
+        assert found[1, row] == pytest.approx(drawn @ hits[:, 0] / 7)
 
 
 def test_captions_of_one_image_are_drawn_together() -> None:
     """Five equal captions an image carry no more than one: the interval is that of the images."""
     images = np.random.default_rng(2).normal(size=400)
     captions, groups = np.repeat(images, 5), np.repeat(np.arange(400), 5)
-    alone = bootstrap_interval(images, seed=1)
-    grouped = bootstrap_interval(captions, seed=1, groups=groups)
-    naive = bootstrap_interval(captions, seed=1)
-    assert [grouped.mean, grouped.low, grouped.high] == pytest.approx([alone.mean, alone.low, alone.high])
-    assert naive.high - naive.low < 0.6 * (grouped.high - grouped.low)
+    alone, grouped = interval(means(images, seed=1), 0.95), interval(means(captions, seed=1, groups=groups), 0.95)
+    naive = interval(means(captions, seed=1), 0.95)
+    assert grouped == pytest.approx(alone)
+    assert naive[1] - naive[0] < 0.6 * (grouped[1] - grouped[0])
 
 
 def test_groups_of_different_sizes_weigh_by_their_size() -> None:
-    values, groups = np.array([1.0, 1.0, 1.0, 0.0]), np.array(["a", "a", "a", "b"])
     generator = np.random.default_rng(0)
     sums, sizes = np.array([3.0, 0.0]), np.array([3.0, 1.0])
-    drawn = generator.integers(0, 2, size=(50, 2), dtype=np.int32)
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    ours = bootstrap_interval(values, resamples=50, groups=groups)
-    assert [ours.low, ours.high] == pytest.approx(np.quantile(means, [0.025, 0.975]))
+    drawn = generator.integers(0, 2, size=(50, 2))
+    expected = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    assert means(np.array([1.0, 1.0, 1.0, 0.0]), samples=50, groups=np.array([0, 0, 0, 1])) == pytest.approx(expected)
 
 
 def test_a_clear_difference_is_found_and_a_null_one_is_not() -> None:
+    """The same draws for both runs: the difference is paired."""
     generator = np.random.default_rng(3)
     a = generator.random(1000)
-    better = paired_difference(a, a + 0.02 + 0.01 * generator.normal(size=1000))
-    assert better.low > 0
-    assert better.p_value == pytest.approx(2 / 2001)
-    same = paired_difference(a, a + 0.05 * generator.normal(size=1000))
-    assert same.low < 0 < same.high
-    assert same.p_value > 0.05
-    assert paired_difference(a, a).p_value == 1.0
+    better = means(a + 0.02 + 0.01 * generator.normal(size=1000)) - means(a)
+    assert interval(better, 0.95)[0] > 0
+    assert p_value(better) == pytest.approx(2 / 2001)
+    same = means(a + 0.05 * generator.normal(size=1000)) - means(a)
+    low, high = interval(same, 0.95)
+    assert low < 0 < high
+    assert p_value(same) > 0.05
+    assert p_value(np.zeros(100)) == 1.0
+    assert p_value(np.ones(99)) == pytest.approx(0.02)
+
+
+def test_p_values_are_two_sided_with_one_added() -> None:
+    assert p_value(np.array([-1.0, 1.0, 2.0, 3.0])) == pytest.approx(2 * 2 / 5)
+    assert p_value(np.array([1.0, -1.0, -2.0, -3.0])) == pytest.approx(2 * 2 / 5)
+    assert p_value(np.array([0.0, 1.0, 2.0])) == pytest.approx(1.0)
+
+
+def test_one_pair_needs_the_normal_quantile_and_many_need_more() -> None:
+    """Two runs: the quantile of |z|. Independent runs: the studentised range's, as Tukey has it for known variance."""
+    drawn = np.random.default_rng(4).normal(size=(10, 20_000))
+    assert simultaneous_factor(drawn[:1], 0.95) == 0
+    assert simultaneous_factor(drawn[:2], 0.95) == pytest.approx(1.96, abs=0.04)
+    assert simultaneous_factor(drawn, 0.95) == pytest.approx(4.474 / 2**0.5, abs=0.06)
+    assert simultaneous_factor(np.stack([drawn[0], drawn[0]]), 0.95) == 0
 
 
 @settings(max_examples=40, deadline=None)
 @given(values=st.lists(st.floats(-100, 100), min_size=1, max_size=20), seed=st.integers(0, 1000))
 def test_interval_properties(values: list[float], seed: int) -> None:
     array = np.array(values)
-    ours = bootstrap_interval(array, resamples=50, seed=seed)
-    assert array.min() - 1e-9 <= ours.low <= ours.high <= array.max() + 1e-9
-    shifted = bootstrap_interval(array + 5, resamples=50, seed=seed)
-    assert [shifted.low, shifted.high] == pytest.approx([ours.low + 5, ours.high + 5], abs=1e-6)
+    low, high = interval(means(array, samples=50, seed=seed), 0.95)
+    assert array.min() - 1e-9 <= low <= high <= array.max() + 1e-9
+    shifted = interval(means(array + 5, samples=50, seed=seed), 0.95)
+    assert shifted == pytest.approx((low + 5, high + 5), abs=1e-6)
 
 
 def test_hostile_input_is_told() -> None:
-    values = np.ones(4)
-    cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: bootstrap_interval(np.zeros(0)), "one query at least"),
-        (lambda: bootstrap_interval(np.zeros((2, 2))), "one query at least"),
-        (lambda: bootstrap_interval(np.array([np.nan])), "finite"),
-        (lambda: bootstrap_interval(values, level=1.0), "level between 0 and 1"),
-        (lambda: bootstrap_interval(values, resamples=0), "resamples between"),
-        (lambda: bootstrap_interval(values, groups=np.zeros(3)), "a group for each of 4"),
-        (lambda: paired_difference(values, values[:2]), "same queries in both runs"),
-    ]
-    for call, message in cases:
-        with pytest.raises(UserError, match=message):
-            call()
+    with pytest.raises(UserError, match="images to draw from between 1"):
+        Bootstrap(images=0, samples=10, seed=0)
+    with pytest.raises(UserError, match="bootstrap samples between 1"):
+        Bootstrap(images=3, samples=0, seed=0)

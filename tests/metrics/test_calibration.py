@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from pipeline.errors import UnknownNameError, UserError
-from pipeline.metrics.calibration import confidences, expected_calibration_error, fit_temperature, reliability
+from pipeline.errors import UserError
+from pipeline.metrics.calibration import Confidences, TopProbabilities, confidences, fit_temperature, reliability
+from pipeline.metrics.retrieval import cross_ranks
 
 
 def classified(rows: int = 400, classes: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,6 +25,11 @@ def classified(rows: int = 400, classes: int = 6, seed: int = 0) -> tuple[Tensor
     return queries, gallery, labels
 
 
+def nll(found: Confidences) -> float:
+    """Return the mean negative log-likelihood of the positives."""
+    return float(-np.log(found.match).mean())
+
+
 def test_confidences_equal_a_plain_softmax() -> None:
     queries, gallery, labels = classified(rows=5000)
     ours = confidences(queries, gallery, labels, 0.1)
@@ -31,9 +37,7 @@ def test_confidences_equal_a_plain_softmax() -> None:
     np.testing.assert_allclose(ours.top, p.max(axis=1), rtol=1e-5)
     np.testing.assert_allclose(ours.match, p[np.arange(5000), labels], rtol=1e-4)
     assert ours.correct.tolist() == (p.argmax(axis=1) == labels.numpy()).tolist()
-    assert ours.nll == pytest.approx(log_loss(labels, p), rel=1e-5)
-    assert ours.mean_top == pytest.approx(p.max(axis=1).mean())
-    assert ours.accuracy == pytest.approx(float((p.argmax(axis=1) == labels.numpy()).mean()))
+    assert nll(ours) == pytest.approx(log_loss(labels, p), rel=1e-5)
 
 
 def test_several_positives_share_their_probability() -> None:
@@ -53,7 +57,7 @@ def test_a_tie_is_not_right() -> None:
 def test_low_temperatures_stay_finite() -> None:
     queries, gallery, labels = classified()
     ours = confidences(queries, gallery, labels, 1e-6)
-    assert np.isfinite(ours.nll)
+    assert bool(np.isfinite(ours.match).all())
     assert bool(np.isfinite(ours.top).all())
 
 
@@ -64,7 +68,7 @@ def test_error_equals_torchmetrics(bins: int, torchmetrics: Callable[[str], Any]
     p = torch.softmax((queries @ gallery.T) / 0.1, dim=1)
     expected = theirs(p, labels, num_classes=6, n_bins=bins, norm="l1")
     ours = confidences(queries, gallery, labels, 0.1)
-    assert expected_calibration_error(ours.top, ours.correct, bins=bins) == pytest.approx(float(expected), abs=1e-6)
+    assert reliability(ours.top, ours.correct, bins=bins).error == pytest.approx(float(expected), abs=1e-6)
 
 
 def slow_error(groups: list[list[tuple[float, bool]]]) -> float:
@@ -94,19 +98,6 @@ def test_equal_width_is_the_slow_loop(values: list[tuple[float, bool]], bins: in
     assert 0 <= table.error <= 1
 
 
-@settings(max_examples=60, deadline=None)
-@given(values=values, data=st.data())
-def test_equal_mass_is_the_slow_loop(values: list[tuple[float, bool]], data: st.DataObject) -> None:
-    bins = data.draw(st.integers(1, len(values)))
-    ordered = sorted(values, key=lambda v: v[0])
-    groups = [[ordered[i] for i in part] for part in np.array_split(np.arange(len(values)), bins)]
-    confidence, correct = np.array([v[0] for v in values]), np.array([v[1] for v in values])
-    table = reliability(confidence, correct, bins=bins, scheme="mass")
-    assert table.error == pytest.approx(slow_error(groups), abs=1e-12)
-    assert table.count.max() - table.count.min() <= 1
-    assert bool((table.lower <= table.upper).all())
-
-
 def test_empty_bins_have_no_means() -> None:
     table = reliability(np.array([0.05, 1.0]), np.array([False, True]), bins=4)
     assert table.count.tolist() == [1, 0, 0, 1]
@@ -119,11 +110,11 @@ def test_temperature_is_where_the_likelihood_peaks() -> None:
     scores = queries @ gallery.T
     best = fit_temperature(scores, labels)
     grid = np.geomspace(0.01, 10, 400)
-    nll = [confidences(queries, gallery, labels, float(t)).nll for t in grid]
-    assert best == pytest.approx(float(grid[int(np.argmin(nll))]), rel=0.03)
+    found = [nll(confidences(queries, gallery, labels, float(t))) for t in grid]
+    assert best == pytest.approx(float(grid[int(np.argmin(found))]), rel=0.03)
     at_best = confidences(queries, gallery, labels, best)
-    assert at_best.nll <= min(nll) + 1e-6
-    assert expected_calibration_error(at_best.top, at_best.correct) < 0.05
+    assert nll(at_best) <= min(found) + 1e-6
+    assert reliability(at_best.top, at_best.correct).error < 0.05
 
 
 def test_temperature_of_several_positives_is_where_their_likelihood_peaks() -> None:
@@ -132,8 +123,8 @@ def test_temperature_of_several_positives_is_where_their_likelihood_peaks() -> N
     positives, offsets = torch.stack([labels, also], dim=1).flatten(), torch.arange(601) * 2
     best = fit_temperature(queries @ gallery.T, positives, offsets)
     grid = np.geomspace(0.02, 2, 300)
-    nll = [confidences(queries, gallery, positives, float(t), offsets).nll for t in grid]
-    assert best == pytest.approx(float(grid[int(np.argmin(nll))]), rel=0.03)
+    found = [nll(confidences(queries, gallery, positives, float(t), offsets)) for t in grid]
+    assert best == pytest.approx(float(grid[int(np.argmin(found))]), rel=0.03)
     one_each = fit_temperature(queries @ gallery.T, labels, torch.arange(601))
     assert one_each == pytest.approx(fit_temperature(queries @ gallery.T, labels))
 
@@ -156,12 +147,67 @@ def test_hostile_input_is_told() -> None:
         (lambda: reliability(np.array([np.nan]), np.array([True])), "between 0 and 1"),
         (lambda: reliability(np.array([0.5]), np.array([3])), "right .1. or wrong"),
         (lambda: reliability(np.array([0.5]), np.array([1]), bins=0), "bins between"),
-        (lambda: reliability(np.array([0.5]), np.array([1]), bins=2, scheme="mass"), "bins .* between 1 and 1"),
         (lambda: fit_temperature(queries @ gallery.T, labels, low=1.0, high=0.5), "low < high"),
         (lambda: fit_temperature(torch.full((3, 2), torch.nan), labels[:3]), "NaN"),
     ]
     for call, message in cases:
         with pytest.raises(UserError, match=message):
             call()
-    with pytest.raises(UnknownNameError, match="width"):
-        reliability(np.array([0.5]), np.array([1]), scheme="area")  # type: ignore[arg-type]
+
+
+# ---- top probabilities from tiles, against a plain float64 softmax of the whole matrix ------------------------------
+
+
+def world(images: int = 70, captions: int = 5000) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unit images, unit captions, and the image of each caption; every image has one at least."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.cat([torch.arange(images), torch.randint(images, (captions - images,), generator=generator)])
+    base = torch.randn(images, 16, generator=generator)
+    rows = base[owner] + torch.randn(captions, 16, generator=generator)
+    return torch.nn.functional.normalize(base, dim=1), torch.nn.functional.normalize(rows, dim=1), owner
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+@pytest.mark.parametrize("tile", [40_000, 12_000_000])
+def test_watched_tiles_give_the_whole_softmax(temperature: float, tile: int) -> None:
+    images, captions, owner = world()
+    top = TopProbabilities(len(images), len(captions), temperature)
+    watched = cross_ranks(images, captions, owner, tile=tile, watch=top.watch)
+    logits = (images @ captions.T).double() / temperature
+    np.testing.assert_allclose(top.by_row, torch.softmax(logits, dim=1).amax(dim=1), atol=1e-6)
+    np.testing.assert_allclose(top.by_column, torch.softmax(logits, dim=0).amax(dim=0), atol=1e-6)
+    for ours, alone in zip(watched, cross_ranks(images, captions, owner), strict=True):
+        np.testing.assert_array_equal(ours, alone)
+
+
+def test_the_first_rank_is_what_confidences_call_right() -> None:
+    images, captions, owner = world()
+    ranks = cross_ranks(images, captions, owner)[1]
+    found = confidences(captions, images, owner, 0.05)
+    np.testing.assert_array_equal(found.correct, ranks == 1)
+
+
+def test_tiles_may_come_in_any_order_and_shape() -> None:
+    scores = torch.randn(9, 13, generator=torch.Generator().manual_seed(1))
+    top = TopProbabilities(9, 13, 0.01)
+    for rows in (slice(4, 9), slice(0, 4)):
+        for columns in (slice(10, 13), slice(0, 1), slice(1, 10)):
+            top.watch(scores[rows, columns], rows, columns)
+    expected = torch.softmax(scores.double() / 0.01, dim=1).amax(dim=1)
+    np.testing.assert_allclose(top.by_row, expected, atol=1e-6)
+
+
+def test_each_axis_may_have_its_own_temperature() -> None:
+    images, captions, _ = world()
+    both = TopProbabilities(len(images), len(captions), (0.05, 0.2))
+    cold, warm = (TopProbabilities(len(images), len(captions), value) for value in (0.05, 0.2))
+    for top in (both, cold, warm):
+        top.watch(images @ captions.T, slice(0, len(images)), slice(0, len(captions)))
+    np.testing.assert_array_equal(both.by_row, cold.by_row)
+    np.testing.assert_array_equal(both.by_column, warm.by_column)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_temperature_is_positive(temperature: float) -> None:
+    with pytest.raises(UserError, match="a positive temperature"):
+        TopProbabilities(1, 1, temperature)

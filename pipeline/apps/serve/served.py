@@ -23,7 +23,7 @@ from pipeline.apps.search import CaptionHit, ImageHit, Searcher
 from pipeline.apps.serve.limits import SEEDS_KEPT
 from pipeline.errors import PipelineError
 from pipeline.evaluate.calibrate import run_temperature
-from pipeline.metrics.zero_shot import classifier
+from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side
 

@@ -1,22 +1,30 @@
-"""Classification by prompts, and by neighbours: accuracy, mean recall of the classes, confusion.
+"""Classification by prompts, by neighbours and by a straight line: accuracy, mean recall of the classes, confusion.
 
 `classifier` turns prompt embeddings into one vector a class, `zero_shot_metrics` scores images against them. As in
 retrieval, whatever class scores the same as the right one stands before it.
+
+`linear_probe` says how well a straight line tells the classes apart in features that stay as they are: multinomial
+logistic regression of scikit-learn on standardised features; its strength C is chosen on a held-out part of the
+training rows, never on test rows.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import UnknownNameError, UserError
-from pipeline.metrics.arrays import Array, check_count, indices, matrix, same_rows
+from pipeline.errors import UserError
+from pipeline.metrics.arrays import Array, check_count, indices, matrix
 from pipeline.metrics.retrieval import ranks, recall_at
 
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+HELD_OUT = 0.2
+_STEPS = 300
 _BLOCK = 4096
 
 
@@ -34,6 +42,18 @@ class ZeroShotResult:
     """Images of class (row) taken for class (column), [C, C]."""
     recall: NDArray[np.float64]
     """Recall of each class [C]; NaN for a class without images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """What a probe says of M test rows, and how it was chosen."""
+
+    predictions: NDArray[np.int64]
+    """Class of each test row [M]."""
+    strength: float
+    """The chosen C (inverse of the penalty)."""
+    scores: dict[float, float]
+    """C → accuracy on the held-out training rows; empty where none could be held out."""
 
 
 def classifier(prompt_PD: Array, class_P: Array, classes: int) -> Tensor:
@@ -105,20 +125,15 @@ def knn_predict(
     k: int,
     classes: int,
     *,
-    weights: Literal["uniform", "similarity"] = "uniform",
     temperature: float = 0.07,
 ) -> NDArray[np.int64]:
     """Predict the class of each test row [M] by the vote of its k nearest training rows, by cosine.
 
-    Equal votes go to the class with the smaller number. `similarity` weighs a vote by exp(cosine / temperature)
-    (arXiv 1805.01978).
+    A vote weighs exp(cosine / temperature) (arXiv 1805.01978); equal votes go to the class with the smaller number.
 
     Raises:
         UserError: Non-finite or mismatched input, or k not in 1..N.
-        UnknownNameError: No such weights.
     """
-    if weights not in ("uniform", "similarity"):
-        raise UnknownNameError("kNN weights", str(weights), ("uniform", "similarity"))
     train = torch.nn.functional.normalize(matrix(train_ND, "training features"), dim=1)
     test = torch.nn.functional.normalize(matrix(test_MD, "test features", width=train.shape[1]), dim=1)
     labels = indices(label_N, "labels", length=len(train), below=classes).to(train.device)
@@ -126,23 +141,68 @@ def knn_predict(
     predictions = []
     for block in torch.split(test, _BLOCK):
         near = (block @ train.T).topk(k, dim=1)
-        votes = torch.ones_like(near.values) if weights == "uniform" else torch.exp(near.values / temperature)
+        votes = torch.exp(near.values / temperature)
         tally = votes.new_zeros(len(block), classes).scatter_add_(1, labels[near.indices], votes)
         predictions.append(_first_maximum(tally))
     return torch.cat(predictions).cpu().numpy()
 
 
-def accuracy(label_N: Array, prediction_N: Array) -> float:
-    """Return the share of predictions that are right.
+def linear_probe(
+    train_ND: Array,
+    label_N: Array,
+    test_MD: Array,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    held_out: float = HELD_OUT,
+    seed: int = 0,
+) -> LinearProbe:
+    """Fit a linear classifier on training rows and classify test rows.
+
+    Args:
+        train_ND: N training rows.
+        label_N: Their classes.
+        test_MD: M test rows.
+        strengths: Values of C to choose from; of equally good ones the smallest.
+        held_out: Share of each class's training rows that C is chosen on; then all rows are fitted with it.
+        seed: Seed of that choice of rows.
 
     Raises:
-        UserError: Different numbers of labels and predictions, or none.
+        UserError: Non-finite or mismatched input, no C, or one that is not positive.
     """
-    labels, predictions = torch.as_tensor(label_N), torch.as_tensor(prediction_N)
-    same_rows("labels", labels, "predictions", predictions)
-    if len(labels) == 0:
-        raise UserError(expected="one prediction at least", found="none")
-    return float((labels == predictions).double().mean())
+    train = matrix(train_ND, "training features")
+    test = matrix(test_MD, "test features", width=train.shape[1])
+    labels = indices(label_N, "labels", length=len(train), below=2**31).numpy()
+    if not strengths or min(strengths) <= 0:
+        raise UserError(expected="positive values of C", found=str(list(strengths)))
+    mean, spread = train.mean(0), train.std(0, unbiased=False)
+    spread = torch.where(spread > 1e-6 * spread.max().clamp(min=1e-30), spread, torch.ones_like(spread))
+    x, z = ((part - mean).div(spread).cpu().numpy() for part in (train, test))
+    kept, held = stratified_split(labels, held_out, seed)
+    scores: dict[float, float] = {}
+    if len(held) and len(strengths) > 1:
+        model = _model(strengths[0])
+        for strength in sorted(strengths):
+            model.set_params(C=strength)
+            scores[strength] = float((_fit_predict(model, x[kept], labels[kept], x[held]) == labels[held]).mean())
+    best = max(scores, key=lambda strength: (scores[strength], -strength)) if scores else min(strengths)
+    return LinearProbe(predictions=_fit_predict(_model(best), x, labels, z), strength=best, scores=scores)
+
+
+def stratified_split(
+    label_N: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return positions that stay and positions that are held out: a share of each class, at least one of two or more.
+
+    A class with one row stays whole.
+    """
+    generator = np.random.default_rng(seed)
+    held = []
+    for label in np.unique(label_N):
+        own = generator.permutation(np.flatnonzero(label_N == label))
+        number = 0 if len(own) < 2 else min(max(round(share * len(own)), 1), len(own) - 1)
+        held.append(own[:number])
+    chosen = np.sort(np.concatenate(held)) if held else np.zeros(0, dtype=np.int64)
+    return np.setdiff1d(np.arange(len(label_N)), chosen), chosen
 
 
 def _first_maximum(tally: Tensor) -> Tensor:
@@ -167,3 +227,21 @@ def _predictions(images: Tensor, weights: Tensor, labels: Tensor, found: NDArray
 def _recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     totals = confusion.sum(axis=1)
     return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)
+
+
+def _model(strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, max_iter=_STEPS, tol=1e-3, warm_start=True)
+
+
+def _fit_predict(
+    model: Any, x: NDArray[np.float32], labels: NDArray[np.int64], z: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    from sklearn.exceptions import ConvergenceWarning
+
+    if len(np.unique(labels)) < 2:
+        return np.full(len(z), labels[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(model.fit(x, labels).predict(z), dtype=np.int64)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.metrics import layer_pairs
-from pipeline.metrics.layer_pairs import compare_layers
-from pipeline.metrics.neighbours import Neighbours, mutual_knn, nearest_neighbours, neighbour_count
+from pipeline.metrics.layer_pairs import Neighbours, compare_layers, nearest_neighbours, neighbour_count
 
 
 def layers(rows: int, widths: list[int], seed: int = 0, noise: float = 1.0) -> list[Tensor]:
@@ -70,11 +69,10 @@ def test_hostile_features_are_told(x: Tensor, k: int | None, message: str) -> No
 @given(rows=st.integers(3, 40), seed=st.integers(0, 10**6), data=st.data())
 def test_mutual_knn_equals_the_slow_loop(rows: int, seed: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, rows - 1))
-    a, b = (nearest_neighbours(x, k) for x in layers(rows, [3, 7], seed))
-    assert mutual_knn(a, b) == pytest.approx(slow_mutual(a, b))
-    assert mutual_knn(a, b) == pytest.approx(mutual_knn(b, a))
-    assert mutual_knn(a, a) == 1.0
-    assert compare_layers([a], [b], permutations=0).score[0, 0] == pytest.approx(slow_mutual(a, b))
+    tables = [nearest_neighbours(x, k) for x in layers(rows, [3, 7], seed)]
+    ours = compare_layers(tables, tables, permutations=0).score
+    np.testing.assert_allclose(ours, [[slow_mutual(a, b) for b in tables] for a in tables])
+    assert ours[0, 0] == ours[1, 1] == 1.0
 
 
 def permuted(table: Neighbours, order: NDArray[np.int64]) -> Neighbours:
@@ -166,8 +164,6 @@ def test_tables_that_do_not_fit_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     a, b = nearest_neighbours(torch.randn(20, 4), 3), nearest_neighbours(torch.randn(20, 4), 4)
     with pytest.raises(UserError, match="tables of one shape"):
         compare_layers([a], [b])
-    with pytest.raises(UserError, match="tables of one shape"):
-        mutual_knn(a, b)
     with pytest.raises(UserError, match="table of neighbours"):
         compare_layers([], [])
     with pytest.raises(UserError, match="a layer on each side"):
