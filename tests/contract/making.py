@@ -59,19 +59,24 @@ def draw(shape: str, colour: str, radius: int) -> Image.Image:
     return image
 
 
-def make_source(folder: Path) -> None:
-    """Draw the pictures, write the table that names them and params.yaml."""
+def draw_pictures(folder: Path, count: int = 48, table: str = "pictures.csv") -> None:
+    """Draw pictures, each another size, colour or shape, and write the table that names them."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [(size, colour, shape) for shape in SHAPES for colour in COLOURS for size in SIZES]
-    with (folder / "shapes.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["filepath", "caption", "label", "split"])
-        for place, (size, colour, shape) in enumerate(names):
+    with (folder / table).open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filepath", "caption", "label", "split"])
+        for place, (size, colour, shape) in enumerate(names[:count]):
             split = ("train", "train", "train", "val", "test")[place % 5]
             name = f"{size}_{colour}_{shape}.png"
             draw(shape, colour, SIZES[size]).save(folder / name)
-            table.writerow([name, f"a {size} {colour} {shape}", shape, split])
-            table.writerow([name, f"{colour} {shape}", shape, split])
+            rows.writerow([name, f"a {size} {colour} {shape}", shape, split])
+            rows.writerow([name, f"{colour} {shape}", shape, split])
+
+
+def make_source(folder: Path) -> None:
+    """Draw the pictures, write their table and params.yaml."""
+    draw_pictures(folder, table="shapes.csv")
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS), encoding="utf-8")
 
 
