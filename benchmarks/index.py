@@ -2,9 +2,9 @@
 
 Run: `python -m benchmarks.index [--rows 1000000] [--width 256] [--queries 1000] [--kinds ivf,sq8,ivfpq,hnsw]`. Each
 contender works in a process of its own on the same vectors. "faiss" trains, adds and searches what `index_factory`
-makes with the same lists, codes, training rows and effort. "ours" goes through `build_in_blocks` (a memory limit,
-global ids), tunes the effort to the wanted recall, writes the folder and reads it back; tuning and storing are shown by
-themselves and are not in the ratios. Exact search by torch is the truth, and the first line.
+makes with the same lists, codes, training rows and effort. "ours" adds rows block by block (a memory limit), tunes the
+effort to the wanted recall, writes the folder and reads it back; tuning and storing are shown by themselves and are not
+in the ratios. Exact search by torch is the truth, and the first line.
 
 Vectors are unit vectors around 10,000 centres in 32 of the dimensions; queries are other ones of the same kind.
 """
@@ -24,14 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluate.indexes.building import Gallery, build_in_blocks
-from pipeline.evaluate.indexes.exact import TorchIndex
-from pipeline.evaluate.indexes.faiss_index import training_sample
-from pipeline.evaluate.indexes.hnsw import LINKS
-from pipeline.evaluate.indexes.ivf import NUMBERS_PER_CODE, ListsIndex
-from pipeline.evaluate.indexes.stored import read_index, write_index
-from pipeline.evaluate.indexes.table import INDEXES
-from pipeline.evaluate.indexes.tuning import Truth, exact_neighbours, recalls, tune
+from pipeline.indexes.index import Gallery, Index, add_rows, build_index, train, training_sample
+from pipeline.indexes.kinds import INDEXES, LINKS, NUMBERS_PER_CODE, list_count
+from pipeline.indexes.recall import Truth, recalls, tune
+from pipeline.indexes.stored import read_index, write_index
 
 CENTRES, DIMENSIONS = 10_000, 32
 
@@ -58,13 +54,13 @@ def truth_of(vectors: Tensor, queries: Tensor, cache: Path) -> Truth:
     """Return what exact search finds, computed once for all contenders."""
     file = cache / "truth.npz"
     if not file.is_file():
-        blocks = ((start, vectors[start : start + 2**17]) for start in range(0, len(vectors), 2**17))
-        found = exact_neighbours(queries, blocks, 10)
+        found = Truth(queries, 10)
+        for start in range(0, len(vectors), 2**17):
+            found.see(start, vectors[start : start + 2**17])
         np.savez(file, positions=found.positions.numpy(), scores=found.scores.numpy())
-    saved = np.load(file)
-    return Truth(
-        queries=queries, positions=torch.from_numpy(saved["positions"]), scores=torch.from_numpy(saved["scores"])
-    )
+    saved, truth = np.load(file), Truth(queries, 10)
+    truth.merge(torch.from_numpy(saved["scores"]), torch.from_numpy(saved["positions"]))
+    return truth
 
 
 def clocked(work: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -79,14 +75,14 @@ def ours(kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, c
     half = len(truth.queries) // 2
     with tempfile.TemporaryDirectory(dir=cache) as name:
         folder = Path(name)
-        made = build_and_store(kind, vectors, truth[:half], recall, memory, folder)
+        made = build_and_store(kind, vectors, truth.part(slice(half)), recall, memory, folder)
         index, _, reading = clocked(lambda: read_index(folder, {"benchmark": kind}))
         index.search(truth.queries[:8], 10)
         _, search_wall, search_cpu = clocked(lambda: index.search(truth.queries[half:], 10))
         return {
             **made,
             "search": (search_wall, search_cpu),
-            "recall": float(recalls(index, truth[half:]).mean()),
+            "recall": float(recalls(index, truth.part(slice(half, None))).mean()),
             "reading_cpu": reading,
             "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         }
@@ -96,17 +92,22 @@ def build_and_store(
     kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, folder: Path
 ) -> dict[str, Any]:
     """Build an index, tune its effort and write it; what was built is let go of before it is read back."""
-    cls: Any = INDEXES[kind]
-    built, wall, cpu = clocked(lambda: build_in_blocks(cls, Gallery.of(vectors), folder, memory=memory))
-    tuned, _, tuning = clocked(lambda: tune(built.index, truth, recall))
-    _, _, writing = clocked(lambda: write_index(folder, built.index, {"benchmark": kind}, {}))
+    gallery = Gallery.of(vectors)
+
+    def build() -> Index:
+        own, _ = train(INDEXES[kind], gallery, 0, memory)
+        add_rows(own, gallery, gallery.blocks(memory), lambda start, block: None)
+        return Index(INDEXES[kind], own)
+
+    index, wall, cpu = clocked(build)
+    reached, _, tuning = clocked(lambda: tune(index, truth, recall))
+    _, _, writing = clocked(lambda: write_index(folder, index, {"benchmark": kind}, {}))
     return {
         "build": (wall, cpu),
-        "reached": tuned.reached,
-        "effort": tuned.effort,
+        "reached": reached,
+        "effort": index.effort,
         "tuning_cpu": tuning,
         "writing_cpu": writing,
-        "parts": built.parts,
     }
 
 
@@ -114,11 +115,10 @@ def raw(kind: str, vectors: Tensor, truth: Truth, effort: int) -> dict[str, Any]
     """Do the same with faiss alone."""
     import faiss
 
-    cls: Any = INDEXES[kind]
     half = len(truth.queries) // 2
     array = vectors.numpy()
-    rows = cls.training_rows(len(array))
-    lists = ListsIndex.lists(len(array))
+    rows = INDEXES[kind].training_rows(len(array))
+    lists = list_count(len(array))
     codes = array.shape[1] // NUMBERS_PER_CODE
     recipe = {
         "flat": "Flat",
@@ -149,7 +149,7 @@ def raw(kind: str, vectors: Tensor, truth: Truth, effort: int) -> dict[str, Any]
 def exact(vectors: Tensor, truth: Truth) -> dict[str, Any]:
     """Search exactly with torch."""
     half = len(truth.queries) // 2
-    index, wall, cpu = clocked(lambda: TorchIndex(vectors))
+    index, wall, cpu = clocked(lambda: build_index(vectors, "torch"))
     _, search_wall, search_cpu = clocked(lambda: index.search(truth.queries[half:], 10))
     return {"build": (wall, cpu), "search": (search_wall, search_cpu), "recall": 1.0}
 
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--kinds", default="flat,ivf,sq8,ivfpq")
     parser.add_argument("--recall", type=float, default=0.95)
-    parser.add_argument("--memory", type=float, default=8.0, help="gigabytes for `build_in_blocks`")
+    parser.add_argument("--memory", type=float, default=8.0, help="gigabytes that an eighth of is added at once")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contender", choices=("ours", "faiss"))
     parser.add_argument("--kind", default="torch")
@@ -207,7 +207,7 @@ def main() -> None:
             )
             apart = {name: round(mine[f"{name}_cpu"], 1) for name in ("tuning", "writing", "reading")}
             peaks = f"peak above the vectors {mine['peak_mb']} MB, faiss {theirs['peak_mb']} MB"
-            print(f"  apart, CPU s: {apart}; parts {mine['parts']}; wanted recall reached: {mine['reached']}; {peaks}")
+            print(f"  apart, CPU s: {apart}; wanted recall reached: {mine['reached']}; {peaks}")
 
 
 def _line(name: str, found: dict[str, Any], queries: int) -> None:

@@ -29,16 +29,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.index import CENTRES, DIMENSIONS
-from pipeline.evaluate.indexes.building import Gallery
-from pipeline.evaluate.indexes.faiss_module import need_faiss
-from pipeline.evaluate.indexes.ivf import ListsIndex
-from pipeline.evaluate.indexes.on_disk import ON_DISK, read_beside
-from pipeline.evaluate.indexes.parts.add import add_part, lists_name
-from pipeline.evaluate.indexes.parts.merge import merge, merge_truth
-from pipeline.evaluate.indexes.parts.plan import BLOCK_ROWS, LISTS, TRAINED, Plan, Wanted, read_plan
-from pipeline.evaluate.indexes.parts.train import plan_and_train
-from pipeline.evaluate.indexes.stored import read_index, write_index
-from pipeline.evaluate.indexes.tuning import Queries, recalls, tune
+from pipeline.indexes import kinds
+from pipeline.indexes.index import Gallery, Index
+from pipeline.indexes.kinds import INDEXES, need_faiss
+from pipeline.indexes.on_disk import ON_DISK, read_mapped
+from pipeline.indexes.parts import BLOCK_ROWS, TRAINED, IndexParts, Wanted
+from pipeline.indexes.recall import recalls, tune
+from pipeline.indexes.stored import read_index, write_index
 
 UNIT_ROWS = 8 * BLOCK_ROWS
 MEMORY = 8 * 2**30
@@ -125,7 +122,7 @@ class Steps:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         if arguments.lists:
-            _fix_lists(arguments.kind, arguments.lists)
+            vars(kinds)["list_count"] = lambda rows: arguments.lists
         self.drawn = Drawn(arguments.rows, arguments.width)
         self.gallery = Gallery(rows=arguments.rows, width=arguments.width, read=self.drawn.read)
         self.wanted = Wanted(
@@ -137,14 +134,12 @@ class Steps:
             units=(*range(0, arguments.rows, UNIT_ROWS), arguments.rows),
             parts=arguments.parts,
         )
-        self.parts, self.index = arguments.beside / "parts", arguments.beside / "index"
+        self.folder, self.index = arguments.beside / "parts", arguments.beside / "index"
+        self.parts = IndexParts(self.folder, self.wanted, self.gallery)
 
-    def plan(self) -> Plan:
-        """Return the plan that was committed."""
-        plan = read_plan(self.parts, self.wanted)
-        if plan is None:
-            raise SystemExit("no plan")
-        return plan
+    def planned(self) -> IndexParts:
+        """Return the parts, the plan read; made where there is none."""
+        return self.parts.begin(lambda: (self.drawn.queries(2 * self.arguments.queries), "images"), MEMORY)
 
     def draw(self) -> dict[str, Any]:
         """Draw a part's vectors and do nothing with them."""
@@ -154,29 +149,28 @@ class Steps:
 
     def train(self) -> dict[str, Any]:
         """Do step 1."""
-        queries = Queries(vectors=self.drawn.queries(2 * self.arguments.queries), kind="images")
-        plan = plan_and_train(self.parts, self.wanted, self.gallery, lambda: queries, MEMORY)
-        return {"trained_on": plan.trained_on}
+        return {"trained_on": self.planned().plan["trained_on"]}
 
     def part(self) -> dict[str, Any]:
         """Do step 2 for one part."""
-        add_part(self.parts, self.plan(), self.gallery, self.arguments.part)
-        return {"bytes": (self.parts / lists_name(self.arguments.part)).stat().st_size}
+        self.planned().add(self.arguments.part)
+        return {"bytes": (self.folder / f"part-{self.arguments.part:05d}.faiss").stat().st_size}
 
     def merge(self) -> dict[str, Any]:
         """Do step 3."""
         self.index.mkdir()
-        built = merge(self.parts, self.plan(), self.index)
-        write_index(self.index, built.index, OF, {})
-        return {"bytes": (self.index / ON_DISK).stat().st_size, "lists": built.index.most_effort}
+        index = self.planned().merge(self.index)
+        write_index(self.index, index, OF, {})
+        return {"bytes": (self.index / ON_DISK).stat().st_size, "lists": index.most_effort}
 
     def search(self) -> dict[str, Any]:
         """Open the index and search it: from a cold page cache, then again; tuned before, in the same process."""
-        truth = merge_truth(self.parts, self.plan())
+        truth = self.planned().truth()
         half = len(truth.queries) // 2
         index = read_index(self.index, OF)
-        tuned = tune(index, truth[:half], 0.95)
-        found = {"effort": tuned.effort, "recall": float(recalls(index, truth[half:]).mean()), "reached": tuned.reached}
+        reached = tune(index, truth.part(slice(half)), 0.95)
+        recall = float(recalls(index, truth.part(slice(half, None))).mean())
+        found = {"effort": index.effort, "recall": recall, "reached": reached}
         queries = truth.queries[half:]
         alone = clocked(lambda: [index.search(query[None], 10) for query in queries])
         together = clocked(lambda: index.search(queries, 10))
@@ -186,8 +180,8 @@ class Steps:
         """Open the index without checking it, with nothing of it in the page cache, and ask at the tuned effort."""
         with (self.index / ON_DISK).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        index = ListsIndex.wrap(read_beside(self.index / "index.faiss"))
-        index.set_effort(self.arguments.effort)
+        index = Index(INDEXES[self.wanted.kind], read_mapped(self.index / "index.faiss"))
+        index.effort = self.arguments.effort
         queries = self.drawn.queries(2 * self.arguments.queries)[self.arguments.queries :]
         alone = clocked(lambda: [index.search(query[None], 10) for query in queries])
         return {"alone": alone, "queries": len(queries)}
@@ -195,30 +189,24 @@ class Steps:
     def apart(self) -> dict[str, Any]:
         """Search the parts as they are, mapped and stacked by faiss, in place of the merged index."""
         faiss: Any = need_faiss("this benchmark")
-        plan = self.plan()
+        parts = self.planned()
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-        count = len(plan.wanted.spans())
-        opened = [faiss.read_index(str(self.parts / lists_name(number)), flags) for number in range(count)]
+        paths = sorted(self.folder.glob("part-*.faiss"))
+        opened = [faiss.read_index(str(path), flags) for path in paths]
         pointers = faiss.InvertedListsPtrVector()
         for each in opened:
             faiss.downcast_InvertedLists(each.invlists).prefetch_nthread = 0  # as the merged ones
             pointers.push_back(each.invlists)
-        stacked = faiss.HStackInvertedLists(count, pointers.data())
-        index = faiss.read_index(str(self.parts / TRAINED))
+        stacked = faiss.HStackInvertedLists(len(paths), pointers.data())
+        index = faiss.read_index(str(self.folder / TRAINED))
         index.replace_invlists(stacked, False)
-        index.ntotal = plan.wanted.rows
+        index.ntotal = self.wanted.rows
         index.nprobe = self.arguments.effort
-        queries = merge_truth(self.parts, plan).queries.numpy()[self.arguments.queries :]
+        queries = parts.truth().queries.numpy()[self.arguments.queries :]
         index.search(queries[:8], 10)
         alone = clocked(lambda: [index.search(query[None], 10) for query in queries])
         together = clocked(lambda: index.search(queries, 10))
         return {"alone": alone, "together": together, "queries": len(queries)}
-
-
-def _fix_lists(kind: str, lists: int) -> None:
-    """Let a kind have so many lists for any number of rows."""
-    base = LISTS[kind]
-    LISTS[kind] = type(base.__name__, (base,), {"lists": classmethod(lambda cls, rows: lists)})
 
 
 def clocked(work: Callable[[], Any]) -> tuple[float, float]:
@@ -270,7 +258,7 @@ def _all(arguments: argparse.Namespace) -> None:
     _line("draw", _run(arguments, "draw"))
     trained = _run(arguments, "train")
     _line("train", trained)
-    count = len(Steps(arguments).wanted.spans())
+    count = len(Steps(arguments).parts.spans)
     parts = [_run(arguments, "part", part=number) for number in range(count)]
     for name, pick in (("part, most", max), ("part, least", min)):
         _line(name, {key: pick(part[key] for part in parts) for key in parts[0]})

@@ -29,6 +29,7 @@ FLOORS = {
     "encoders": 3,
     "projectors": 3,
     "metrics": 3,
+    "indexes": 3.5,  # between the units that it reads and evaluate, which reads it
     "extract": 4,
     "align": 4,
     "evaluate": 4,

@@ -1,14 +1,19 @@
-"""A stored search index over a run's images: `build(run, out)` and, when it is searched, `open_index`.
+"""A stored search index over a run's images: `build(IndexConfig(...))` and, when it is searched, `open_index`.
 
 Run by `pipeline index` and `pipeline search --index`. The images' features are projected block by block, so neither
 they nor their embeddings need to lie in memory as a whole. The effort is tuned on captions that the run was not tested
 on, and the recall is measured on others; where the run has too few, images ask for other images.
+
+Several processes share the work with `make_parts`, then one calls `build`. What is made on the way lies in
+`<out>.parts`: whoever is killed, only what is missing is made again. The index has the same bytes for any number of
+parts and processes, as long as each computes with the same libraries and threads.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +25,16 @@ from pipeline.apps.own_folder import OwnFolder
 from pipeline.apps.places import open_images, open_texts
 from pipeline.errors import UserError
 from pipeline.evaluate.data import check_side, run_features
-from pipeline.evaluate.indexes.building import Gallery, build_in_blocks
-from pipeline.evaluate.indexes.faiss_index import FaissIndex
-from pipeline.evaluate.indexes.faiss_module import need_faiss
-from pipeline.evaluate.indexes.kinds import MEMORY
-from pipeline.evaluate.indexes.stored import RECORD, read_index, read_record, write_index
-from pipeline.evaluate.indexes.table import INDEXES, choose_kind
-from pipeline.evaluate.indexes.tuning import Queries, Truth, exact_neighbours, recalls, tune
+from pipeline.extract.shares import Share
+from pipeline.indexes.index import Gallery, Index, add_rows, train
+from pipeline.indexes.kinds import INDEXES, MEMORY, Kind, choose_kind, need_faiss
+from pipeline.indexes.parts import IndexParts, Wanted
+from pipeline.indexes.recall import Truth, measure
+from pipeline.indexes.stored import RECORD, read_index, read_record, write_index
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.projectors.table import pack_projector
 from pipeline.store.join import join
+from pipeline.store.locks import lock
 from pipeline.store.side import Rows, Side
 
 QUERIES = 1000
@@ -44,113 +49,213 @@ INDEX = OwnFolder(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The images that an index is built over."""
+class IndexConfig:
+    """What is built; of several processes every one says the same."""
 
-    run: AlignedRun
-    """The run whose projector makes the vectors."""
-    side: Side
-    """Its image stores."""
-    rows: Rows
-    """[N] which of their images."""
-    seed: int
-    """Which seed's projector."""
-    split: str | None
-    """The split that they are; None for all."""
-
-    @classmethod
-    def open(cls, run: Path, image: Sequence[Path], seed: int | None, split: str | None) -> "Subject":
-        """Open a run and its image stores, those of the training where none is given.
-
-        Raises:
-            KeyMismatchError: A store holds features of another key than the run was trained on.
-            UserError: A folder or seed is missing, or no image is in the split.
-        """
-        opened = open_run(run)
-        side = open_images(opened, image)
-        check_side(opened, side)
-        chosen = opened.seeds[0] if seed is None else seed
-        return cls(run=opened, side=side, rows=rows_of(side, split), seed=chosen, split=split)
+    run: Path
+    """Folder of a run or of an export."""
+    out: Path
+    """Folder of the finished index: new, empty, or an older index."""
+    image: Sequence[Path] = ()
+    """Image stores (default: those of the training)."""
+    text: Sequence[Path] = ()
+    """Text stores, whose captions are the queries (default: those of the training)."""
+    seed: int | None = None
+    """Which seed's projectors (default: the first)."""
+    split: str | None = None
+    """Only images of this split."""
+    kind: str = "auto"
+    """One of `KINDS` but torch; auto goes by size, and is ivf in parts, whose lists need not fit the memory."""
+    recall: float = 0.95
+    """Wanted recall@k."""
+    k: int = 10
+    """Neighbours that are compared."""
+    memory: int = MEMORY
+    """Bytes that vectors and codes, or those of a part, may take while it is built."""
+    parts: int | None = None
+    """Parts that it is built in; fewer where the store has fewer shards (default: as many as the memory asks for)."""
 
     @property
-    def gallery(self) -> Gallery:
-        """Return their unit vectors, embedded when they are read."""
-        return Gallery(
+    def folder(self) -> Path:
+        """Folder of what is made on the way, where it is built in parts."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        choose_kind(self.kind, 1)
+        if self.kind == "torch":
+            expected, remedy = "a kind that can be stored", "take --kind flat"
+            raise UserError(expected=expected, found="torch", where="--kind", remedy=remedy)
+        if not 0 < self.recall <= 1:
+            raise UserError(expected="a recall above 0 and at most 1", found=str(self.recall), where="--recall")
+        if self.k < 1:
+            raise UserError(expected="1 or more neighbours", found=str(self.k), where="--k")
+        if self.memory < 2**20:
+            raise UserError(expected="a megabyte of memory at least", found=f"{self.memory} bytes", where="--memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsMade:
+    """What one of several processes did."""
+
+    parts: int
+    """Parts in all."""
+    made: tuple[int, ...]
+    """Those that it made."""
+    missing: tuple[int, ...]
+    """Those that are not committed yet: another process is at work on them, or was killed."""
+    folder: str
+    """Where they lie."""
+
+
+class Subject:
+    """The images that an index is built over, their run and stores opened.
+
+    Raises:
+        KeyMismatchError: A store holds features of another key than the run was trained on.
+        MissingExtraError: faiss is not installed.
+        UserError: A folder or seed is missing, no image is in the split, or something else lies where it is to be.
+    """
+
+    def __init__(self, config: IndexConfig) -> None:
+        need_faiss("stored indexes")
+        INDEX.check(config.out)
+        self.config = config
+        self.run = open_run(config.run)
+        self.side = open_images(self.run, config.image)
+        check_side(self.run, self.side)
+        self.seed = self.run.seeds[0] if config.seed is None else config.seed
+        self.rows = rows_of(self.side, config.split)
+        self.identity = identity(self.run, self.side, self.seed, config.split)
+        self.gallery = Gallery(
             rows=len(self.rows),
             width=self.run.dim,
             read=lambda at: embed(self.run, self.side, self.rows[at], self.seed),
         )
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the index's rows and vectors."""
-        return identity(self.run, self.side, self.seed, self.split)
+    def queries(self) -> tuple[Tensor, str]:
+        """Return queries [Q, d] in a drawn order: captions of the splits the run was made with, else gallery images."""
+        texts = open_texts(self.run, self.side, self.config.text)
+        draw = np.random.default_rng(self.seed)
+        if texts is not None:
+            check_side(self.run, texts)
+            known = [self.run.config.get(name) for name in ("train_split", "validation_split")]
+            found = [join(self.side.samples, texts.samples, str(split)).caption_rows for split in known if split]
+            captions = np.concatenate([np.array([], dtype=np.int64), *found])
+            if len(captions) >= 2 * QUERIES:
+                chosen = draw.choice(captions, size=2 * QUERIES, replace=False)
+                return embed(self.run, texts, chosen, self.seed), "captions"
+        chosen = draw.choice(self.rows, size=min(len(self.rows), 2 * QUERIES), replace=False)
+        return embed(self.run, self.side, chosen, self.seed), "images"
 
-    def queries(self, text: Sequence[Path]) -> Queries:
-        """Return what the index is asked, captions of these text stores if there are enough."""
-        return queries_of(self.run, self.side, text, self.rows, self.seed)
+    @cached_property
+    def parts(self) -> IndexParts | None:
+        """The parts that it is built in, their lists trained if nobody has done so; None where it is built at once.
+
+        Parts that were asked for are cut at the shards, so that each process reads its own; others by the memory alone.
+
+        Raises:
+            KeyMismatchError: The folder of parts is of another index.
+            UserError: A part, or a kind that lies in memory as a whole, does not fit the memory.
+        """
+        config, gallery, count = self.config, self.gallery, self.config.parts
+        units = np.searchsorted(self.side.rows[0][self.rows], self.side.stores[0].shard_edges).tolist()
+        if count is None:
+            most = config.memory // (2 * self.kind.row_bytes(gallery.width, gallery.rows))
+            if not self.kind.has_lists:
+                self._check_whole()
+            if most >= gallery.rows or not self.kind.has_lists:
+                return None
+            units = [*range(0, gallery.rows, max(1, most)), gallery.rows]
+            count = len(units) - 1
+        wanted = Wanted(
+            of=self.identity,
+            kind=self.kind.name,
+            seed=self.seed,
+            k=min(config.k, gallery.rows),
+            width=gallery.width,
+            units=units,
+            parts=count,
+        )
+        wanted.check_memory(config.memory)
+        return IndexParts(config.folder, wanted, gallery).begin(self.queries, config.memory)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What is built; auto goes by size, and in parts is ivf."""
+        config = self.config
+        if config.kind == "auto" and config.parts is not None:
+            return INDEXES["ivf"]
+        return INDEXES[choose_kind(config.kind, self.gallery.rows, self.gallery.width, config.memory)]
+
+    def _check_whole(self) -> None:
+        need = 4 * self.gallery.rows * self.gallery.width
+        if need > self.config.memory:
+            raise UserError(
+                expected=f"an index of at most {self.config.memory:,} bytes",
+                found=f"{need:,} bytes of vectors, which {self.kind.name} holds whole",
+                where="--memory",
+                remedy="take --kind ivf, sq8 or ivfpq, or allow more memory",
+            )
 
 
-def build(
-    run: Path,
-    out: Path,
-    *,
-    image: Sequence[Path] = (),
-    text: Sequence[Path] = (),
-    seed: int | None = None,
-    split: str | None = None,
-    kind: str = "auto",
-    recall: float = 0.95,
-    k: int = 10,
-    memory: int = MEMORY,
-) -> dict[str, Any]:
+def build(config: IndexConfig) -> dict[str, Any]:
     """Build an index over the images of a run's stores, tune and measure it, and write it as one folder.
 
-    Args:
-        run: Folder of a run or of an export.
-        out: Folder to write; may be there if it is empty or an older index.
-        image: Image stores; those of the training where not given.
-        text: Text stores, whose captions are the queries; likewise.
-        seed: Which seed's projectors; the first where not given.
-        split: Only images of this split.
-        kind: One of `KINDS` but torch; `auto` goes by size.
-        recall: Wanted recall@k.
-        k: Neighbours that are compared.
-        memory: Bytes that vectors and codes may take while it is built.
+    In parts, those that are there are taken and what is missing is made.
 
     Returns:
         What `index.json` says.
 
     Raises:
-        KeyMismatchError: A store holds features of another key than the run was trained on.
+        KeyMismatchError: A store is of another key than the run's, or the folder of parts of another index.
         MissingExtraError: faiss is not installed.
-        UserError: A folder or seed is missing, the kind does not fit the memory, or a number makes no sense.
+        UserError: Something is missing, does not fit the memory, is damaged, or another process is merging.
+        PipelineError: There is no room for the merged lists.
     """
-    need_faiss("stored indexes")
-    check_numbers(kind, recall, k, memory)
-    INDEX.check(out)
-    subject = Subject.open(run, image, seed, split)
-    gallery = subject.gallery
-    name = choose_kind(kind, gallery.rows, gallery.width, memory)
-    cls = INDEXES[name]
-    if not issubclass(cls, FaissIndex):
-        raise UserError(expected="a kind that can be stored", found=name, where="--kind", remedy="take --kind flat")
-    started = time.perf_counter()
-    with INDEX.new(out) as folder:
-        built = build_in_blocks(cls, gallery, folder, seed=subject.seed, memory=memory)
-        seconds = time.perf_counter() - started
-        queries = subject.queries(text)
-        blocks = gallery.blocks(gallery.block_rows(memory))
-        truth = exact_neighbours(queries.vectors, blocks, min(k, gallery.rows))
-        about = {
-            "recall": measure(built.index, truth, queries.kind, recall),
-            "build": {"parts": built.parts, "memory": memory, "seconds": round(seconds, 3)},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        return write_index(folder, built.index, subject.identity, about)
+    subject = Subject(config)
+    parts = subject.parts
+    if parts is None:
+        with INDEX.new(config.out) as folder:
+            return _build_at_once(subject, folder)
+    for number in range(len(parts.spans)):
+        parts.add(number, wait=True)
+    with lock(parts.folder / ".merge.lock", block=False) as mine:
+        if not mine:
+            expected, found = "parts that nobody is merging", "a live process that does"
+            raise UserError(expected=expected, found=found, where=str(parts.folder))
+        with INDEX.new(config.out, parts.folder / "merged") as folder:
+            record = _merge(subject, parts, folder)
+    parts.remove()
+    return record
 
 
-def open_index(folder: Path, run: AlignedRun, side: Side, seed: int, split: str | None) -> FaissIndex:
+def make_parts(config: IndexConfig, share: Share) -> PartsMade:
+    """Do one process's share of the parts, then what is left and nobody is at work on.
+
+    Raises:
+        KeyMismatchError: A store is of another key than the run's, or the folder of parts of another index.
+        UserError: Something that was asked for is missing or makes no sense.
+    """
+    parts = Subject(config).parts
+    if parts is None:
+        raise UserError(expected="a number of parts", found="none", where="--parts")
+    count = len(parts.spans)
+    made = tuple(number for number in in_turn(count, share) if parts.add(number))
+    return PartsMade(parts=count, made=made, missing=tuple(parts.missing()), folder=str(parts.folder))
+
+
+def in_turn(parts: int, share: Share) -> list[int]:
+    """Return the parts in a worker's order: its own run of them, then the others', the next worker's first, backwards.
+
+    An owner takes its own from the front, so that who helps meets it last.
+    """
+    spans = [(worker * parts // share.count, (worker + 1) * parts // share.count) for worker in range(share.count)]
+    own, *others = (range(*spans[(share.index + step) % share.count]) for step in range(share.count))
+    return [*own, *(number for each in others for number in reversed(each))]
+
+
+def open_index(folder: Path, run: AlignedRun, side: Side, seed: int, split: str | None) -> Index:
     """Load a stored index over these images.
 
     Raises:
@@ -190,59 +295,34 @@ def embed(run: AlignedRun, side: Side, rows: Rows, seed: int) -> Tensor:
     return run.encode(side.modality, run_features(run, side, rows, constant_allowed=True), seed)
 
 
-def queries_of(run: AlignedRun, images: Side, text: Sequence[Path], rows: Rows, seed: int) -> Queries:
-    """Return queries in a drawn order: captions of the splits the run was made with, else images of the gallery."""
-    texts = open_texts(run, images, text)
-    draw = np.random.default_rng(seed)
-    if texts is not None:
-        check_side(run, texts)
-        known = [run.config.get(name) for name in ("train_split", "validation_split")]
-        found = [join(images.samples, texts.samples, str(split)).caption_rows for split in known if split]
-        captions = np.concatenate(found) if found else np.array([], dtype=np.int64)
-        if len(captions) >= 2 * QUERIES:
-            chosen = draw.choice(captions, size=2 * QUERIES, replace=False)
-            return Queries(vectors=embed(run, texts, chosen, seed), kind="captions")
-    chosen = draw.choice(rows, size=min(len(rows), 2 * QUERIES), replace=False)
-    return Queries(vectors=embed(run, images, chosen, seed), kind="images")
+def _build_at_once(subject: Subject, folder: Path) -> dict[str, Any]:
+    started = time.perf_counter()
+    config, gallery = subject.config, subject.gallery
+    blocks = gallery.blocks(config.memory)
+    queries, asked = subject.queries()
+    truth = Truth(queries, min(config.k, gallery.rows))
+    own, _ = train(subject.kind, gallery, subject.seed, config.memory, len(blocks[0]))
+    add_rows(own, gallery, blocks, truth.see)
+    index = Index(subject.kind, own, subject.seed)
+    about = {"parts": 1, "memory": config.memory, "seconds": round(time.perf_counter() - started, 3)}
+    return _write(folder, subject, index, measure(index, truth, asked, config.recall), about)
 
 
-def measure(index: FaissIndex, truth: Truth, of: str, wanted: float) -> dict[str, Any]:
-    """Tune an index on one half of the queries and return its recall on the other half, for its record.
-
-    Args:
-        index: The index.
-        truth: What exact search finds.
-        of: What the queries are: captions or images.
-        wanted: The recall that is wanted.
-    """
-    half = max(1, len(truth.queries) // 2)
-    tuned = tune(index, truth[:half], wanted)
-    held: Truth = truth[half:] if len(truth.queries) > 1 else truth
-    reached = float(recalls(index, held).mean())
-    return {
-        "k": truth.positions.shape[1],
-        "wanted": wanted,
-        "recall": reached,
-        "queries": len(held.queries),
-        "of": of,
-        "tuned_on": half,
-        "recall_tuned": tuned.recall,
-        "reached": tuned.reached,
+def _merge(subject: Subject, parts: IndexParts, folder: Path) -> dict[str, Any]:
+    index = parts.merge(folder)
+    recall = measure(index, parts.truth(), parts.plan["queries"], subject.config.recall)
+    seconds = [record["seconds"] for record in filter(None, map(parts.record, range(len(parts.spans))))]
+    about = {
+        "parts": len(parts.spans),
+        "memory": subject.config.memory,
+        "trained_on": parts.plan["trained_on"],
+        "seconds": {"train": parts.plan["seconds"], "parts": seconds},
     }
+    return _write(folder, subject, index, recall, about)
 
 
-def check_numbers(kind: str, recall: float, k: int, memory: int) -> None:
-    """Refuse numbers that make no sense.
-
-    Raises:
-        UserError: Says which.
-    """
-    choose_kind(kind, 1)
-    if kind == "torch":
-        raise UserError(expected="a kind that can be stored", found=kind, where="--kind", remedy="take --kind flat")
-    if not 0 < recall <= 1:
-        raise UserError(expected="a recall above 0 and at most 1", found=str(recall), where="--recall")
-    if k < 1:
-        raise UserError(expected="1 or more neighbours", found=str(k), where="--k")
-    if memory < 2**20:
-        raise UserError(expected="a megabyte of memory at least", found=f"{memory} bytes", where="--memory")
+def _write(
+    folder: Path, subject: Subject, index: Index, recall: dict[str, Any], build: dict[str, Any]
+) -> dict[str, Any]:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return write_index(folder, index, subject.identity, {"recall": recall, "build": build, "created": created})

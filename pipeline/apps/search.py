@@ -18,8 +18,7 @@ from pipeline.apps.indexing import open_index
 from pipeline.apps.places import dataset_folder, open_images, open_texts
 from pipeline.errors import UserError
 from pipeline.evaluate.data import check_side, run_features
-from pipeline.evaluate.indexes.base import Index
-from pipeline.evaluate.indexes.table import build_index
+from pipeline.indexes.index import Index, build_index
 from pipeline.store.side import Rows, Side
 
 

@@ -52,54 +52,36 @@ def index(
     """
     at_least_one(k, "--k")
     writable_folder(out, "--out")
-    options: dict[str, Any] = {
-        "image": store or (),
-        "text": text_store or (),
-        "seed": seed,
-        "split": split,
-        "kind": kind,
-        "recall": recall,
-        "k": k,
-        "memory": int(memory * 2**30),
-    }
-    if parts is not None:
-        made = _in_parts({**options, "run": run, "out": out, "parts": parts}, worker_index, num_workers, json=json)
-        if made is None:
-            return
-    else:
-        _no_workers(worker_index, num_workers)
-        from pipeline.apps.indexing import build
+    if parts is None and (worker_index, num_workers) != (None, None):
+        expected = "--parts with --worker-index and --num-workers"
+        raise UserError(expected=expected, found="no --parts", where="pipeline index")
+    from pipeline.apps.indexing import IndexConfig, build, make_parts
+    from pipeline.extract.shares import Share, share_of
 
-        made = build(run, out, **options)
-    _say(made, out, json=json)
-
-
-def _no_workers(worker_index: int | None, num_workers: int | None) -> None:
-    if worker_index is not None or num_workers is not None:
-        raise UserError(
-            expected="--parts with --worker-index and --num-workers", found="no --parts", where="pipeline index"
-        )
-
-
-def _in_parts(
-    options: dict[str, Any], worker_index: int | None, num_workers: int | None, *, json: bool
-) -> dict[str, Any] | None:
-    """Do one worker's share and say so, or finish the index and return its record."""
-    from pipeline.apps.index_parts import PartsConfig, finish, make_parts
-    from pipeline.extract.shares import share_of
-
-    share = share_of(worker_index, num_workers, os.environ)
-    config = PartsConfig(**options)
+    config = IndexConfig(
+        run=run,
+        out=out,
+        image=store or (),
+        text=text_store or (),
+        seed=seed,
+        split=split,
+        kind=kind,
+        recall=recall,
+        k=k,
+        memory=int(memory * 2**30),
+        parts=parts,
+    )
+    share = Share() if parts is None else share_of(worker_index, num_workers, os.environ)
     if share.count == 1 and worker_index is None:
-        return finish(config)
+        _say(build(config), out, json=json)
+        return
     done = make_parts(config, share)
     if json:
         emit_json(asdict(done))
-        return None
+        return
     typer.echo(f"{len(done.made)} of {done.parts} parts made here, {len(done.missing)} missing: {done.folder}")
     if not done.missing:
         typer.echo("The same command without a worker's number merges them.")
-    return None
 
 
 def _say(made: dict[str, Any], out: Path, *, json: bool) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.evaluate.indexes.kinds import KINDS
+from pipeline.indexes.kinds import KINDS
 
 USUAL_KS = (1, 5, 10)
 

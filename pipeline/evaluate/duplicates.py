@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluate.data import TestPairs
-from pipeline.evaluate.indexes.table import build_index
 from pipeline.evaluate.measures import Measure, value_by_seed
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
 from pipeline.evaluate.zero_shot import ZeroShotSet
+from pipeline.indexes.index import build_index
 from pipeline.projectors.base import unit_rows
 from pipeline.store.join import join
 from pipeline.store.side import LayerRef, Rows, Side

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, run_features
-from pipeline.evaluate.indexes.base import Index
-from pipeline.evaluate.indexes.table import build_index, recall_against_exact
 from pipeline.evaluate.pictures import Pictures
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
 from pipeline.evaluate.report.page import Example, ExampleGroup, Thumb
 from pipeline.evaluate.result import RunResult
+from pipeline.indexes.index import Index, build_index
+from pipeline.indexes.recall import recall_against_exact
 from pipeline.projectors.run_record import AlignedRun
 
 SHOWN = 5
@@ -61,7 +61,7 @@ class Gallery:
         return {
             f"{name}_index_recall@10": recall_against_exact(index, gallery, queries[:RECALL_QUERIES])
             for name, index, gallery, queries in sides
-            if not index.exact
+            if not index.kind.exact
         }
 
     def text_queries(self, captions: Sequence[int], ranks: NDArray[np.int64]) -> tuple[Example, ...]:

@@ -16,26 +16,26 @@ from typing import Any
 import torch
 
 from pipeline import files
-from pipeline.apps import index_parts, own_folder
-from pipeline.apps.index_parts import finish, make_parts
-from pipeline.evaluate.indexes.faiss_module import need_faiss
-from pipeline.evaluate.indexes.parts import add, merge, train
+from pipeline.apps import indexing, own_folder
+from pipeline.apps.indexing import build as build_index
+from pipeline.apps.indexing import make_parts
 from pipeline.extract.shares import Share
+from pipeline.indexes import parts as building
+from pipeline.indexes.kinds import need_faiss
 from tests.apps.index_runs import config, index_bytes
 from tests.store.processes import TORN, Death, in_child, say
 
 STEPS: list[tuple[Any, str]] = [
-    (train, "write_faiss"),
-    (train, "write_plan"),
-    (add, "write_faiss"),
-    (add, "write_tensors"),
-    (add, "retire"),
+    (building, "add_rows"),
+    (building, "write_faiss"),
+    (building, "write_tensors"),
+    (files, "sync_folder"),
     (files, "publish"),
     (files, "write_bytes"),
-    (merge, "merge_lists"),
-    (index_parts, "write_index"),
+    (building, "merge_lists"),
+    (indexing, "write_index"),
     (own_folder, "_take_place"),
-    (index_parts, "remove_parts"),
+    (building.IndexParts, "remove"),
 ]
 TORN.update({"write_faiss": 1, "write_tensors": 1, "merge_lists": 2})
 
@@ -45,7 +45,7 @@ def build(folder: Path, number: int | None = None, torn: bool = False) -> list[s
     death = Death(number, torn)
     for module, name in STEPS:
         setattr(module, name, death.at(name, getattr(module, name)))
-    finish(config(folder))
+    build_index(config(folder))
     return death.names
 
 
@@ -56,7 +56,7 @@ def recover(folder: Path) -> dict[str, Any]:
     names = build(folder)
     digest = {name: hashlib.sha256(data).hexdigest() for name, data in index_bytes(folder / "index").items()}
     left = sorted(path.name for path in folder.iterdir())
-    return {"before": len(before), "made": names.count("write_tensors"), "digest": digest, "left": left}
+    return {"before": len(before), "made": names.count("add_rows"), "digest": digest, "left": left}
 
 
 def clear(folder: Path) -> None:

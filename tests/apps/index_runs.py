@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pipeline.apps.index_parts import PartsConfig
+from pipeline.apps.indexing import IndexConfig
 from pipeline.projectors.linear import LinearProjector
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.projectors.table import save_projector
@@ -46,9 +46,9 @@ def write_run(folder: Path, rows: int = ROWS, shard_rows: int = SHARD_ROWS) -> P
     return folder / "run"
 
 
-def config(folder: Path, **changes: Any) -> PartsConfig:
+def config(folder: Path, **changes: Any) -> IndexConfig:
     """Return what builds the index of `write_run(folder)` in `folder/index`."""
-    return PartsConfig(**{"run": folder / "run", "out": folder / "index", "parts": 3, "k": 5, **changes})
+    return IndexConfig(**{"run": folder / "run", "out": folder / "index", "parts": 3, "k": 5, **changes})
 
 
 def index_bytes(folder: Path) -> dict[str, bytes]:

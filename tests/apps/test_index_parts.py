@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.apps import index_parts
-from pipeline.apps.index_parts import finish, in_turn, make_parts
-from pipeline.apps.indexing import Subject, build
+from pipeline.apps import indexing
+from pipeline.apps.indexing import Subject, build, in_turn, make_parts
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, UserError
-from pipeline.evaluate.indexes.stored import read_index
 from pipeline.extract.shares import Share
+from pipeline.indexes.stored import read_index
 from pipeline.store import sources
 from pipeline.store.locks import lock
 from tests.apps.index_runs import ROWS, config, index_bytes, write_run
@@ -40,13 +39,13 @@ def lines(*arguments: object) -> list[dict[str, Any]]:
 
 
 def test_one_worker_or_several_make_the_same_bytes(folder: Path) -> None:
-    finish(config(folder, parts=1))
+    build(config(folder, parts=1))
     alone = index_bytes(folder / "index")
     for index in (2, 0, 1):
         made = make_parts(config(folder, parts=8, out=folder / "other"), Share(index=index, count=3))
         assert made.parts == 8
     assert made.missing == ()
-    finish(config(folder, parts=8, out=folder / "other"))
+    build(config(folder, parts=8, out=folder / "other"))
     assert index_bytes(folder / "other") == alone
     assert sorted(alone) == ["index.faiss", "index.ivfdata"]
     assert {path.name for path in folder.iterdir()} == {"image", "text", "run", "index", "other"}
@@ -57,8 +56,8 @@ def test_workers_at_the_same_time_lose_and_double_nothing(folder: Path, count: i
     assert [line["status"] for line in lines("beside", folder, count)] == [0] * count
     made = [json.loads((folder / f"worker-{index}.json").read_text()) for index in range(count)]
     assert sorted(number for each in made for number in each) == list(range(8))
-    finish(config(folder, parts=8))
-    finish(config(folder, parts=1, out=folder / "alone"))
+    build(config(folder, parts=8))
+    build(config(folder, parts=1, out=folder / "alone"))
     assert index_bytes(folder / "index") == index_bytes(folder / "alone")
 
 
@@ -71,17 +70,17 @@ def test_killed_at_every_step(folder: Path, every: int) -> None:
         result = death["result"]
         assert result["digest"] == whole["whole"]["digest"], death
         assert result["left"] == ["image", "index", "run", "text"], death
-        after_the_end = death["step"] == "remove_parts"
+        after_the_end = death["step"] == "remove"
         assert result["made"] == (3 if after_the_end and not result["before"] else 3 - result["before"]), death
     assert {death["step"] for death in deaths if death["torn"]} >= {"write_faiss", "write_tensors", "merge_lists"}
 
 
 def test_the_recall_that_is_said_is_true(folder: Path) -> None:
     """By hand: embeddings, a full sort, and the answers of the index at the effort that it was tuned to."""
-    made = finish(config(folder, recall=0.9))
-    subject = Subject.open(folder / "run", (), None, None)
+    made = build(config(folder, recall=0.9))
+    subject = Subject(config(folder))
     vectors = subject.gallery.read(np.arange(ROWS)).numpy()
-    queries = subject.queries(()).vectors[made["recall"]["tuned_on"] :]
+    queries = subject.queries()[0][made["recall"]["tuned_on"] :]
     assert len(queries) == made["recall"]["queries"]
     best = np.argsort(-(queries.numpy() @ vectors.T), axis=1, kind="stable")[:, :5]
     found = read_index(folder / "index", subject.identity).search(queries, 5)[1].tolist()
@@ -94,29 +93,29 @@ def test_the_recall_that_is_said_is_true(folder: Path) -> None:
 
 def test_the_same_lists_as_built_at_once(folder: Path) -> None:
     """The plain build draws the same sample; here all rows fit one block, so the vectors are the same to the bit."""
-    finish(config(folder, kind="ivf"))
-    build(folder / "run", folder / "plain", kind="ivf", k=5)
-    subject = Subject.open(folder / "run", (), None, None)
+    build(config(folder, kind="ivf"))
+    build(config(folder, kind="ivf", out=folder / "plain", parts=None))
+    subject = Subject(config(folder))
     ours, plain = (read_index(folder / name, subject.identity) for name in ("index", "plain"))
     vectors = subject.gallery.read(np.arange(0, ROWS, 7))
     for effort in (1, 3):
-        ours.set_effort(effort)
-        plain.set_effort(effort)
+        ours.effort = effort
+        plain.effort = effort
         assert torch.equal(ours.search(vectors, 5)[1], plain.search(vectors, 5)[1])
 
 
 def test_it_is_searched_wherever_it_lies(folder: Path) -> None:
-    finish(config(folder, recall=1.0))
+    build(config(folder, recall=1.0))
     (folder / "index").rename(folder / "moved")
     vectors = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     exact, ours = Searcher.open(folder / "run"), Searcher.open(folder / "run", stored=folder / "moved")
-    ours.images.set_effort(ours.images.most_effort)  # type: ignore[attr-defined]
+    ours.images.effort = ours.images.most_effort
     named = [[hit.image_id for hit in hits] for hits in exact.find_images(vectors, 3)]
     assert [[hit.image_id for hit in hits] for hits in ours.find_images(vectors, 3)] == named
 
 
 def test_a_split_is_cut_at_the_shards_too(folder: Path) -> None:
-    made = finish(config(folder, split="test", parts=8))
+    made = build(config(folder, split="test", parts=8))
     assert (made["rows"], made["build"]["parts"]) == (120, 8)
     with pytest.raises(KeyMismatchError, match="expected split = test, found split = None"):
         Searcher.open(folder / "run", stored=folder / "index").find_images(torch.eye(4), 1)
@@ -124,7 +123,7 @@ def test_a_split_is_cut_at_the_shards_too(folder: Path) -> None:
 
 def test_more_parts_than_shards_and_fewer_rows_than_lists_want(tmp_path: Path) -> None:
     write_run(tmp_path, rows=5, shard_rows=2)
-    made = finish(config(tmp_path, parts=50, k=40))
+    made = build(config(tmp_path, parts=50, k=40))
     assert (made["rows"], made["build"]["parts"], made["build"]["lists"]) == (5, 3, 1)
     assert (made["recall"]["k"], made["recall"]["recall"]) == (5, 1.0)
 
@@ -135,15 +134,15 @@ def test_other_features_cannot_join(folder: Path) -> None:
     write_run(folder / "other", rows=ROWS + 1)
     stores = (folder / "other" / "image",)
     with pytest.raises(KeyMismatchError, match=r"expected of\.features = .*remove the folder .*index\.parts to start"):
-        finish(config(folder, image=stores))
+        build(config(folder, image=stores))
     assert not (folder / "index").exists()
 
 
 def test_only_one_process_merges(folder: Path) -> None:
     make_parts(config(folder), Share())
     with lock(folder / "index.parts" / ".merge.lock"), pytest.raises(UserError, match="parts that nobody is merging"):
-        finish(config(folder))
-    assert finish(config(folder))["rows"] == ROWS
+        build(config(folder))
+    assert build(config(folder))["rows"] == ROWS
 
 
 def test_a_worker_reads_its_own_shards_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +172,7 @@ def test_all_workers_together_take_everything_in_turn(parts: int, count: int) ->
 def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, out = folder / "run", folder / "index"
     words = ("index", run, "--out", out, "--parts", 4, "--k", 5)
-    monkeypatch.setattr(index_parts, "in_turn", lambda parts, share: range(share.index, parts, share.count))
+    monkeypatch.setattr(indexing, "in_turn", lambda parts, share: range(share.index, parts, share.count))
     first = done(*words, "--worker-index", 0, "--num-workers", 2, "--json").json()
     assert first == {"parts": 4, "made": [0, 2], "missing": [1, 3], "folder": str(folder / "index.parts")}
     monkeypatch.setenv("RANK", "1")

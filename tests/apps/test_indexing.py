@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pipeline.apps.export.run import export
-from pipeline.apps.indexing import build
+from pipeline.apps.indexing import IndexConfig
+from pipeline.apps.indexing import build as build_by
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, MissingExtraError, UserError
-from pipeline.evaluate.indexes import faiss_module
+from pipeline.indexes import kinds
 from pipeline.projectors.linear import IdentityProjector, LinearProjector
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.projectors.table import save_projector
@@ -57,6 +58,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("indexing"))
 
 
+def build(run: Path, out: Path, **options: Any) -> dict[str, Any]:
+    return build_by(IndexConfig(run=run, out=out, **options))
+
+
 def found(searcher: Searcher, vectors: torch.Tensor) -> list[list[str]]:
     return [[hit.image_id for hit in hits] for hits in searcher.find_images(vectors, 5)]
 
@@ -83,10 +88,32 @@ def test_queries_are_captions_outside_the_test_split(tmp_path: Path) -> None:
     assert (few["recall"]["of"], few["recall"]["queries"]) == ("images", 150)
 
 
+def little(memory: int, **options: Any) -> IndexConfig:
+    """Return what builds with less memory than may be asked for."""
+    config = IndexConfig(**options)
+    object.__setattr__(config, "memory", memory)
+    return config
+
+
 def test_memory_decides_the_parts(run: Path, tmp_path: Path) -> None:
-    made = build(run, tmp_path / "index", kind="ivf", memory=2**20)
-    assert made["build"]["parts"] == 1
-    assert set(made["files"]) == {"index.faiss"}
+    """2,400 rows of 3 numbers take 20 bytes each in lists, which grow by doubling."""
+    whole = build_by(little(2400 * 40, run=run, out=tmp_path / "whole", kind="ivf"))
+    assert (whole["build"]["parts"], set(whole["files"])) == (1, {"index.faiss"})
+    made = build_by(little(2399 * 40, run=run, out=tmp_path / "index", kind="ivf"))
+    assert (made["build"]["parts"], set(made["files"])) == (2, {"index.faiss", "index.ivfdata"})
+    assert not (tmp_path / "index.parts").exists()
+    assert made["recall"]["recall"] >= 0.94
+    vectors = torch.nn.functional.normalize(torch.randn(50, 3), dim=1)
+    mapped = Searcher.open(run, stored=tmp_path / "index")
+    mapped.images.effort = mapped.images.most_effort
+    assert found(mapped, vectors) == found(Searcher.open(run), vectors)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_what_must_lie_in_memory_says_so(run: Path, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UserError, match=r"found 28,800 bytes of vectors.*take --kind ivf, sq8 or ivfpq"):
+        build_by(little(20_000, run=run, out=tmp_path / "index", kind=kind))
+    assert not (tmp_path / "index").exists()
 
 
 def test_a_split_has_an_index_of_its_own(run: Path, tmp_path: Path) -> None:
@@ -146,7 +173,7 @@ def test_mistakes_are_one_sentence(run: Path, tmp_path: Path) -> None:
 
 def test_without_faiss_there_is_an_install_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     none: Callable[[], None] = lambda: None  # noqa: E731
-    monkeypatch.setattr(faiss_module, "find_faiss", none)
+    monkeypatch.setattr(kinds, "find_faiss", none)
     with pytest.raises(MissingExtraError, match="pip install faiss-cpu"):
         build(run, tmp_path / "index")
 

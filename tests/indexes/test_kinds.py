@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.errors import MissingExtraError, UnknownNameError, UserError
-from pipeline.evaluate.indexes import faiss_module
-from pipeline.evaluate.indexes.kinds import KINDS
-from pipeline.evaluate.indexes.table import INDEXES, build_index, choose_kind, recall_against_exact, search
+from pipeline.indexes.index import build_index
+from pipeline.indexes.kinds import INDEXES, KINDS, choose_kind, find_faiss
+from pipeline.indexes.recall import recall_against_exact
 
 
 def unit(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -25,20 +25,20 @@ def no_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> Any:
         raise OSError(f"{name}: libcudart.so.12: cannot open shared object file")
 
-    faiss_module.find_faiss.cache_clear()
+    find_faiss.cache_clear()
     monkeypatch.setattr(importlib, "import_module", fail)
 
 
 @pytest.fixture(autouse=True)
 def fresh_cache() -> Any:
     yield
-    faiss_module.find_faiss.cache_clear()
+    find_faiss.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["torch", "flat"])
 def test_exact_kinds_agree_with_a_loop(kind: str) -> None:
     gallery, queries = unit(300, 16, 0), unit(20, 16, 1)
-    scores, positions = search(build_index(gallery, kind), queries, 7)
+    scores, positions = build_index(gallery, kind).search(queries, 7)
     for row, query in enumerate(queries.numpy()):
         similarity = gallery.numpy() @ query
         best = sorted(range(300), key=lambda item: (-similarity[item], item))[:7]
@@ -59,7 +59,7 @@ def test_approximate_kinds_find_nearly_all(kind: str) -> None:
     gallery, queries = unit(2000, 8, 0), unit(50, 8, 1)
     index = build_index(gallery, kind)
     assert recall_against_exact(index, gallery, queries, 10) > 0.8
-    assert not index.exact
+    assert not index.kind.exact
 
 
 @pytest.mark.parametrize("kind", list(INDEXES))

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import PipelineError
-from pipeline.evaluate.indexes.ivf import IVFIndex, IVFPQIndex, ListsIndex, SQ8Index
-from pipeline.evaluate.indexes.on_disk import ON_DISK, keeps_lists_on_disk, merge_lists, read_beside, write_beside
-from tests.evaluate.indexes.test_kinds import unit
+from pipeline.indexes.kinds import INDEXES
+from pipeline.indexes.on_disk import ON_DISK, merge_lists, read_mapped
+from tests.indexes.test_kinds import unit
 
 faiss: Any = pytest.importorskip("faiss")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 VECTORS, QUERIES = unit(2000, 16, 0).numpy(), unit(20, 16, 1).numpy()
 
 
-def trained(kind: type[ListsIndex] = IVFIndex) -> Any:
-    empty = kind.empty(16, 2000, 0, 2000)
+def trained(kind: str = "ivf") -> Any:
+    empty = INDEXES[kind].empty(16, 2000)
     empty.train(VECTORS)
     return empty
 
@@ -37,9 +36,9 @@ def write_parts(folder: Path, empty: Any, edges: tuple[int, ...]) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("kind", [IVFIndex, SQ8Index, IVFPQIndex])
+@pytest.mark.parametrize("kind", ["ivf", "sq8", "ivfpq"])
 @pytest.mark.parametrize("edges", [(0, 2000), (0, 700, 700, 1999, 2000), (0, 3)])
-def test_the_bytes_are_those_of_faiss(kind: type[ListsIndex], edges: tuple[int, ...], tmp_path: Path) -> None:
+def test_the_bytes_are_those_of_faiss(kind: str, edges: tuple[int, ...], tmp_path: Path) -> None:
     from faiss.contrib.ondisk import merge_ondisk
 
     empty = trained(kind)
@@ -57,8 +56,8 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     """Faiss's own merge and its flag for moved folders both print on standard output, which `--json` owns."""
     empty = trained()
     merge_lists(empty, write_parts(tmp_path, empty, (0, 500, 2000)), tmp_path / ON_DISK)
-    write_beside(empty, tmp_path / "index.faiss")
-    read_beside(tmp_path / "index.faiss")
+    faiss.write_index(empty, str(tmp_path / "index.faiss"))
+    read_mapped(tmp_path / "index.faiss")
     assert capfd.readouterr() == ("", "")
 
 
@@ -66,45 +65,41 @@ def test_the_folder_may_be_moved_and_read_only(tmp_path: Path) -> None:
     empty = trained()
     (tmp_path / "here").mkdir()
     merge_lists(empty, write_parts(tmp_path, empty, (0, 500, 2000)), tmp_path / "here" / ON_DISK)
-    write_beside(empty, tmp_path / "here" / "index.faiss")
+    faiss.write_index(empty, str(tmp_path / "here" / "index.faiss"))
     assert str(tmp_path).encode() not in (tmp_path / "here" / "index.faiss").read_bytes()
     expected = empty.search(QUERIES, 7)[1]
     (tmp_path / "here" / ON_DISK).chmod(0o444)
     (tmp_path / "here").rename(tmp_path / "there")
-    found = read_beside(tmp_path / "there" / "index.faiss")
-    assert keeps_lists_on_disk(found)
+    found = read_mapped(tmp_path / "there" / "index.faiss")
+    assert isinstance(faiss.downcast_InvertedLists(found.invlists), faiss.OnDiskInvertedLists)
     np.testing.assert_array_equal(found.search(QUERIES, 7)[1], expected)
 
 
 def test_lists_without_rows(tmp_path: Path) -> None:
     empty = trained()
     merge_lists(empty, write_parts(tmp_path, empty, (0, 0)), tmp_path / ON_DISK)
-    write_beside(empty, tmp_path / "index.faiss")
-    assert read_beside(tmp_path / "index.faiss").search(QUERIES, 2)[1].max() == -1
+    faiss.write_index(empty, str(tmp_path / "index.faiss"))
+    assert read_mapped(tmp_path / "index.faiss").search(QUERIES, 2)[1].max() == -1
 
 
-def test_a_part_that_ends_too_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.evaluate.indexes import on_disk
-
+def test_a_part_that_ends_too_soon(tmp_path: Path) -> None:
     empty = trained()
     (path,) = write_parts(tmp_path, empty, (0, 2000))
-    table = on_disk.table_of(path)
     path.write_bytes(path.read_bytes()[:-9])
-    monkeypatch.setattr(on_disk, "table_of", lambda _: table)
-    with pytest.raises(PipelineError, match=r"expected \d+ bytes of a list at \d+, found \d+ bytes"):
+    with pytest.raises(RuntimeError, match="Error in"):
         merge_lists(empty, [path], tmp_path / ON_DISK)
 
 
 def test_data_of_another_size_is_never_mapped(tmp_path: Path) -> None:
     empty = trained()
     merge_lists(empty, write_parts(tmp_path, empty, (0, 2000)), tmp_path / ON_DISK)
-    write_beside(empty, tmp_path / "index.faiss")
+    faiss.write_index(empty, str(tmp_path / "index.faiss"))
     (tmp_path / ON_DISK).write_bytes((tmp_path / ON_DISK).read_bytes()[:-8])
     with pytest.raises(RuntimeError, match=r"lists of 144000 bytes, and 143992 bytes in index\.ivfdata"):
-        read_beside(tmp_path / "index.faiss")
+        read_mapped(tmp_path / "index.faiss")
     faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "index.faiss"))
     with pytest.raises(RuntimeError, match="not in a file of their own"):
-        read_beside(tmp_path / "index.faiss")
+        read_mapped(tmp_path / "index.faiss")
 
 
 def test_a_searching_process_holds_a_part_of_the_index(tmp_path: Path) -> None:
@@ -112,7 +107,7 @@ def test_a_searching_process_holds_a_part_of_the_index(tmp_path: Path) -> None:
 
     The kernel maps up to 2 MB of the page cache around each list that is looked into: pages that it can take back.
     """
-    run = [sys.executable, "-m", "tests.evaluate.indexes.searching", str(tmp_path)]
+    run = [sys.executable, "-m", "tests.indexes.searching", str(tmp_path)]
     (made,) = _lines([*run, "build"])
     assert made["bytes"] == 200_000 * (64 * 4 + 8)
     (mapped,), (loaded,) = _lines([*run, "mapped"]), _lines([*run, "loaded"])

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.indexes.faiss_module import need_faiss
-from pipeline.evaluate.indexes.on_disk import ON_DISK, merge_lists, read_beside, write_beside
+from pipeline.indexes.kinds import need_faiss
+from pipeline.indexes.on_disk import ON_DISK, merge_lists, read_mapped
 
 ROWS, WIDTH, LISTS, BLOCK = 200_000, 64, 400, 50_000
 
@@ -33,7 +33,7 @@ def build(folder: Path) -> dict[str, Any]:
         paths.append(folder / f"{number}.faiss")
         faiss.write_index(part, str(paths[-1]))
     merge_lists(empty, paths, folder / ON_DISK)
-    write_beside(empty, folder / "index.faiss")
+    faiss.write_index(empty, str(folder / "index.faiss"))
     return {"bytes": (folder / ON_DISK).stat().st_size}
 
 
@@ -50,7 +50,7 @@ def search(folder: Path, how: str) -> dict[str, Any]:
     queries = np.random.default_rng(99).standard_normal((2, WIDTH), dtype=np.float32)
     faiss.IndexFlatIP(WIDTH).search(queries, 1)
     before = memory()
-    index = read_beside(folder / "index.faiss")
+    index = read_mapped(folder / "index.faiss")
     if how == "loaded":
         held = faiss.ArrayInvertedLists(index.nlist, index.code_size)
         index.invlists.copy_subset_to(held, 0, 0, index.ntotal)

@@ -14,18 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import KeyMismatchError, PipelineError, UserError
-from pipeline.evaluate.indexes.building import Gallery
-from pipeline.evaluate.indexes.on_disk import ON_DISK
-from pipeline.evaluate.indexes.parts import plan as planning
-from pipeline.evaluate.indexes.parts.add import add_part, check_memory, committed, missing
-from pipeline.evaluate.indexes.parts.merge import merge, merge_truth, remove_parts
-from pipeline.evaluate.indexes.parts.plan import PLAN, Plan, Wanted
-from pipeline.evaluate.indexes.parts.train import plan_and_train
-from pipeline.evaluate.indexes.stored import FAISS, read_index, write_index
-from pipeline.evaluate.indexes.tuning import Queries, recalls
-from pipeline.store.layout import lock_name
+from pipeline.indexes import parts as building
+from pipeline.indexes.index import Gallery
+from pipeline.indexes.on_disk import ON_DISK
+from pipeline.indexes.parts import PLAN, IndexParts, Wanted
+from pipeline.indexes.recall import recalls
+from pipeline.indexes.stored import FAISS, read_index, write_index
 from pipeline.store.locks import lock
-from tests.evaluate.indexes.test_kinds import unit
+from tests.indexes.test_kinds import unit
 
 faiss: Any = pytest.importorskip("faiss")
 ROWS = 4000
@@ -39,43 +35,41 @@ def wanted(**changes: Any) -> Wanted:
     return Wanted(**{**said, **changes})
 
 
-def begin(folder: Path, **changes: Any) -> Plan:
-    queries = Queries(vectors=QUERIES, kind="images")
-    return plan_and_train(folder, wanted(**changes), Gallery.of(VECTORS), lambda: queries, 2**30)
+def begin(folder: Path, vectors: torch.Tensor = VECTORS, **changes: Any) -> IndexParts:
+    return IndexParts(folder, wanted(**changes), Gallery.of(vectors)).begin(lambda: (QUERIES, "images"), 2**30)
 
 
-def make(folder: Path, plan: Plan, numbers: Sequence[int] | None = None, vectors: torch.Tensor = VECTORS) -> None:
-    for number in missing(folder, plan) if numbers is None else numbers:
-        assert add_part(folder, plan, Gallery.of(vectors), number)
+def make(parts: IndexParts, numbers: Sequence[int] | None = None) -> None:
+    for number in parts.missing() if numbers is None else numbers:
+        assert parts.add(number)
 
 
-def finished(folder: Path, plan: Plan, into: Path) -> list[bytes]:
+def finished(parts: IndexParts, into: Path) -> list[bytes]:
     """Merge, write, and return the bytes of the index."""
     into.mkdir()
-    write_index(into, merge(folder, plan, into).index, plan.wanted.of, {})
+    write_index(into, parts.merge(into), parts.wanted.of, {})
     return [(into / name).read_bytes() for name in (FAISS, ON_DISK)]
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def parts(tmp_path: Path) -> IndexParts:
     return begin(tmp_path / "parts")
 
 
 @pytest.mark.parametrize("kind", ["ivf", "sq8", "ivfpq"])
 def test_any_number_of_parts_in_any_order_gives_the_same_bytes(kind: str, tmp_path: Path) -> None:
     found = []
-    for parts in (1, 3, 60):
-        folder = tmp_path / f"parts-{parts}"
-        plan = begin(folder, kind=kind, parts=parts)
-        make(folder, plan, missing(folder, plan)[::-1])
-        found.append(finished(folder, plan, tmp_path / f"index-{parts}"))
+    for count in (1, 3, 60):
+        parts = begin(tmp_path / f"parts-{count}", kind=kind, parts=count)
+        make(parts, parts.missing()[::-1])
+        found.append(finished(parts, tmp_path / f"index-{count}"))
     assert found[0] == found[1] == found[2]
 
 
-def test_every_row_is_in_the_list_of_its_nearest_centre(plan: Plan, tmp_path: Path) -> None:
+def test_every_row_is_in_the_list_of_its_nearest_centre(parts: IndexParts, tmp_path: Path) -> None:
     """The oracle is a matrix product: rows by rising id, each once, with its own numbers."""
-    make(tmp_path / "parts", plan)
-    finished(tmp_path / "parts", plan, tmp_path / "index")
+    make(parts)
+    finished(parts, tmp_path / "index")
     own = read_index(tmp_path / "index", OF).own
     centres = own.quantizer.reconstruct_n(0, own.nlist)
     nearest = (VECTORS.numpy() @ centres.T).argmax(axis=1)
@@ -87,14 +81,14 @@ def test_every_row_is_in_the_list_of_its_nearest_centre(plan: Plan, tmp_path: Pa
         np.testing.assert_array_equal(codes.view(np.float32).reshape(size, 16), VECTORS.numpy()[ids])
 
 
-def test_the_truth_is_that_of_a_full_sort(plan: Plan, tmp_path: Path) -> None:
-    make(tmp_path / "parts", plan)
-    truth = merge_truth(tmp_path / "parts", plan)
+def test_the_truth_is_that_of_a_full_sort(parts: IndexParts, tmp_path: Path) -> None:
+    make(parts)
+    truth = parts.truth()
     scores = QUERIES.numpy() @ VECTORS.numpy().T
     np.testing.assert_array_equal(truth.positions.numpy(), np.argsort(-scores, axis=1, kind="stable")[:, :10])
-    finished(tmp_path / "parts", plan, tmp_path / "index")
+    finished(parts, tmp_path / "index")
     index = read_index(tmp_path / "index", OF)
-    index.set_effort(2)
+    index.effort = 2
     found = index.search(QUERIES, 10)[1]
     by_hand = [len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), truth.positions.tolist(), strict=True)]
     np.testing.assert_allclose(recalls(index, truth), by_hand)
@@ -113,10 +107,10 @@ def test_parts_are_runs_of_units_that_cover_all_rows_once(sizes: list[int], part
     assert all(start < stop for start, stop in spans)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_blocks_are_the_same_for_any_number_of_parts(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "BLOCK_ROWS", 300)
-    made = wanted(parts=parts)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_blocks_are_the_same_for_any_number_of_parts(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BLOCK_ROWS", 300)
+    made = wanted(parts=count)
     blocks = [block.tolist() for part in range(len(made.spans())) for block in made.blocks(part)]
     by_hand = [
         list(range(at, min(at + 300, stop))) for start, stop in pairwise(UNITS) for at in range(start, stop, 300)
@@ -128,30 +122,27 @@ def test_blocks_are_the_same_for_any_number_of_parts(parts: int, monkeypatch: py
 def test_hardly_any_rows(rows: int, tmp_path: Path) -> None:
     """Fewer rows than lists would want, one part, more neighbours than rows."""
     vectors = unit(rows, 16, 3)
-    queries = Queries(vectors=vectors[:1].clone(), kind="images")
-    said = wanted(units=(0, rows), k=500, parts=9)
-    plan = plan_and_train(tmp_path / "parts", said, Gallery.of(vectors), lambda: queries, 2**30)
-    make(tmp_path / "parts", plan, vectors=vectors)
-    assert merge_truth(tmp_path / "parts", plan).positions.shape == (1, rows)
-    finished(tmp_path / "parts", plan, tmp_path / "index")
+    parts = begin(tmp_path / "parts", vectors, units=(0, rows), k=500, parts=9)
+    make(parts)
+    assert parts.truth().positions.shape == (len(QUERIES), rows)
+    finished(parts, tmp_path / "index")
     index = read_index(tmp_path / "index", OF)
-    index.set_effort(index.most_effort)
+    index.effort = index.most_effort
     assert sorted(index.search(QUERIES[:1], 500)[1][0].tolist()) == list(range(rows))
 
 
-def test_a_part_that_is_there_is_not_made_again(plan: Plan, tmp_path: Path) -> None:
-    folder = tmp_path / "parts"
-    make(folder, plan, [1])
-    assert missing(folder, plan) == [0, 2]
-    assert begin(folder).digest == plan.digest
-    assert not add_part(folder, plan, Gallery.of(torch.zeros(ROWS, 16)), 1)
+def test_a_part_that_is_there_is_not_made_again(parts: IndexParts, tmp_path: Path) -> None:
+    make(parts, [1])
+    assert parts.missing() == [0, 2]
+    again = begin(tmp_path / "parts", torch.zeros(ROWS, 16))
+    assert again.plan == parts.plan
+    assert not again.add(1)
 
 
-def test_a_part_that_a_living_process_makes_is_left_to_it(plan: Plan, tmp_path: Path) -> None:
-    folder = tmp_path / "parts"
-    with lock(folder / lock_name(0)):
-        assert not add_part(folder, plan, Gallery.of(VECTORS), 0)
-    assert add_part(folder, plan, Gallery.of(VECTORS), 0, wait=True)
+def test_a_part_that_a_living_process_makes_is_left_to_it(parts: IndexParts, tmp_path: Path) -> None:
+    with lock(tmp_path / "parts" / ".part-00000.lock"):
+        assert not parts.add(0)
+    assert parts.add(0, wait=True)
 
 
 @pytest.mark.parametrize(
@@ -165,61 +156,62 @@ def test_a_part_that_a_living_process_makes_is_left_to_it(plan: Plan, tmp_path: 
     ],
 )
 def test_the_folder_of_another_index_is_a_miss_by_name(
-    changes: dict[str, Any], message: str, plan: Plan, tmp_path: Path
+    changes: dict[str, Any], message: str, parts: IndexParts, tmp_path: Path
 ) -> None:
+    assert parts.missing() == [0, 1, 2]
     with pytest.raises(KeyMismatchError, match=message + ".*or remove the folder"):
         begin(tmp_path / "parts", **changes)
 
 
-def test_a_foreign_part_is_refused(plan: Plan, tmp_path: Path) -> None:
+def test_a_foreign_part_is_refused(parts: IndexParts, tmp_path: Path) -> None:
     other = begin(tmp_path / "other", seed=9)
-    make(tmp_path / "other", other, [1])
-    make(tmp_path / "parts", plan, [0])
+    make(other, [1])
+    make(parts, [0])
     for path in (tmp_path / "other").glob("part-*"):
         path.rename(tmp_path / "parts" / path.name)
     with pytest.raises(UserError, match=r"expected parts of the plan \w{12}…, found part-00001.json, a part of"):
-        missing(tmp_path / "parts", plan)
+        parts.missing()
 
 
 @pytest.mark.parametrize("name", ["part-00001.faiss", "part-00001.safetensors"])
-def test_a_flipped_byte_is_seen_before_anything_is_merged(name: str, plan: Plan, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_seen_before_anything_is_merged(name: str, parts: IndexParts, tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    make(folder, plan)
-    whole = finished(folder, plan, tmp_path / "whole")
+    make(parts)
+    whole = finished(parts, tmp_path / "whole")
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}: expected the sha256 .*: only that part is redone"):
-        merge(folder, plan, tmp_path)
+        parts.merge(tmp_path)
     assert not (tmp_path / ON_DISK).exists()
     (folder / name).unlink()
-    assert missing(folder, plan) == [1]
-    make(folder, plan)
-    assert finished(folder, plan, tmp_path / "index") == whole
+    assert parts.missing() == [1]
+    make(parts)
+    assert finished(parts, tmp_path / "index") == whole
 
 
 def test_a_damaged_record_or_a_shorter_file_is_made_again(
-    plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    parts: IndexParts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "parts"
-    make(folder, plan)
+    make(parts)
     (folder / "part-00000.json").write_text("{}")
     (folder / "part-00002.faiss").write_bytes(b"short")
-    assert missing(folder, plan) == [0, 2]
+    assert parts.missing() == [0, 2]
     assert "expected a commit record, found other bytes" in caplog.text
     assert "found 5; its part is made again" in caplog.text
     with pytest.raises(UserError, match="expected 3 parts, found no part 0, 2; make what is missing"):
-        merge(folder, plan, tmp_path)
+        parts.merge(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["trained.faiss", "queries.safetensors"])
-def test_a_damaged_file_of_the_plan_stops_every_part(name: str, plan: Plan, tmp_path: Path) -> None:
+def test_a_damaged_file_of_the_plan_stops_every_part(name: str, parts: IndexParts, tmp_path: Path) -> None:
     (tmp_path / "parts" / name).write_bytes(b"other")
     with pytest.raises(UserError, match=rf"{name}: expected the sha256 .* remove the folder"):
-        make(tmp_path / "parts", plan, [0])
+        make(parts, [0])
 
 
-def test_a_damaged_plan(plan: Plan, tmp_path: Path) -> None:
+def test_a_damaged_plan(parts: IndexParts, tmp_path: Path) -> None:
     path = tmp_path / "parts" / PLAN
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(UserError, match=r"a plan that is what was written, found other bytes; remove the folder"):
@@ -227,12 +219,12 @@ def test_a_damaged_plan(plan: Plan, tmp_path: Path) -> None:
     assert json.loads(path.read_text())["wanted"]["seed"] == 1
 
 
-def test_no_room(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "parts", plan)
+def test_no_room(parts: IndexParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(parts)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(PipelineError, match=r"expected [\d,]+ free bytes for the merged lists, found 1,000; make room"):
-        merge(tmp_path / "parts", plan, tmp_path)
-    assert missing(tmp_path / "parts", plan) == []
+        parts.merge(tmp_path)
+    assert parts.missing() == []
 
 
 def test_what_cannot_be_built_in_parts() -> None:
@@ -241,24 +233,24 @@ def test_what_cannot_be_built_in_parts() -> None:
     with pytest.raises(UserError, match="--parts: expected 1 part or more, found 0"):
         wanted(parts=0)
     with pytest.raises(UserError, match="one of 1,600 rows that may take 230,400; take 3 times as many parts"):
-        check_memory(wanted(), 100_000)
+        wanted().check_memory(100_000)
 
 
-def test_nothing_is_left_of_the_parts_but_what_is_not_theirs(plan: Plan, tmp_path: Path) -> None:
+def test_nothing_is_left_of_the_parts_but_what_is_not_theirs(parts: IndexParts, tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    make(folder, plan)
+    make(parts)
     (folder / ".part-00000.faiss.0123456789abcdef.tmp").touch()
     (folder / "mine.txt").touch()
-    remove_parts(folder, plan)
+    parts.remove()
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
     (folder / "mine.txt").unlink()
-    remove_parts(folder, plan)
+    parts.remove()
     assert not folder.exists()
 
 
-def test_what_a_record_says(plan: Plan, tmp_path: Path) -> None:
-    make(tmp_path / "parts", plan, [2])
-    part = committed(tmp_path / "parts", plan, 2)
-    assert part is not None
-    assert set(part.files) == {"part-00002.faiss", "part-00002.safetensors"}
-    assert part.seconds > 0
+def test_what_a_record_says(parts: IndexParts, tmp_path: Path) -> None:
+    make(parts, [2])
+    record = parts.record(2)
+    assert record is not None
+    assert set(record["files"]) == {"part-00002.faiss", "part-00002.safetensors"}
+    assert record["seconds"] > 0

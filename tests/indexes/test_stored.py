@@ -8,41 +8,46 @@ import pytest
 import torch
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.evaluate.indexes.building import Gallery, build_in_blocks
-from pipeline.evaluate.indexes.faiss_index import FaissIndex
-from pipeline.evaluate.indexes.stored import FAISS, RECORD, read_index, write_index
-from pipeline.evaluate.indexes.table import INDEXES
-from tests.evaluate.indexes.test_kinds import unit
+from pipeline.indexes.index import Index, build_index
+from pipeline.indexes.kinds import INDEXES
+from pipeline.indexes.on_disk import ON_DISK, merge_lists
+from pipeline.indexes.stored import FAISS, RECORD, read_index, write_index
+from tests.indexes.test_kinds import unit
 
-pytest.importorskip("faiss")
+faiss: Any = pytest.importorskip("faiss")
 VECTORS, QUERIES = unit(2000, 16, 0), unit(40, 16, 1)
 OF: dict[str, Any] = {"features": [{"key_digest": "aa", "content_digest": "bb"}], "projector": "cc", "split": None}
-STORABLE = [name for name, kind in INDEXES.items() if issubclass(kind, FaissIndex)]
+STORABLE = [name for name, kind in INDEXES.items() if kind.recipe]
 
 
-def store(folder: Path, kind: str = "ivf", memory: int = 2**30) -> FaissIndex:
+def store(folder: Path, kind: str = "ivf", *, on_disk: bool = False) -> Index:
     folder.mkdir(exist_ok=True)
-    cls = INDEXES[kind]
-    assert issubclass(cls, FaissIndex)
-    built = build_in_blocks(cls, Gallery.of(VECTORS), folder, memory=memory)
-    if built.index.effort_name:
-        built.index.set_effort(3)
-    write_index(folder, built.index, OF, {"recall": {"k": 10}, "build": {"parts": built.parts}})
-    return built.index
+    index = build_index(VECTORS, kind)
+    if on_disk:
+        empty = INDEXES[kind].empty(16, 2000)
+        empty.train(VECTORS.numpy())
+        part = faiss.clone_index(empty)
+        part.add(VECTORS.numpy())
+        faiss.write_index(part, str(folder / "part"))
+        merge_lists(empty, [folder / "part"], folder / ON_DISK)
+        index = Index(INDEXES[kind], empty)
+    index.effort = 3
+    write_index(folder, index, OF, {"recall": {"k": 10}, "build": {"parts": 1}})
+    return index
 
 
 @pytest.mark.parametrize("kind", STORABLE)
 def test_the_same_answers_after_reading(kind: str, tmp_path: Path) -> None:
     index = store(tmp_path / "index", kind)
     again = read_index(tmp_path / "index", OF)
-    assert type(again) is type(index)
+    assert again.kind is index.kind
     assert (again.effort, again.rows, again.width) == (index.effort, 2000, 16)
     for expected, found in zip(index.search(QUERIES, 9), again.search(QUERIES, 9), strict=True):
         assert torch.equal(expected, found)
 
 
 def test_lists_on_the_disk_may_be_moved(tmp_path: Path) -> None:
-    index = store(tmp_path / "index", memory=2**16)
+    index = store(tmp_path / "index", on_disk=True)
     expected = index.search(QUERIES, 9)[1]
     assert len(json.loads((tmp_path / "index" / RECORD).read_text())["files"]) == 2
     (tmp_path / "index").rename(tmp_path / "moved")
@@ -51,7 +56,7 @@ def test_lists_on_the_disk_may_be_moved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [FAISS, "index.ivfdata"])
 def test_a_changed_byte_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store(tmp_path / "index", memory=2**16)
+    store(tmp_path / "index", on_disk=True)
     data = bytearray((tmp_path / "index" / name).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "index" / name).write_bytes(data)

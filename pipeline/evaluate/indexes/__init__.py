@@ -1,1 +1,0 @@
-"""Search indexes over embeddings: one file a kind, one table, one rule (see `table`)."""
