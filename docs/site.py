@@ -18,7 +18,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 """File of the repository → page of the site."""
-PACKAGES = ("store", "encoders", "projectors", "metrics", "extract", "align", "evaluate", "apps", "study", "engines")
+PACKAGES = ("store", "encoders", "projectors", "metrics", "extract", "align", "evaluate", "apps", "sweep", "engines")
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 

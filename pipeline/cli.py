@@ -28,7 +28,6 @@ from pipeline.commands import (
     search,
     serve,
     store,
-    study,
     sweep,
 )
 from pipeline.errors import exit_with_sentence
@@ -63,7 +62,7 @@ app.add_typer(store.app, name="store")
 app.command("layers")(layers.layers)
 app.command("align")(align.align)
 app.command("sweep")(sweep.sweep)
-app.command("study")(study.study)
+app.command("study", hidden=True, context_settings=sweep.ANY_WORDS)(sweep.study)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("search")(search.search)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.words import on_stderr
+from pipeline.words import duration, on_stderr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +128,14 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
 def _draw(bars: dict[str, Any], update: Update) -> None:
     from tqdm import tqdm
 
-    if update.what not in bars:
-        bars[update.what] = tqdm(
+    name = f"{update.what} {update.total}"
+    if name not in bars:
+        bars[name] = tqdm(
             total=update.total or None, initial=update.done, desc=update.what, unit=" rows", dynamic_ncols=True
         )
-    bar = bars[update.what]
+    bar = bars[name]
     if update.others:
         bar.set_postfix_str(f"{update.rate:.1f} rows/s here", refresh=False)
+    elif update.eta is not None and not update.rate:
+        bar.set_postfix_str(f"{duration(update.eta)} left", refresh=False)
     bar.update(update.done - bar.n)

@@ -35,7 +35,7 @@ FLOORS = {
     "evaluate": 4,
     "apps": 5,
     "engines": 5,
-    "study": 5,
+    "sweep": 5,
     "commands": 6,
     "cli": 7,
 }

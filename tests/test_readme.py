@@ -25,8 +25,7 @@ from tests.commands.running import done
 from tests.documented import FENCE, PAGES, ROOT, blocks_of
 
 README = PAGES[0].read_text(encoding="utf-8")
-STUDIES = [ROOT / "examples" / "study.yaml"]
-SETTINGS = [ROOT / "params.yaml", *sorted({*(ROOT / "examples").glob("*.yaml")} - {*STUDIES})]
+SETTINGS = [ROOT / "params.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 
 
 def part(title: str) -> str:

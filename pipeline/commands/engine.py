@@ -1,4 +1,4 @@
-"""`--engine` and `--address`, as `extract`, `sweep` and `study` take them."""
+"""`--engine` and `--address`, as `extract` and `sweep` take them."""
 
 from typing import Annotated
 

@@ -11,11 +11,10 @@ from pipeline.commands.checks import at_least_one, writable_folder
 from pipeline.commands.output import emit_json, emit_table
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
-from pipeline.progress import silent
-from pipeline.words import on_stderr
+from pipeline.progress import progress_bar
 
 if TYPE_CHECKING:
-    from pipeline.study.config import SweepConfig
+    from pipeline.sweep.config import SweepConfig
 
 
 @takes_urls("image", "text")
@@ -63,9 +62,9 @@ def sweep(
     --seed 1 --seed 42 --split test --out data/4_study/mine
     """
     from pipeline.engines.table import open_engine
-    from pipeline.study.results import flat_row, summary
-    from pipeline.study.sweep import plan
-    from pipeline.study.sweep import sweep as run
+    from pipeline.sweep.results import flat_row, summary
+    from pipeline.sweep.run import sweep as run
+    from pipeline.sweep.run import worklist
 
     if jobs is not None:
         at_least_one(jobs, "--jobs")
@@ -86,19 +85,35 @@ def sweep(
     }
     config = _config({name: value for name, value in flags.items() if value}, params)
     writable_folder(config.out, "--out")
-    progress = silent if quiet else on_stderr
-    with open_engine(engine, address, config.device) as chosen:
+    with open_engine(engine, address, config.device) as chosen, progress_bar(quiet=quiet) as progress:
         at_once = chosen.jobs(jobs)
         if dry_run:
-            typer.echo(plan(config).sentence(at_once))
+            typer.echo(worklist(config).sentence(at_once))
             return
-        results = run(config, jobs=at_once, progress=progress, quiet=quiet, side_by_side=chosen.side_by_side)
+        results = run(config, jobs=at_once, progress=progress, side_by_side=chosen.side_by_side)
     if json:
         emit_json([flat_row(result) for result in results])
         return
     rows = summary(results)
     emit_table(rows, list(dict.fromkeys(name for row in rows for name in row)))
     typer.echo(f"\nPercent, mean ± s.d. over seeds. All numbers: {config.out / 'results.csv'}")
+
+
+ANY_WORDS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Settings of a command that takes whatever is typed behind it."""
+
+
+def study() -> None:
+    """Say where the study is now.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(
+        expected="python -m examples.study --page docs/study.md, in a checkout (it takes the same options)",
+        found="pipeline study, which has left the package",
+        remedy="pipeline sweep does the cells of a study of your own",
+    )
 
 
 def counts(values: list[str] | None, option: str) -> list[int | None]:
@@ -124,7 +139,7 @@ def _class_set(value: str) -> dict[str, Any]:
 
 def _config(flags: dict[str, Any], params: Path) -> "SweepConfig":
     from pipeline.config import build, load_params
-    from pipeline.study.config import SweepConfig, methods_of, sweep_config
+    from pipeline.sweep.config import SweepConfig, methods_of, sweep_config
 
     said = {"--image": "image", "--text": "text", "--out": "out"}
     given = [option for option, name in said.items() if name in flags]

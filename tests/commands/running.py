@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +26,18 @@ class Outcome:
 
 def pipeline(*words: object) -> Outcome:
     """Run `pipeline` with these words."""
+    return outcome_of(cli.main, "pipeline", *words)
+
+
+def outcome_of(main: Callable[[], None], program: str, *words: object) -> Outcome:
+    """Run a program's entry point with these words."""
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
     before = sys.argv
-    sys.argv = ["pipeline", *map(str, words)]
+    sys.argv = [program, *map(str, words)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            cli.main()
+            main()
     except SystemExit as stop:
         code = stop.code
     finally:
@@ -48,7 +54,11 @@ def done(*words: object) -> Outcome:
 
 def refused(*words: object) -> str:
     """Run a command that must be refused: exit code 2, nothing on standard output; return the one sentence."""
-    result = pipeline(*words)
+    return refusal(pipeline(*words), words)
+
+
+def refusal(result: Outcome, words: tuple[object, ...]) -> str:
+    """Return the one sentence of a command that was refused: exit code 2, nothing on standard output."""
     assert result.code == 2, f"{words}: {result.code}\n{result.out}\n{result.err}"
     assert not result.out
     *before, last = result.err.splitlines()

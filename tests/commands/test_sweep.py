@@ -1,13 +1,11 @@
-"""`pipeline sweep` and `pipeline study` in the miniature checkout: from params.yaml, from flags, from a study file."""
+"""`pipeline sweep` in the miniature checkout: from params.yaml, from flags; and what is left of `pipeline study`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.commands.encoders import PIXELS, WORDS
 from tests.commands.project import IMAGE, TEXT, snapshot, write_params
 from tests.commands.running import done, refused
 
@@ -94,61 +92,7 @@ def test_what_cannot_be_swept_is_one_sentence(project: Path, words: tuple[Any, .
     assert sentence in refused("sweep", *words)
 
 
-def study_file(folder: Path, **changes: Any) -> Path:
-    study: dict[str, Any] = {
-        "title": "Shapes",
-        "encoders": {"pixels": PIXELS, "words": WORDS},
-        "data": {"shapes": "import shapes.csv"},
-        "dataset": "shapes",
-        "zero_shot": ["shapes"],
-        "seeds": [1, 2],
-        "proposed": "cca",
-        "methods": {"cca": {"settings": QUICK}, "info_nce": {"settings": QUICK}},
-        "grids": {
-            "main": {"about": "Which?", "encoders": [["pixels", "words"]], "pairs": [12], "captions": [2]},
-            "words": {
-                "about": "And with fewer words?",
-                "encoders": [["pixels", "words"]],
-                "pairs": [12],
-                "drop": [0.5],
-                "shuffle": [0.5],
-                "zero_shot": False,
-            },
-        },
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({**study, **changes}, sort_keys=False), encoding="utf-8")
-    return path
-
-
-def test_a_study_makes_everything_that_it_needs(own: Path) -> None:
-    """Data and features go to another folder, where nothing is yet."""
-    study_file(own)
-    said = done("study", "study.yaml", "--data", "fresh", "--out", "results", "--dry-run").out
-    assert "To be extracted first: shapes" in said or "known once the features are there" in said
-    words = ("study", "study.yaml", "--data", "fresh", "--out", "results", "--page", "docs/page.md", "--quiet")
-    done(*words)
-    page = (own / "docs/page.md").read_text(encoding="utf-8")
-    assert "pipeline study study.yaml --out results --data fresh --page docs/page.md" in page
-    assert "And with fewer words?" in page
-    changed = (own / "results/changed/0_raw/drop50/captions.csv").read_text().splitlines()
-    assert changed[0] == "caption_id,caption"
-    assert len(changed) > 5
-    before = snapshot(own / "results/cells") | snapshot(own / "fresh")
-    done(*words)
-    assert snapshot(own / "results/cells") | snapshot(own / "fresh") == before
-    assert "0 of them to do" in done(*words[:6], "--grid", "main", "--dry-run").out
-    assert (own / "docs/page.md").read_text(encoding="utf-8") == page
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (("study", "nowhere.yaml"), "nowhere.yaml"),
-        (("study", "study.yaml", "--grid", "moon"), "a known grid"),
-        (("study", "study.yaml", "--only-page", "--page", "x.md", "--out", "empty"), "finished cells"),
-    ],
-)
-def test_what_cannot_be_studied_is_one_sentence(own: Path, words: tuple[Any, ...], sentence: str) -> None:
-    study_file(own)
-    assert sentence in refused(*words)
+@pytest.mark.parametrize("words", [(), ("study.yaml", "--page", "x.md"), ("--help",)])
+def test_the_study_has_left_the_package(words: tuple[str, ...]) -> None:
+    sentence = refused("study", *words)
+    assert "python -m examples.study --page docs/study.md" in sentence

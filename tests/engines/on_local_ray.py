@@ -19,12 +19,12 @@ from pipeline.engines.ray_engine import RayEngine
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.progress import Update
-from pipeline.study.config import SweepConfig, methods_of
-from pipeline.study.sweep import sweep
+from pipeline.sweep.config import SweepConfig, methods_of
+from pipeline.sweep.run import sweep
 from tests.engines import pieces
 from tests.engines.processes import committed, kill_all, until
 from tests.engines.recording import RECORD
-from tests.study.conftest import QUICK
+from tests.sweep.conftest import QUICK
 
 IMAGE, OTHER = "tests.engines.recording:Recording", "tests.extract.tiny_encoders:OtherImage"
 PREPARING = "tests.engines.recording:RecordingAll"
@@ -112,7 +112,7 @@ def swept(engine: Engine, image: Path, text: Path, out: Path) -> dict[str, Any]:
         split="test",
         settings=QUICK,
     )
-    results = sweep(config, jobs=2, quiet=True, side_by_side=engine.side_by_side)
+    results = sweep(config, jobs=2, side_by_side=engine.side_by_side)
     return {"results": [{name: value for name, value in each.items() if name != "seconds"} for each in results]}
 
 

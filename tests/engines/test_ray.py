@@ -17,13 +17,13 @@ from pipeline.engines.decoding import IMAGES_AT_ONCE
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.store.reader import FeatureStore
-from pipeline.study.sweep import sweep
+from pipeline.sweep.run import sweep
 from tests.align.conftest import Stores
 from tests.conftest import ROOT
 from tests.engines.processes import WORKER, alive, below, committed, named, until
 from tests.engines.recording import RECORD
 from tests.extract.building import IMAGE, write_raw
-from tests.study.conftest import MakeSweep, _one_thread, class_set, make_stores, make_sweep, stores
+from tests.sweep.conftest import MakeSweep, _one_thread, class_set, make_stores, make_sweep, stores
 
 __all__ = ["_one_thread", "class_set", "make_stores", "make_sweep", "stores"]
 
@@ -121,7 +121,7 @@ def test_progress_of_all_workers_is_one_count(quick: dict[str, Any]) -> None:
 
 def test_a_sweep_has_the_same_digits(quick: dict[str, Any], make_sweep: MakeSweep) -> None:
     config = make_sweep("plain")
-    plain = sweep(replace(config, classes=()), quiet=True)
+    plain = sweep(replace(config, classes=()))
     numbers = [{name: value for name, value in each.items() if name != "seconds"} for each in plain]
     assert len(numbers) == 8
     assert [without_format(each) for each in quick["sweep"]["results"]] == [

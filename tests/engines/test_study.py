@@ -1,4 +1,4 @@
-"""`pipeline study --engine ray`, from raw data to the table of results: the numbers of `--engine local`."""
+"""`python -m examples.study --engine ray`, from raw data to the table of results: the numbers of `--engine local`."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.extract.building import IMAGE, TEXT, write_raw
-from tests.study.conftest import QUICK
+from tests.sweep.conftest import QUICK
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'fewpairs[ray]'")
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def results_of(folder: Path, engine: str) -> list[dict[str, str]]:
     write_raw(folder / "data" / "0_raw" / "pairs", images=200, captions=2, classes=())
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "study", "study.yaml", "--engine", engine, "--jobs", "2"],
+        [sys.executable, "-m", "examples.study", "study.yaml", "--engine", engine, "--jobs", "2"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

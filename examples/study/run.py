@@ -1,0 +1,177 @@
+"""The study: prepare what is missing, do every cell of every grid, write one table of all. Killed, it goes on.
+
+run_study(load_study(path), data=Path("data"), out=Path("data/4_study"), jobs=2, progress=print)
+"""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from examples.study.config import Part, StudyConfig, sweeps_of
+from examples.study.prepare import Extraction, missing_stores, prepare
+from pipeline.align.parallel import SideBySide, run_side_by_side
+from pipeline.errors import PipelineError
+from pipeline.extract.run import extract
+from pipeline.files import write_atomically
+from pipeline.progress import Progress, silent
+from pipeline.projectors.table import read_json
+from pipeline.runtime import installed_version
+from pipeline.sweep.cells import cells_of
+from pipeline.sweep.config import Corruption
+from pipeline.sweep.results import Result, write_tables
+from pipeline.sweep.run import sweep, worklist
+from pipeline.words import duration
+
+RECORD = "study.json"
+PACKAGES = ("fewpairs", "torch", "numpy", "timm", "transformers", "sentence-transformers", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class PartResults:
+    """What one sweep of a study gave."""
+
+    part: Part
+    results: list[Result]
+
+
+def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> list[str]:
+    """Say what there is to do, grid by grid, and what all of it will cost; nothing is computed.
+
+    Raises:
+        UserError: A store cannot be used or a setting is impossible.
+    """
+    missing = missing_stores(config, data, out)
+    said = [f"To be extracted first: {each.dataset.name} with {each.encoder}." for each in missing]
+    unknown = {each.out for each in missing}
+    total, seen = 0.0, set()
+    for part in sweeps_of(config, data, out):
+        if unknown & _stores(part):
+            cells = len(cells_of(part.sweep))
+            said.append(
+                f"{part.grid}, {part.encoders}: {cells} cells; their cost is known once the features are there."
+            )
+            continue
+        lacking = bool(unknown & _changed(part))
+        planned = worklist(dataclasses.replace(part.sweep, corruption=Corruption()) if lacking else part.sweep)
+        new = [cell for cell in planned.left if (part.sweep.out, cell) not in seen]
+        seen |= {(part.sweep.out, cell) for cell in new}
+        seconds = sum(planned.costs[cell] for cell in new)
+        total += seconds
+        said.append(
+            f"{part.grid}, {part.encoders}: {len(planned.cells)} cells, {len(new)} of them to do, "
+            f"about {seconds:.0f} core-seconds."
+        )
+    said.append(f"In all about {total:.0f} core-seconds: {duration(total / jobs)} with {jobs} at once.")
+    return said
+
+
+def _stores(part: Part) -> set[Path]:
+    """Return the folders that a sweep reads, changed captions apart; class prompts lie in the text encoder's folder."""
+    stores = {*part.sweep.image, *part.sweep.text}
+    for each in part.sweep.classes:
+        stores |= {*each.image, *(path.parent for path in each.classes)}
+    return stores
+
+
+def _changed(part: Part) -> set[Path]:
+    """Return the folders of the changed captions that a sweep reads."""
+    return {path for paths in part.sweep.corruption.texts.values() for path in paths}
+
+
+def run_study(
+    config: StudyConfig,
+    *,
+    data: Path,
+    out: Path,
+    jobs: int = 1,
+    progress: Progress = silent,
+    extraction: Extraction = extract,
+    side_by_side: SideBySide = run_side_by_side,
+) -> list[PartResults]:
+    """Do all that is not finished.
+
+    Args:
+        config: The study.
+        data: Folder with `0_raw` and `1_features`.
+        out: Folder of the results.
+        jobs: Cells at once.
+        progress: Gets a sentence for each thing decided.
+        extraction: What makes the stores that are missing.
+        side_by_side: What does the cells.
+
+    Raises:
+        UserError: Something of the study cannot be used.
+        PipelineError: Cells failed; everything else is done and saved.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    prepare(config, data, out, progress, extraction)
+    done: list[PartResults] = []
+    problems: list[PipelineError] = []
+    for part in sweeps_of(config, data, out):
+        start, cpu = time.time(), _core_seconds(done)
+        try:
+            results = sweep(part.sweep, jobs=jobs, progress=progress, tables=False, side_by_side=side_by_side)
+            done.append(PartResults(part, results))
+        except PipelineError as error:
+            if error.exit_code != 1:
+                raise
+            problems.append(error)
+            continue
+        _remember(out, part, time.time() - start, _core_seconds(done) - cpu, jobs)
+    _write(out, done)
+    if problems:
+        raise problems[0]
+    return done
+
+
+def finished_parts(config: StudyConfig, data: Path, out: Path) -> list[PartResults]:
+    """Return what is finished of a study, as the page needs it; nothing is computed."""
+    unknown = {each.out for each in missing_stores(config, data, out)}
+    found = []
+    for part in sweeps_of(config, data, out):
+        if unknown & (_stores(part) | _changed(part)):
+            found.append(PartResults(part, []))
+            continue
+        planned = worklist(part.sweep)
+        found.append(PartResults(part, [planned.finished[cell] for cell in planned.cells if cell in planned.finished]))
+    return found
+
+
+def _core_seconds(done: Sequence[PartResults]) -> float:
+    names = ("fit_cpu", "measure_cpu")
+    return float(sum(result["seconds"][name] for part in done for result in part.results for name in names))
+
+
+def _write(out: Path, done: Sequence[PartResults]) -> None:
+    """Write one table of all cells; a cell that several grids share stands there for each."""
+    extra = [
+        {"grid": each.part.grid, "image": each.part.image, "text": each.part.text}
+        for each in done
+        for _ in each.results
+    ]
+    write_tables(out, [result for each in done for result in each.results], extra)
+
+
+def _remember(out: Path, part: Part, wall: float, core: float, jobs: int) -> None:
+    """Add to study.json what a sweep took; a sweep that found all of it finished changes nothing."""
+    path = out / RECORD
+    record: dict[str, Any] = read_json(path, "a study") if path.is_file() else {}
+    parts: dict[str, Any] = record.setdefault("parts", {})
+    entry = parts.setdefault(f"{part.grid}, {part.encoders}", {"wall": 0.0})
+    if entry.get("core") == round(core, 1):
+        return
+    entry["core"] = round(core, 1)
+    entry["wall"] = round(entry["wall"] + wall, 1)
+    entry["jobs"] = jobs
+    record["versions"] = {name: installed_version(name) or "not installed" for name in PACKAGES} | {
+        "python": platform.python_version()
+    }
+    record["machine"] = f"{platform.machine()}, {platform.system()}"
+    record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

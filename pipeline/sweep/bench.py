@@ -1,0 +1,271 @@
+"""A workbench: a sweep's stores opened once, features read once for all cells that share layers.
+
+bench = Workbench(config); aligned = bench.align(cell); metrics, ranks = measure(bench, aligned)
+
+Layers that had to be computed lie in `layers/<digest>/<expression>.json` beside the cells: what one worker chose, the
+others read; the scores of all pairs of layers stand there as `layer_pairs.json`.
+"""
+
+import json
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.align.config import AlignConfig
+from pipeline.align.layer_choice import choose_layers
+from pipeline.align.pairs import Drawn, PairSet, Splits, draw, split_pairs
+from pipeline.align.resume import known_scores, layers_digest, save_scores
+from pipeline.align.run import make_seed
+from pipeline.align.tensors import PairTensors
+from pipeline.align.train import Trained
+from pipeline.errors import UserError
+from pipeline.evaluate.data import TestPairs, pairs_of_split
+from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
+from pipeline.files import write_atomically
+from pipeline.progress import silent
+from pipeline.projectors.table import read_json
+from pipeline.runtime import resolve_device
+from pipeline.store.side import LayerRef, Rows, Side
+from pipeline.sweep.cells import Cell, Sizes
+from pipeline.sweep.config import SweepConfig
+
+KEPT = 2  # sets of layers whose features stay in memory
+SCORED = ("pair", "stack")
+"""Expressions that the scores of all pairs of layers decide."""
+
+Layers = tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]]
+"""Image layers and text layers."""
+
+
+@dataclass(frozen=True)
+class AlignedCell:
+    """A cell's projectors and the layers that they take."""
+
+    cell: Cell
+    layers: Layers
+    trained: Trained
+
+
+class Workbench:
+    """Everything that the cells of a sweep share.
+
+    Args:
+        config: The sweep.
+
+    Raises:
+        UserError: A store cannot be used, or there are too few pairs.
+    """
+
+    def __init__(self, config: SweepConfig) -> None:
+        self.config = config
+        self.sides = (Side.open("image", config.image), Side.open("text", config.text))
+        row = next(iter(config.methods))
+        any_cell = config.align(row, config.pairs[0], config.captions[0], config.layers[0])
+        self.splits: Splits = split_pairs(*self.sides, any_cell, silent)
+        self.device = resolve_device(config.device)
+        self._features: OrderedDict[Layers, Features] = OrderedDict()
+        self._chosen: dict[Path, Layers] = {}
+
+    @cached_property
+    def test(self) -> TestPairs | None:
+        """The pairs that cells are measured on; None where only validation is."""
+        return None if self.config.split is None else pairs_of_split(*self.sides, self.config.split)
+
+    @cached_property
+    def class_sets(self) -> list[ZeroShotSet]:
+        """The zero-shot sets."""
+        if self.config.split is None:
+            return []
+        return [
+            zero_shot_set(each.name, Side.open("image", each.image), Side.open("text", each.classes), each.split)
+            for each in self.config.classes
+        ]
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Sizes of the data, from manifests and splits alone; no feature is read."""
+        train, test = self.splits.train, self.test
+        return Sizes(
+            width=sum(store.layers[-1].width for side in self.sides for store in side.stores),
+            train=len(train),
+            captions=len(train.caption_rows) / max(len(train), 1),
+            validation=len(self.splits.validation),
+            test=(0, 0) if test is None else (len(test.pairs.image_rows), len(test.pairs.caption_rows)),
+            classes=sum(len(data.rows) for data in self.class_sets),
+        )
+
+    @cached_property
+    def changed_texts(self) -> dict[str, Side]:
+        """Stores of changed captions by name."""
+        return {name: Side.open("text", paths) for name, paths in self.config.corruption.texts.items()}
+
+    def align(self, cell: Cell) -> AlignedCell:
+        """Return a cell's projectors.
+
+        Raises:
+            PipelineError: They cannot be made of these pairs.
+        """
+        layers = self.layers(cell)
+        features = self.features(layers)
+        data = features.train.pick(self.drawn(cell))
+        recipe = cell.config(self.config).recipe()
+        return AlignedCell(cell, layers, make_seed(recipe, data, features.validation, self.widths(layers), cell.seed))
+
+    def widths(self, layers: Layers) -> tuple[list[int], list[int]]:
+        """Return the widths of image layers and of text layers."""
+        return self.sides[0].widths(layers[0]), self.sides[1].widths(layers[1])
+
+    def drawn(self, cell: Cell, seed: int | None = None) -> Drawn:
+        """Return the training data of a cell, or what another seed would draw there."""
+        seed = cell.seed if seed is None else seed
+        found = draw(*self.sides, self.splits.train, cell.config(self.config), seed)
+        return swap_captions(found, cell.swapped, seed) if cell.swapped else found
+
+    def layers(self, cell: Cell) -> Layers:
+        """Return the layers of a cell; chosen by the first seed's data, once for all methods that want the same."""
+        config = cell.config(self.config)
+        digest = layers_digest(*self.sides, config)
+        folder = f"{digest[:16]}{f'-swap{100 * cell.swapped:g}' if cell.swapped else ''}"
+        path = self.config.out / "layers" / folder / _choice_file(config)
+        if path not in self._chosen:
+            self._chosen[path] = _known_choice(path, digest) or self._choose(cell, config, path, digest)
+        return self._chosen[path]
+
+    def _choose(self, cell: Cell, config: AlignConfig, path: Path, digest: str) -> Layers:
+        known = known_scores(path.parent, digest)
+        pairs = self.splits.train.pick(self.drawn(cell, config.seeds[0]))
+        chosen = choose_layers(*self.sides, pairs, config, silent, known, self.splits.validation)
+        if chosen.scores is not None and known is None:
+            save_scores(path.parent, digest, chosen.scores)
+        if takes_work(config.layer_expression):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = {"digest": digest, "image": chosen.image, "text": chosen.text}
+            write_atomically(path, (json.dumps(data) + "\n").encode())
+        return chosen.image, chosen.text
+
+    def features(self, layers: Layers) -> "Features":
+        """Return the features of layers, read once; the least recently used are forgotten."""
+        if layers not in self._features:
+            while len(self._features) >= KEPT:
+                self._features.popitem(last=False)
+            self._features[layers] = Features(self, layers)
+        self._features.move_to_end(layers)
+        return self._features[layers]
+
+    def labels(self, layers: Layers) -> dict[str, list[str]]:
+        """Return the layers' names, each side."""
+        return {
+            side.modality: [side.label(layer) for layer in chosen]
+            for side, chosen in zip(self.sides, layers, strict=True)
+        }
+
+
+class Features:
+    """The features of one choice of layers; each part is read when it is first asked for.
+
+    Args:
+        bench: The sweep's workbench.
+        layers: Image and text layers.
+    """
+
+    def __init__(self, bench: Workbench, layers: Layers) -> None:
+        self._bench, self._layers = bench, layers
+
+    def prefetch(self) -> None:
+        """Read everything now, so that no cell's time holds it."""
+        _ = (self.train, self.validation, self.test, self.classes, self.changed)
+
+    @cached_property
+    def train(self) -> PairTensors:
+        """All training pairs."""
+        return PairTensors.read(self._bench.sides, self._layers, self._bench.splits.train, self._bench.device)
+
+    @cached_property
+    def validation(self) -> PairTensors:
+        """All validation pairs."""
+        return PairTensors.read(self._bench.sides, self._layers, self._bench.splits.validation, self._bench.device)
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Images [M, D₁] and captions [P, D₂] of the measured split, on the CPU."""
+        data = self._bench.test
+        if data is None:
+            return torch.empty(0, 0), torch.empty(0, 0)
+        image = data.image.read(self._layers[0], data.pairs.image_rows)
+        return image, data.text.read(self._layers[1], data.pairs.caption_rows)
+
+    @cached_property
+    def classes(self) -> list[tuple[Tensor, Tensor, Rows]]:
+        """Of each zero-shot set: images [N, D₁], prompts [Q, D₂], class of each prompt [Q]."""
+        return [self._class_set(data) for data in self._bench.class_sets]
+
+    def _class_set(self, data: ZeroShotSet) -> tuple[Tensor, Tensor, Rows]:
+        names = data.prompts.samples.label
+        rows = np.array([row for row, label in enumerate(names) if label], dtype=np.int64)
+        known = {label: index for index, label in enumerate(data.classes)}
+        owner = np.array([known[names[row]] for row in rows], dtype=np.int64)
+        return data.image.read(self._layers[0], data.rows), data.prompts.read(self._layers[1], rows), owner
+
+    @cached_property
+    def changed(self) -> dict[str, tuple[Tensor, Rows]]:
+        """Of each store of changed captions: features [Q, D₂] and the test caption that each was [Q]."""
+        data = self._bench.test
+        if data is None:
+            return {}
+        place = {name: at for at, name in enumerate(data.caption_ids)}
+        found = {}
+        for name, side in self._bench.changed_texts.items():
+            kept = [(row, place[id_]) for row, id_ in enumerate(side.samples.sample_id) if id_ in place]
+            rows, captions = (np.array(part, dtype=np.int64) for part in zip(*kept, strict=True))
+            found[name] = (side.read(self._layers[1], rows), captions)
+        return found
+
+
+def swap_captions(drawn: Drawn, share: float, seed: int) -> Drawn:
+    """Give a share of the drawn images the captions of another of them.
+
+    The images are drawn by seed, a smaller share is a part of a larger one, and each gets the captions of the next in
+    a random circle, so that none keeps its own (one image alone is left as it is).
+
+    Args:
+        drawn: Training data.
+        share: Share of the m images, 0 to 1.
+        seed: Draws the images.
+    """
+    images = len(drawn.images)
+    circle = np.random.default_rng((seed, 2)).permutation(images)[: round(share * images)]
+    if len(circle) < 2:
+        return drawn
+    source = np.arange(images)
+    source[circle] = np.roll(circle, 1)
+    moved = PairSet(drawn.images, drawn.captions, drawn.starts).take(source)
+    return Drawn(drawn.images, moved.caption_rows, moved.starts)
+
+
+def takes_work(expression: str) -> bool:
+    """Whether features must be looked at to know what an expression of layers means."""
+    return expression in SCORED or "grow" in expression or "spread" in expression
+
+
+def _choice_file(config: AlignConfig) -> str:
+    slug = re.sub(r"[^A-Za-z0-9.=-]", "_", config.layer_expression).lstrip(".")
+    return f"{slug or '_'}-{config.stack}.json"
+
+
+def _known_choice(path: Path, digest: str) -> Layers | None:
+    """Return the layers that were chosen for the same features and training data, or None."""
+    try:
+        data = read_json(path, "chosen layers") if path.is_file() else {}
+    except UserError:
+        return None
+    return (_layers(data["image"]), _layers(data["text"])) if data.get("digest") == digest else None
+
+
+def _layers(values: list[tuple[int, str]]) -> tuple[LayerRef, ...]:
+    return tuple(LayerRef(store, name) for store, name in values)

@@ -1,0 +1,188 @@
+"""The cells of a sweep: what each one is, its file, a digest of all that its result depends on, its likely cost."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pipeline.align.config import AlignConfig
+from pipeline.align.recipe import Recipe
+from pipeline.align.resume import REVISION as ALIGN_REVISION
+from pipeline.align.resume import side_digest
+from pipeline.align.train import planned_steps
+from pipeline.errors import UserError
+from pipeline.files import spaced_json_digest
+from pipeline.store.side import Side
+from pipeline.sweep.config import SweepConfig
+
+REVISION = 1
+"""Raised whenever the same projectors would be measured otherwise: cells of older code are then redone."""
+
+FLOPS = 4e10
+"""Multiplications a second of one core in a product of matrices."""
+STEP = 1.5e-3
+"""Seconds of a training step that are not products of matrices."""
+EARLY = 0.45
+"""Share of the planned steps after which training stops, as a rule."""
+SPARSE = 4.0
+"""Cost of ASIF's representations, most of which is sorting, against the products that they begin with."""
+HUBS = 2.5e-3
+"""Seconds of the hubness correction for each image of its bank."""
+FACTORS = {"linear": 1.0, "residual_mlp": 11.0, "residual_low_rank": 1.4, "identity": 0.1}
+"""Cost of a projector's products against a linear map's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of one seed."""
+
+    row: str
+    """Name of the method in the tables."""
+    pairs: int | None
+    """Training images; None is all."""
+    captions: int | None
+    """Captions of each; None is all."""
+    layers: str
+    """As the sweep says it; a row with layers of its own stands with the first of the sweep's."""
+    swapped: float
+    """Share of the training images that got another's captions."""
+    seed: int
+    """The seed."""
+
+    @property
+    def name(self) -> str:
+        """Its file's name, without ending: `cca/n1000-c5-auto-seed1`."""
+        swapped = f"-swap{100 * self.swapped:g}" if self.swapped else ""
+        return (
+            f"{_slug(self.row)}/n{self.pairs or 'all'}-c{self.captions or 'all'}-{_slug(self.layers)}{swapped}"
+            f"-seed{self.seed}"
+        )
+
+    def config(self, sweep: SweepConfig) -> AlignConfig:
+        """Return the `align` settings that the cell is a seed of."""
+        return sweep.align(self.row, self.pairs, self.captions, self.layers)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]", "_", text).lstrip(".") or "_"
+
+
+def cells_of(config: SweepConfig) -> list[Cell]:
+    """Return every cell, those that share layers and data side by side.
+
+    Raises:
+        UserError: Two cells would share a file.
+    """
+    lists = (config.layers, config.captions, config.pairs, config.swapped, config.methods, config.seeds)
+    cells = dict.fromkeys(
+        Cell(
+            row=row,
+            pairs=pairs,
+            captions=captions,
+            layers=config.layers[0] if config.methods[row].layers else layers,
+            swapped=swapped,
+            seed=seed,
+        )
+        for layers, captions, pairs, swapped, row, seed in product(*lists)
+    )
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        if seen.setdefault(cell.name.lower(), cell) is not cell:
+            found = f"two that are both written as {cell.name}"
+            raise UserError(expected="methods and layers of different names", found=found, where="sweep")
+    return list(cells)
+
+
+class Digests:
+    """Digests of cells; the stores are looked at once.
+
+    Args:
+        config: The sweep.
+        sides: Its opened image and text sides.
+    """
+
+    def __init__(self, config: SweepConfig, sides: tuple[Side, Side]) -> None:
+        self._config = config
+        measured: list[Any] = []
+        if config.split is not None:
+            measured = [config.split, list(config.corruption.image_noise), *_measured_stores(config)]
+        features = [side_digest(side, side.layers()) for side in sides]
+        self._shared = spaced_json_digest([REVISION, ALIGN_REVISION, features, measured])
+
+    def of(self, cell: Cell) -> str:
+        """Return the digest of all that a cell's result depends on."""
+        align = cell.config(self._config)
+        names = ("layers", "layer_metric", "stack", "train_split", "validation_split")
+        settings = {name: getattr(align, name) for name in names}
+        recipe = dataclasses.asdict(align.recipe())
+        drawn = [cell.pairs, cell.captions, cell.swapped, cell.seed, align.seeds[0]]
+        return spaced_json_digest([self._shared, settings, recipe, drawn])
+
+
+def _measured_stores(config: SweepConfig) -> Iterator[list[Any]]:
+    """Yield what the result depends on beside the two sides: zero-shot sets and changed captions."""
+    for each in config.classes:
+        yield [each.name, each.split, *_stores("image", each.image), *_stores("text", each.classes)]
+    for name, paths in config.corruption.texts.items():
+        yield [name, *_stores("text", paths)]
+
+
+def _stores(modality: str, paths: tuple[Path, ...]) -> Iterator[Any]:
+    side = Side.open(modality, paths)
+    yield side_digest(side, side.layers())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes that a sweep's cells have in common."""
+
+    width: int
+    """Widths of the last layers of both sides, summed."""
+    train: int
+    """Training images."""
+    captions: float
+    """Captions of an image."""
+    validation: int
+    """Validation images."""
+    test: tuple[int, int] = (0, 0)
+    """Images and captions that are measured."""
+    classes: int = 0
+    """Images to classify."""
+
+
+def expected_seconds(cell: Cell, config: SweepConfig, sizes: Sizes) -> float:
+    """Return what a cell will cost, in seconds of one core: for the dry run and for the bar that shows progress.
+
+    Rough on purpose: the constants are of one machine, and as cells end the rest is scaled by what they really took.
+    """
+    align = cell.config(config)
+    recipe, images = align.recipe(), min(cell.pairs or sizes.train, sizes.train)
+    pairs = images * min(cell.captions or sizes.captions, sizes.captions)
+    width = sizes.width * _wider(align)
+    dim = SPARSE * images if recipe.algorithm == "asif" else recipe.dim
+    checked = min(sizes.validation, recipe.training.validation_images)
+    check = 0.01 + checked * (1 + sizes.captions) * (width / 2 + checked) * dim / FLOPS
+    seconds = 0.2 + ((sum(sizes.test) + sizes.classes) * width / 2 + sizes.test[0] * sizes.test[1]) * dim / FLOPS
+    if not recipe.trained or recipe.start != "random":
+        seconds += 0.05 + (pairs * width**2 / 2 + 3 * width**3) / FLOPS + 2 * check
+    if recipe.trained:
+        steps = planned_steps(images, recipe.training) * _step(recipe, images, width)
+        seconds += EARLY * (steps + recipe.training.validations * check)
+    return seconds + HUBS * min(images, recipe.hubness.bank) * bool(recipe.hubness.neighbours)
+
+
+def _wider(config: AlignConfig) -> float:
+    """Return how much wider than the last layers the chosen ones may be."""
+    expression = config.layer_expression
+    return config.stack if expression == "stack" else 1.5 if "grow" in expression or "spread" in expression else 1
+
+
+def _step(recipe: Recipe, images: int, width: float) -> float:
+    """Return the expected seconds of a training step."""
+    batch = min(recipe.training.batch_size, images)
+    maps = 3 * batch * width * recipe.dim * sum(FACTORS.get(kind, 2.0) for kind in recipe.projectors) / 2
+    structure = 4 * batch**2 * width if recipe.structure.weight else 0
+    return STEP + (maps + 3 * batch**2 * recipe.dim + structure) / FLOPS + 12 * batch**2 * 1e-9
