@@ -6,7 +6,7 @@ Each stage keeps its own config class beside itself; this module only knows how 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -187,3 +187,30 @@ def names(params: Mapping[str, Any], key: str, *, where: str = "params.yaml") ->
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise UserError(expected=f"{key} as a list of names, such as [a, b]", found=repr(value), where=where)
     return value
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Return `a.b=1`, as `--set` takes it, as {"a": {"b": 1}}; values are read as YAML.
+
+    Raises:
+        UserError: One of them is no assignment, or sets what another has set.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(expected="name=value", found=repr(text), where="--set")
+        *parents, last = name.split(".")
+        inner = found
+        for parent in parents:
+            below = inner.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise UserError(expected=f"{parent} set once, whole or by its parts", found="both", where="--set")
+            inner = below
+        try:
+            inner[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(expected="a value as YAML writes it", found=repr(text), where="--set") from error
+    return found

@@ -133,9 +133,10 @@ def one_of(names: Collection[str], kind: str) -> Check:
     return lambda value, where: None if value in names else UnknownNameError(kind, str(value), names, where)
 
 
-def at_least(minimum: float) -> Check:
-    """Refuse numbers below the minimum."""
-    return _number(lambda value: minimum <= value < math.inf, f"{minimum} or more")
+def at_least(minimum: float, *, below: float = math.inf) -> Check:
+    """Refuse numbers below the minimum, and those that reach the bound."""
+    expected = f"{minimum} or more" if below == math.inf else f"{minimum} or more, less than {below}"
+    return _number(lambda value: minimum <= value < below, expected)
 
 
 def more_than(bound: float) -> Check:

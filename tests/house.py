@@ -147,7 +147,7 @@ class House:
             visit(module, ())
         return found
 
-    def upward(self, floors: Mapping[str, int]) -> list[tuple[str, str]]:
+    def upward(self, floors: Mapping[str, float]) -> list[tuple[str, str]]:
         """Return (module, import) of each import that does not go down the floors of units."""
         found = []
         for module, others in self.imports.items():

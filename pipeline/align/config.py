@@ -4,72 +4,111 @@ config = AlignConfig(image=(Path("…/vit"),), text=(Path("…/minilm"),), out=P
 """
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.align.loggers.table import LOGGERS
-from pipeline.align.options import require
 from pipeline.align.recipe import Recipe, make_recipe
-from pipeline.config import build, name, section
-from pipeline.errors import UnknownNameError
+from pipeline.config import assignments, build, name, section
+from pipeline.errors import UserError
+from pipeline.settings import at_least, between, distinct, not_empty, one_of, setting, settings
 
 LAYER_METRICS = ("mutual_knn", "cka")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AlignConfig:
-    """One run: one method, one or several seeds."""
+    """One run: one method, one or several seeds.
 
-    image: tuple[Path, ...]
-    """Image stores; the layers of several are concatenated."""
-    text: tuple[Path, ...]
-    """Text stores; the layers of several are concatenated."""
-    out: Path
-    """Folder of the run."""
-    method: str = "fewpairs"
-    """A name of `pipeline.align.methods.METHODS`."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Changes to the method's recipe, nested: {"training": {"epochs": 40}}."""
-    layers: str = "auto"
-    """`auto` (what the method recommends, mostly `pair`), `pair` (the best pair), `stack` (the best few of each side),
-    or `I,J`: image layers and text layers, each a layer expression, `last`, `grow` (added while validation recall
-    rises) or `spread` (the first, a middle and the last one); `last`, `grow` and `spread` alone mean both sides."""
-    layer_metric: str = "mutual_knn"
-    """What `pair` and `stack` compare layers by: mutual_knn, or cka (unbiased linear CKA)."""
-    stack: int = 3
-    """How many layers of each side `stack` concatenates."""
-    pairs: int | None = None
-    """Number of training images, drawn by seed; nothing said means all."""
-    captions_per_image: int | None = None
-    """Captions of each training image, drawn by seed; nothing said means all. Validation always has all."""
-    seeds: tuple[int, ...] = (1, 42, 55)
-    """Each seed draws its own start, batches and, with `pairs` or `captions_per_image`, its own training data."""
-    train_split: str = "train"
-    """Split that is trained on."""
-    validation_split: str = "val"
-    """Split that stops training and picks the best weights; a tenth of the training images where there is none."""
-    device: str = "auto"
-    """auto, cpu, cuda or another device of torch."""
-    log_to: str | None = None
-    """A name of `pipeline.align.loggers.table.LOGGERS` that gets the history of every seed; nothing said means none."""
+    A setting that changes bytes gives other projectors: a seed that was finished with another value is trained again.
+    Stores count by their content, not by where they lie.
+    """
 
-    def __post_init__(self) -> None:
-        require(bool(self.image) and bool(self.text), "image and text", "with a store each", "none")
-        require(bool(self.seeds), "seeds", "with one seed at least", "none")
-        require(len(set(self.seeds)) == len(self.seeds), "seeds", "that differ", self.seeds)
-        require(all(0 <= seed < 2**63 for seed in self.seeds), "seeds", "between 0 and 2^63", self.seeds)
-        require(self.pairs is None or self.pairs >= 2, "pairs", "of 2 or more", self.pairs)
-        count = self.captions_per_image
-        require(count is None or count >= 1, "captions_per_image", "of 1 or more", count)
-        if self.layer_metric not in LAYER_METRICS:
-            raise UnknownNameError("layer metric", self.layer_metric, LAYER_METRICS, "layer_metric")
-        if self.log_to is not None and self.log_to not in LOGGERS:
-            raise UnknownNameError("logger", self.log_to, LOGGERS, "log_to")
-        require(self.stack >= 1, "stack", "of 1 or more", self.stack)
-        require(self.train_split != self.validation_split, "validation_split", "other than train_split", "the same")
-        self.recipe()
+    image: tuple[Path, ...] = setting(
+        check=not_empty, changes_bytes=False, help="Image store; the layers of several are concatenated."
+    )
+    text: tuple[Path, ...] = setting(
+        check=not_empty, changes_bytes=False, help="Text store; the layers of several are concatenated."
+    )
+    out: Path = setting(changes_bytes=False, help="Folder of the run, data/2_projectors/<name>.")
+    method: str = setting(
+        default="fewpairs",
+        changes_bytes=True,
+        flag=None,
+        help="fewpairs, cca, info_nce, structure, ...; an unknown name lists all of them.",
+    )
+    settings: dict[str, Any] = setting(
+        default_factory=dict,
+        changes_bytes=True,
+        flag="--set",
+        parse=assignments,
+        help="Change the method's recipe, such as training.epochs=40 or dim=128; repeat for several.",
+    )
+    layers: str = setting(
+        default="auto",
+        changes_bytes=True,
+        help="auto (what suits the method, mostly pair), pair (the best pair), stack (the best few of each side), "
+        "or I,J: image layers and text layers, each of them last, grow (added while validation recall rises), spread "
+        "(the first, a middle and the last), an index or a name. One of these alone means both sides.",
+    )
+    layer_metric: str = setting(
+        default="mutual_knn",
+        check=one_of(LAYER_METRICS, "layer metric"),
+        changes_bytes=True,
+        help="What pair and stack compare layers by: mutual_knn, or cka (unbiased linear CKA).",
+    )
+    stack: int = setting(
+        default=3,
+        check=at_least(1),
+        changes_bytes=True,
+        flag=None,
+        help="How many layers of each side stack concatenates.",
+    )
+    pairs: int | None = setting(
+        default=None,
+        check=at_least(2),
+        changes_bytes=True,
+        help="Number of training images, drawn by seed. [default: all]",
+    )
+    captions_per_image: int | None = setting(
+        default=None,
+        check=at_least(1),
+        changes_bytes=True,
+        flag=None,
+        help="Captions of each training image, drawn by seed; validation always has all. [default: all]",
+    )
+    seeds: tuple[int, ...] = setting(
+        default=(1, 42, 55),
+        check=(not_empty, distinct, between(0, 2**63 - 1)),
+        changes_bytes=True,
+        flag="--seed",
+        help="Seed of weights, batches and drawn training data; repeat for several trainings.",
+    )
+    train_split: str = setting(default="train", changes_bytes=True, flag=None, help="Split to train on.")
+    validation_split: str = setting(
+        default="val",
+        changes_bytes=True,
+        flag=None,
+        help="Split that picks the best weights; a tenth of the training images where it is empty.",
+    )
+    device: str = setting(default="auto", changes_bytes=False, help="auto, cpu or cuda.")
+    log_to: str | None = setting(
+        default=None,
+        check=one_of(LOGGERS, "logger"),
+        changes_bytes=False,
+        help="Log each seed's history as well: dvclive, tensorboard or wandb (offline).",
+    )
+
+    def problems(self) -> Iterator[UserError]:
+        """Yield what is wrong between settings, and in the recipe."""
+        if self.train_split == self.validation_split:
+            expected = "another split than train_split"
+            yield UserError(expected=expected, found=self.train_split, where="validation_split")
+        try:
+            self.recipe()
+        except UserError as error:
+            yield error
 
     def recipe(self) -> Recipe:
         """Return the method's recipe with the settings laid over it.

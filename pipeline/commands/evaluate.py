@@ -1,38 +1,22 @@
 """`pipeline evaluate` and `pipeline compare`: retrieval, zero-shot and a report; two reports query by query."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.commands.checks import writable_folder
+from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_settings
 from pipeline.commands.output import emit_json, emit_table, say
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.words import on_stderr
-
-if TYPE_CHECKING:
-    from pipeline.evaluate.config import EvaluateConfig
 
 
 @takes_urls("runs", "image", "text", "out", "classes", "data")
-def evaluate(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs; several stand side by side.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Image store.")] = None,
-    text: Annotated[list[Path] | None, typer.Option(help="Text store.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split to evaluate.")] = None,
-    classes: Annotated[list[Path] | None, typer.Option(help="Store of class prompts for zero-shot.")] = None,
-    k: Annotated[list[int] | None, typer.Option(help="Cut-offs of recall@k; 1, 5 and 10 if unsaid.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Data set folder that holds the pictures.")] = None,
-    probes: Annotated[
-        bool | None, typer.Option("--probes/--no-probes", help="kNN and linear probes on labels; on if unsaid.")
-    ] = None,
-    csls: Annotated[int | None, typer.Option(help="Count retrieval with CSLS too, K neighbours.")] = None,
-    params: Annotated[Path, typer.Option(help="Where what is not said comes from.")] = Path("params.yaml"),
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-) -> None:
+@takes_settings(EvaluateConfig)
+def evaluate(given: dict[str, Any], *, params: Params = PARAMS, json: Json = False, quiet: Quiet = False) -> None:
     """Evaluate runs on a test split: retrieval both ways, zero-shot, intervals, calibration, one HTML report.
 
     Without a run: every method that params.yaml names, into data/3_report.
@@ -43,10 +27,9 @@ def evaluate(
     """
     from pipeline.evaluate.run import evaluate as run
 
-    flags: dict[str, Any] = {"split": split, "classes": classes, "ks": k, "data": data, "csls": csls}
-    said = {name: value for name, value in flags.items() if value} | ({} if probes is None else {"probes": probes})
-    config = _config(runs or [], image, text, out, params, said)
+    config = _config(given, params)
     writable_folder(config.out, "--out")
+    data = given.get("data")
     if data is not None and not data.is_dir():
         raise UserError(expected="the data set folder that holds the pictures", found="none", where=f"--data {data}")
     metrics = run(config) if quiet else run(config, on_stderr)
@@ -61,7 +44,7 @@ def evaluate(
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a report.")],
     second: Annotated[Path, typer.Argument(help="Folder of another report on the same queries.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Compare two evaluations query by query: paired bootstrap of every difference.
 
@@ -76,34 +59,19 @@ def compare(
         emit_table(rows, list(rows[0]) if rows else [])
 
 
-def _config(
-    runs: list[Path],
-    image: list[Path] | None,
-    text: list[Path] | None,
-    out: Path | None,
-    params: Path,
-    flags: dict[str, Any],
-) -> "EvaluateConfig":
+def _config(given: dict[str, Any], params: Path) -> EvaluateConfig:
     from pipeline.config import build, load_params, section
-    from pipeline.evaluate.config import EvaluateConfig
     from pipeline.evaluate.params import evaluate_config
 
-    if runs:
-        said = {"--image": image, "--text": text, "--out": out}
-        missing = [name for name, value in said.items() if not value]
+    if "runs" in given:
+        missing = [f"--{name}" for name in ("image", "text", "out") if name not in given]
         if missing:
             raise UserError(
                 expected="--image, --text and --out with a run",
                 found=f"no {' and no '.join(missing)}",
                 where="pipeline evaluate",
             )
-        return build(
-            EvaluateConfig,
-            {**flags, "runs": runs, "image": image, "text": text, "out": out},
-            where="pipeline evaluate",
-        )
+        return build(EvaluateConfig, given, where="pipeline evaluate")
     settings = load_params(params)
-    values = {**section(settings, "evaluate", str(params)), **flags}
-    if out:
-        values["out"] = out
+    values = {**section(settings, "evaluate", str(params)), **given}
     return evaluate_config({**settings, "evaluate": values}, where=str(params))

@@ -4,7 +4,7 @@
     def extract(given: dict[str, Any], *, params: Params = PARAMS, json: Json = False) -> None: ...
 
 The command gets in `given` the values of those options that were on the command line, by their fields' names; what
-was not given comes from params.yaml or from the class's defaults.
+was not given comes from params.yaml or from the class's defaults. In the help the options stand where `given` stands.
 """
 
 import dataclasses
@@ -23,42 +23,38 @@ from pipeline.settings import Setting, declared
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Params = Annotated[Path, typer.Option(help="File that settings come from which no option gives.")]
+Params = Annotated[Path, typer.Option(help="File with the settings that no option gives.")]
 
 PARAMS = Path("params.yaml")
 
 
 def takes_settings(cls: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return what puts the options of a class of settings in place of a command's first parameter.
+    """Return what puts the options of a class of settings in place of a command's parameter `given`.
 
     Args:
         cls: A class under `@settings`.
         without: Fields that the command has no option for.
     """
-    fields = {name: about for name, about in declared(cls).items() if about.flag is not None and name not in without}
-    optional = [field for field in dataclasses.fields(cls) if field.name in fields]
-    defaults = {field.name: False if _is_switch(field, fields[field.name]) else None for field in optional}
+    about = {name: each for name, each in declared(cls).items() if each.flag is not None and name not in without}
+    options = {
+        field.name: _option(field, about[field.name]) for field in dataclasses.fields(cls) if field.name in about
+    }
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**values: Any) -> None:
-            typed = {name: values.pop(name) for name in fields}
-            given = {name: typed[name] for name, default in defaults.items() if typed[name] not in (default, [])}
-            function({name: _parsed(fields[name], value) for name, value in given.items()}, **values)
+            typed = {name: values.pop(name) for name in options}
+            given = {name: value for name, value in typed.items() if value not in (options[name].default, [])}
+            function(given={name: _parsed(about[name], value) for name, value in given.items()}, **values)
 
         hints = typing.get_type_hints(function, include_extras=True)
-        _, *own = inspect.signature(function).parameters.values()
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        options = [
-            inspect.Parameter(
-                each.name, keyword, default=defaults[each.name], annotation=_option(each, fields[each.name])
-            )
-            for each in optional
-        ]
-        options += [each.replace(kind=keyword, annotation=hints[each.name]) for each in own]
+        parameters: list[inspect.Parameter] = []
+        for own in inspect.signature(function).parameters.values():
+            keyword = own.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[own.name])
+            parameters += options.values() if own.name == "given" else [keyword]
         made: Any = command
-        made.__signature__ = inspect.Signature(options)
-        made.__annotations__ = {each.name: each.annotation for each in options}
+        made.__signature__ = inspect.Signature(parameters)
+        made.__annotations__ = {each.name: each.annotation for each in parameters}
         del made.__wrapped__  # typer would look for types there
         return command
 
@@ -69,12 +65,9 @@ def _parsed(about: Setting, value: Any) -> Any:
     return about.parse(value) if about.parse else value
 
 
-def _is_switch(field: "dataclasses.Field[Any]", about: Setting) -> bool:
-    """Tell whether an option can only be switched on: without it nothing is said."""
-    return field.type is bool and "/" not in (about.flag or "")
-
-
-def _option(field: "dataclasses.Field[Any]", about: Setting) -> Any:
+def _option(field: "dataclasses.Field[Any]", about: Setting) -> inspect.Parameter:
+    """Return the parameter that typer makes an option of: None where it is not given, False for a mere switch."""
+    switch = field.type is bool and "/" not in (about.flag or "")
     kind = str if about.parse else _typed(field.type)
     several = typing.get_origin(_without_none(field.type)) in (tuple, dict)
     help_text = about.help + _default(field)
@@ -82,7 +75,10 @@ def _option(field: "dataclasses.Field[Any]", about: Setting) -> Any:
         how: Any = typer.Argument(help=help_text, show_default=False)
     else:
         how = typer.Option(about.flag or about.option(field.name), help=help_text, show_default=False)
-    return Annotated[(list[kind] if several else kind) | None, how]  # type: ignore[valid-type]
+    annotation = Annotated[(list[kind] if several else kind) | None, how]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=False if switch else None, annotation=annotation
+    )
 
 
 def _typed(hint: Any) -> Any:

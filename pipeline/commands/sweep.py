@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands import engine as engines
-from pipeline.commands.align import settings_of
 from pipeline.commands.checks import at_least_one, writable_folder
 from pipeline.commands.output import emit_json, emit_table
 from pipeline.commands.urls import takes_urls
+from pipeline.config import assignments
 from pipeline.errors import UserError
 from pipeline.progress import progress_bar
 
@@ -79,7 +79,7 @@ def sweep(
         "seeds": seed,
         "split": split,
         "classes": [_class_set(value) for value in classes or []],
-        "settings": settings_of(setting or []),
+        "settings": assignments(setting or []),
         "device": device,
         "keep": keep,
     }

@@ -80,13 +80,15 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"image": []}, "image and text with a store each"),
-        ({"seeds": []}, "seeds with one seed at least"),
-        ({"seeds": [1, 1]}, "seeds that differ"),
-        ({"seeds": [-1]}, "seeds between 0"),
-        ({"pairs": 1}, "pairs of 2 or more"),
-        ({"stack": 0}, "stack of 1 or more"),
-        ({"validation_split": "train"}, "validation_split other than train_split"),
+        ({"image": []}, "--image: expected a value, or several, found none"),
+        ({"seeds": []}, "--seed: expected a value, or several, found none"),
+        ({"seeds": [1, 1]}, "--seed: expected each value once, found 1 twice"),
+        ({"seeds": [-1]}, "--seed: expected 0 to 9223372036854775807, found -1"),
+        ({"pairs": 1}, "--pairs: expected 2 or more, found 1"),
+        ({"stack": 0}, "stack: expected 1 or more, found 0"),
+        ({"layer_metric": "cosine"}, r"--layer-metric: expected a known layer metric \(mutual_knn, cka\)"),
+        ({"log_to": "paper"}, r"--log-to: expected a known logger \(dvclive, tensorboard, wandb\)"),
+        ({"validation_split": "train"}, "validation_split: expected another split than train_split, found train"),
         ({"method": "magic"}, "a known method"),
     ],
 )

@@ -1,6 +1,7 @@
 """The whole stage on synthetic stores: every method learns, seeds resume, the record is whole."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from pipeline.align import resume, run
 from pipeline.align.config import AlignConfig
 from pipeline.align.methods import METHODS
 from pipeline.align.run import align
+from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.progress import Update
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.settings import declared
 from pipeline.store.reader import FeatureStore
 from tests.align.conftest import Stores
 
@@ -111,19 +114,59 @@ def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatc
     assert seeds == [2, 3]
 
 
-Change = Callable[[AlignConfig], AlignConfig]
+ANOTHER: dict[str, dict[str, Any]] = {
+    "image": {},  # the same store elsewhere; so is the text store, and the run
+    "text": {},
+    "out": {},
+    "method": {"method": "dcl"},
+    "settings": {"settings": SHORT | {"dim": 6}},
+    "layers": {"layers": "last"},
+    "layer_metric": {"layer_metric": "cka"},
+    "stack": {"stack": 1},
+    "pairs": {"pairs": 100},
+    "captions_per_image": {"captions_per_image": 1},
+    "seeds": {"seeds": (2,)},
+    "train_split": {"train_split": "test"},
+    "validation_split": {"validation_split": "test"},
+    "device": {"device": "auto"},
+    "log_to": {"log_to": "dvclive"},
+}
+"""Setting → another value of it."""
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"method": "dcl"}, {"settings": SHORT | {"dim": 6}}, {"layers": "last"}, {"pairs": 100}],
-    ids=["method", "setting", "layers", "pairs"],
-)
-def test_other_settings_are_trained_anew(stores: Stores, tmp_path: Path, changes: dict[str, Any]) -> None:
+def digests(folder: Path) -> list[str]:
+    """Return what the run's layers and seeds were made for."""
+    seeds = [f"seed-{entry['seed']}/seed.json" for entry in json.loads((folder / "run.json").read_text())["seeds"]]
+    found = [folder / name for name in ("layer_pairs.json", *seeds)]
+    return [json.loads(path.read_text())["digest"] for path in found if path.exists()]
+
+
+def test_every_setting_has_another_value() -> None:
+    assert list(ANOTHER) == list(declared(AlignConfig))
+    assert {name for name, about in declared(AlignConfig).items() if about.changes_bytes is None} == set()
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_a_setting_that_changes_bytes_is_trained_anew(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And one that does not is reused; scores of layers, which choose what seeds are trained on, count as well."""
+    monkeypatch.setattr(run, "need_logger", lambda logger: None)
+    monkeypatch.setattr(run, "log_seeds", lambda logger, folder, seeds: folder)
+    stated = {"layers": "stack"} if name == "stack" else {"layers": "pair"}
+    first = align(config_for(stores, tmp_path / "run", **stated))
+    before = digests(first)
+    folder = first.rename(tmp_path / "moved") if name == "out" else first
+    config = config_for(stores, folder, **(stated | ANOTHER[name]))
+    if name in ("image", "text"):
+        copy = shutil.copytree(getattr(stores, name), tmp_path / name)
+        config = build(AlignConfig, vars(config) | {name: [copy]}, where="test")
     said: list[Update] = []
-    align(config_for(stores, tmp_path / "run"))
-    align(config_for(stores, tmp_path / "run", **changes), said.append)
-    assert not any("Reused" in str(sentence) for sentence in said)
+    align(config, said.append)
+    changes = bool(declared(AlignConfig)[name].changes_bytes)
+    assert (digests(folder) != before) == changes
+    if name != "layer_metric":
+        assert any("Reused" in str(sentence) for sentence in said) != changes
 
 
 def test_other_features_are_trained_anew(stores: Stores, make_stores: Any, tmp_path: Path) -> None:
@@ -134,14 +177,6 @@ def test_other_features_are_trained_anew(stores: Stores, make_stores: Any, tmp_p
     align(config_for(stores, tmp_path / "run"))
     align(config_for(make_stores(change=shift), tmp_path / "run"), said.append)
     assert not any("Reused" in str(sentence) for sentence in said)
-
-
-def test_device_and_out_are_no_reason_to_train_anew(stores: Stores, tmp_path: Path) -> None:
-    said: list[Update] = []
-    first = align(config_for(stores, tmp_path / "run"))
-    first.rename(tmp_path / "moved")
-    align(config_for(stores, tmp_path / "moved", device="auto"), said.append)
-    assert any("Reused" in str(sentence) for sentence in said)
 
 
 def test_older_revision_is_trained_anew(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

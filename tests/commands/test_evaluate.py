@@ -65,7 +65,7 @@ def test_compare(project: Path, tmp_path: Path) -> None:
         (["params.yaml"], "params.yaml: expected a finished run's folder, found a file"),
         ([RUN, RUN], "runs: expected each run once"),
         ([RUN, "--split", "later"], "expected a known split (train, val, test), found 'later'"),
-        ([RUN, "--k", "0"], "ks should be positive, not [0]"),
+        ([RUN, "--k", "0"], "--k: expected 1 or more, found 0"),
         ([RUN, "--classes", "nowhere"], "nowhere: expected a feature store's folder, found no such folder"),
         ([RUN, "--classes", IMAGE], "of text features, found a store of image features"),
         (

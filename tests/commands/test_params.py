@@ -66,7 +66,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("align", {"align": {"dataset": "shapes", "seeds": 1}}, "seeds should be tuple[int, ...], not 1"),
     ("align", {"align": {"dataset": "shapes", "settings": {"trainin": 1}}}, "trainin is unknown (known: loss, "),
     ("align", {"text_encoder": {"a": 1}}, "params.yaml: expected text_encoder with a name, found {'a': 1}"),
-    ("evaluate", {"methods": None}, "runs is empty"),
+    ("evaluate", {"methods": None}, "evaluate: runs: expected a value, or several, found none"),
     ("evaluate", {"methods": 7}, "params.yaml: expected methods as a list of names, such as [a, b], found 7"),
     ("evaluate", {"methods": ["pls"]}, "data/2_projectors/pls: expected a finished run's folder, found no such folder"),
     ("evaluate", {"evaluate": 5}, "params.yaml: expected a section 'evaluate' with settings, found int"),
@@ -75,7 +75,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("evaluate", {"evaluate": {"index": "tree"}}, "evaluate: index: expected a known index (auto, torch, flat, ivf, "),
     ("evaluate", {"evaluate": {"zero_shot": "shapes"}}, "evaluate: expected zero_shot as a list of names"),
     ("evaluate", {"evaluate": {"zero_shot": ["nope"]}}, "data/1_features/nope/pixels: expected a feature store's fold"),
-    ("evaluate", {"evaluate": {"bootstrap": 1}}, "bootstrap should be at least 100, not 1"),
+    ("evaluate", {"evaluate": {"bootstrap": 1}}, "bootstrap: expected 100 or more, found 1"),
 ]
 
 

@@ -23,17 +23,21 @@ def test_filled_from_plain_data() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"runs": []}, "runs is empty"),
-        ({"ks": [0]}, r"ks should be positive, not \[0\]"),
-        ({"ks": []}, "ks should be positive"),
-        ({"bootstrap": 3}, "bootstrap should be at least 100, not 3"),
-        ({"confidence": 1.0}, r"confidence should lie in \[0.5, 1\)"),
-        ({"examples": -1}, "examples should not be negative"),
-        ({"csls": -1}, "csls should be a number of neighbours, or 0, not -1"),
-        ({"duplicate_cosine": 2.0}, "duplicate_cosine should be a cosine"),
-        ({"zero_shot": [{"name": "a/b", "image": ["a"], "classes": ["b"]}]}, "with a slash"),
-        ({"zero_shot": [{"name": "a", "image": ["a"], "classes": ["b"]}] * 2}, "names should differ"),
-        ({"zero_shot": [{"name": "a", "image": [], "classes": ["b"]}]}, "image is empty"),
+        ({"runs": []}, "runs: expected a value, or several, found none"),
+        ({"ks": [0]}, "--k: expected 1 or more, found 0"),
+        ({"ks": []}, "--k: expected a value, or several, found none"),
+        ({"bootstrap": 3}, "bootstrap: expected 100 or more, found 3"),
+        ({"confidence": 1.0}, "confidence: expected 0.5 or more, less than 1, found 1.0"),
+        ({"examples": -1}, "examples: expected 0 or more, found -1"),
+        ({"csls": -1}, "--csls: expected 0 or more, found -1"),
+        ({"duplicate_cosine": 2.0}, "duplicate_cosine: expected -1 to 1, found 2.0"),
+        ({"zero_shot": [{"name": "a/b", "image": ["a"], "classes": ["b"]}]}, "a name without a slash, found 'a/b'"),
+        ({"zero_shot": [{"name": "a", "image": ["a"], "classes": ["b"]}] * 2}, "sets of different names, found a, a"),
+        ({"zero_shot": [{"name": "a", "image": [], "classes": ["b"]}]}, "--image: expected a value, or several, found"),
+        (
+            {"bootstrap": 3, "examples": -1},
+            "valid settings, found bootstrap should be 100 or more, not 3; examples should be 0 or more, not -1",
+        ),
     ],
 )
 def test_every_mistake_is_a_sentence(change: dict[str, Any], message: str) -> None:
