@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.evaluate.figures.canvas import (
+from pipeline.evaluate.figures import (
     CLOSED,
     GRID,
     INK,

@@ -20,7 +20,7 @@ from pipeline.apps.class_prompts import TEMPLATES, class_prompts
 from pipeline.apps.encoders import Loader, SideEncoder
 from pipeline.apps.export.exported import open_run
 from pipeline.errors import UserError
-from pipeline.evaluate.calibrate import run_temperature
+from pipeline.evaluate.data import run_temperature
 from pipeline.extract.decode import MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.extract.rejected import RejectedInputError
 from pipeline.metrics.classification import classifier

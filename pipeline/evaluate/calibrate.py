@@ -6,42 +6,49 @@ their scores). Then scaled: with the temperature at which the right answers of t
 that direction (arXiv 1706.04599), so that all runs are treated alike. No test row is ever looked at for it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.evaluate.data import TestPairs, run_features
+from pipeline.evaluate.data import TestPairs, ZeroShotSet, class_vectors, run_features
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.evaluate.result import Calibration
-from pipeline.evaluate.zero_shot import Answers, ZeroShotSet, class_vectors
 from pipeline.metrics.calibration import fit_temperature, reliability
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.join import Pairs, join
 
-DEFAULT_TEMPERATURE = 0.07
 DEFAULT, OWN, SCALED = "default", "own", "scaled"
 BINS = 15
 ROWS = 500
 """Validation images that a temperature is fitted on, at most, evenly over the split."""
 BOUNDS = (0.005, 2.0)
 """Of a fitted temperature: a handful of rows, all right or all wrong, would ask for 0 or infinity."""
+Answers: TypeAlias = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Confidence of each query's first answer [Q], and whether it was right [Q]; a tie is not right."""
 
 
-def run_temperature(record: Mapping[str, Any], seed: int) -> tuple[float, str]:
-    """Return the temperature of a run's seed and where it comes from: learned, fixed, validation, own or default.
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far stated confidence is from what came true, in one direction; mean over seeds."""
 
-    Looked up in the seed's entry of run.json, then in the run's.
-    """
-    entries = [entry for entry in record.get("seeds", []) if isinstance(entry, dict) and entry.get("seed") == seed]
-    for place in (*entries, record):
-        value = place.get("temperature")
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-            return float(value), str(place.get("temperature_source", OWN))
-    return DEFAULT_TEMPERATURE, DEFAULT
+    ece: float
+    """Expected calibration error, a fraction."""
+    mean_max_probability: float
+    """Mean confidence."""
+    accuracy: float
+    """Share of first answers that were right."""
+    temperature: float
+    """Temperature that the scores were divided by (mean over seeds)."""
+    temperature_source: str
+    """learned, fixed, validation (fitted there when the run was made), own (an older run does not say how), default (it
+    has none), or scaled (fitted on validation rows by this evaluation)."""
+    bins: tuple[tuple[float, float, int], ...]
+    """(mean confidence, accuracy, answers) of each bin that holds answers, all seeds together."""
+    scaled: "Calibration | None" = None
+    """The same after temperature scaling on validation rows; None where there are none."""
 
 
 def validation_pairs(run: AlignedRun, data: TestPairs) -> TestPairs | None:

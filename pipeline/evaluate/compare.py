@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.evaluate.measures import measures_of, value_by_seed
 from pipeline.evaluate.output import OWN
-from pipeline.evaluate.queries import QueryRanks, read_queries
+from pipeline.evaluate.queries import QueryRanks, measures_of, read_queries, value_by_seed
 from pipeline.evaluate.single import resample
 from pipeline.metrics.bootstrap import interval, p_value
 from pipeline.remote.folder import pull_folder

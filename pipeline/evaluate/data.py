@@ -1,14 +1,21 @@
-"""The test pairs, and what a run takes from a side's stores: its layers, checked against its record, as one tensor."""
+"""What is evaluated: the test pairs, the sets to classify, and what a run takes from the stores, as one tensor."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.join import Pairs, join
 from pipeline.store.side import LayerRef, Rows, Side, parse_label
+
+DEFAULT_TEMPERATURE = 0.07
+DEFAULT, OWN, SCALED = "default", "own", "scaled"
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,51 @@ class TestPairs:
         return np.bincount(self.pairs.caption_image, minlength=len(self.pairs.image_rows)).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class ZeroShotSet:
+    """Images with labels of one split, and prompts for every class.
+
+    Args:
+        name: Name of the set; empty for the main data set.
+        image: Its image stores.
+        prompts: Its stores of class prompts.
+        classes: C class names.
+        rows: Positions [M] of the labelled images of the split.
+        target: Class [M] of each of them.
+        unlabelled: Images of the split without a label, which are left out.
+        split: The split.
+    """
+
+    name: str
+    image: Side
+    prompts: Side
+    classes: list[str]
+    rows: NDArray[np.int64]
+    target: NDArray[np.int64]
+    unlabelled: int
+    split: str
+
+    def of_split(self, split: str) -> "ZeroShotSet | None":
+        """Return the labelled images of another split, of the same classes; None where there are none."""
+        labels = self.image.samples.label
+        known = {label: index for index, label in enumerate(self.classes)}
+        rows = [row for row, value in enumerate(self.image.samples.split) if value == split and labels[row] in known]
+        if split == self.split or not rows:
+            return None
+        target = np.array([known[labels[row]] for row in rows], dtype=np.int64)
+        return replace(self, rows=np.array(rows, dtype=np.int64), target=target, unlabelled=0, split=split)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of the M images."""
+        return [self.image.samples.sample_id[row] for row in self.rows]
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names of the M images."""
+        return [self.classes[target] for target in self.target]
+
+
 def pairs_of_split(image: Side, text: Side, split: str) -> TestPairs:
     """Join images and captions of a split by image id.
 
@@ -64,6 +116,35 @@ def pairs_of_split(image: Side, text: Side, split: str) -> TestPairs:
             remedy="give the text store of the same data set",
         )
     return TestPairs(image, text, pairs, split)
+
+
+def zero_shot_set(name: str, image: Side, prompts: Side, split: str) -> ZeroShotSet:
+    """Join the images of a split with the classes that the prompts speak of.
+
+    Raises:
+        UnknownNameError: No image is in that split.
+        UserError: There are fewer than two classes, no labelled image, or a label without prompts.
+    """
+    where = image.where
+    splits = [known for known in dict.fromkeys(image.samples.split) if known]
+    if split not in splits:
+        raise UnknownNameError("split", split, splits, where)
+    classes = [label for label in dict.fromkeys(prompts.samples.label) if label]
+    prompt_store = str(prompts.stores[0].path)
+    if len(classes) < 2:
+        raise UserError(expected="prompts of two classes at least", found=f"{len(classes)} classes", where=prompt_store)
+    inside = [row for row, value in enumerate(image.samples.split) if value == split]
+    rows = [row for row in inside if image.samples.label[row]]
+    if not rows:
+        raise UserError(expected=f"images with labels in split {split}", found="none", where=where)
+    known = {label: index for index, label in enumerate(classes)}
+    missing = [label for label in dict.fromkeys(image.samples.label[row] for row in rows) if label not in known]
+    if missing:
+        found = f"none for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+        raise UserError(expected="prompts for every label of the images", found=found, where=prompt_store)
+    target = np.array([known[image.samples.label[row]] for row in rows], dtype=np.int64)
+    left_out = len(inside) - len(rows)
+    return ZeroShotSet(name, image, prompts, classes, np.array(rows, dtype=np.int64), target, left_out, split)
 
 
 def run_layers(run: AlignedRun, side: str) -> list[LayerRef]:
@@ -109,3 +190,25 @@ def run_features(run: AlignedRun, side: Side, at: Rows, *, constant_allowed: boo
         UserError: A value is not finite, or all rows of a layer are the same (unless that is allowed).
     """
     return side.read(run_layers(run, side.modality), at, constant_allowed=constant_allowed)
+
+
+def class_vectors(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:
+    """Return one unit vector a class [C, d]."""
+    labels = data.prompts.samples.label
+    rows = np.array([row for row, label in enumerate(labels) if label], dtype=np.int64)
+    known = {label: index for index, label in enumerate(data.classes)}
+    owner = np.array([known[labels[row]] for row in rows])
+    return classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(known))
+
+
+def run_temperature(record: Mapping[str, Any], seed: int) -> tuple[float, str]:
+    """Return the temperature of a run's seed and where it comes from: learned, fixed, validation, own or default.
+
+    Looked up in the seed's entry of run.json, then in the run's.
+    """
+    entries = [entry for entry in record.get("seeds", []) if isinstance(entry, dict) and entry.get("seed") == seed]
+    for place in (*entries, record):
+        value = place.get("temperature")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+            return float(value), str(place.get("temperature_source", OWN))
+    return DEFAULT_TEMPERATURE, DEFAULT

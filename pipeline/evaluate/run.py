@@ -13,25 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluate.cautions import find_cautions
+from pipeline.evaluate.caveats import find_caveats
 from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
-from pipeline.evaluate.data import TestPairs, pairs_of_split
-from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates
-from pipeline.evaluate.examples import Gallery, example_groups
-from pipeline.evaluate.measures import chance_level, measures_of
+from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
+from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates, seen_section
+from pipeline.evaluate.examples import Gallery, Pictures, example_groups
+from pipeline.evaluate.leaderboard import Leaderboard, leaderboard_of
 from pipeline.evaluate.output import MARK, OWN, fresh_output
-from pipeline.evaluate.pictures import Pictures
-from pipeline.evaluate.probes import Probe, probe_rows, probe_set
-from pipeline.evaluate.queries import FILE, IMAGE_RETRIEVAL, TEXT_RETRIEVAL, write_queries, zero_shot_direction
+from pipeline.evaluate.probes import Probe, probe_rows, probe_set, probes_section
+from pipeline.evaluate.queries import (
+    FILE,
+    IMAGE_RETRIEVAL,
+    TEXT_RETRIEVAL,
+    chance_level,
+    measures_of,
+    write_queries,
+    zero_shot_direction,
+)
 from pipeline.evaluate.report.build import build_page
-from pipeline.evaluate.report.plain import write_plain
-from pipeline.evaluate.report.probes import probes_section
-from pipeline.evaluate.report.render import render
-from pipeline.evaluate.report.seen_before import seen_section
+from pipeline.evaluate.report.write import render, write_plain
 from pipeline.evaluate.single import evaluate_run
-from pipeline.evaluate.summary import Summary, summarise_runs
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
-from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.remote.binding import address, bind_recorded, is_url, name_of
@@ -79,13 +81,13 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         )
         for each in measures
     }
-    summary = summarise_runs(results, measures, chance, config.confidence)
+    summary = leaderboard_of(results, measures, chance, config.confidence)
     probes = run_probes(runs, sets, config, progress)
     return _write(summary, pairs, sets, probes, config, progress, started)
 
 
 def _write(
-    summary: Summary,
+    summary: Leaderboard,
     pairs: TestPairs,
     sets: Sequence[ZeroShotSet],
     probes: Sequence[Probe],
@@ -107,7 +109,7 @@ def _write(
         pairs,
         sets,
         config,
-        cautions=find_cautions(summary, pairs, sets, config, duplicates),
+        caveats=find_caveats(summary, pairs, sets, config, duplicates),
         seen=seen_section(summary, pairs, duplicates, config.duplicate_cosine, pictures),
         probes=probes_section(summary, probes),
         examples=examples,
@@ -163,7 +165,7 @@ def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:
 
 
 def check_cuts(ks: Sequence[int], images: int) -> None:
-    """Refuse a cut-off that every answer reaches; the usual ones stay, with a caution in the report.
+    """Refuse a cut-off that every answer reaches; the usual ones stay, with a caveat in the report.
 
     Raises:
         UserError: A cut-off is larger than the gallery of images.

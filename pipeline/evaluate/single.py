@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,81 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.evaluate.calibrate import (
+    Answers,
+    Calibration,
     calibration,
+    evenly,
     retrieval_temperatures,
-    run_temperature,
     validation_pairs,
     zero_shot_temperatures,
 )
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs, check_side, run_features
-from pipeline.evaluate.hubness import csls_ranks
-from pipeline.evaluate.measures import Measure, measures_of, sums_by_cluster, value_by_seed
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks, zero_shot_direction
-from pipeline.evaluate.result import Calibration, RunResult
-from pipeline.evaluate.zero_shot import Answers, ZeroShotSet, classify
+from pipeline.evaluate.data import TestPairs, ZeroShotSet, check_side, class_vectors, run_features, run_temperature
+from pipeline.evaluate.queries import (
+    IMAGE_RETRIEVAL,
+    TEXT_RETRIEVAL,
+    Measure,
+    QueryRanks,
+    measures_of,
+    sums_by_cluster,
+    value_by_seed,
+    zero_shot_direction,
+)
 from pipeline.metrics.bootstrap import Bootstrap
-from pipeline.metrics.calibration import TopProbabilities
+from pipeline.metrics.calibration import TopProbabilities, confidences
+from pipeline.metrics.classification import zero_shot_metrics
 from pipeline.metrics.retrieval import Watch, cross_ranks, mean_average_precision
+from pipeline.projectors.csls import nearest_mean, scaled
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.join import join
+
+Floats = NDArray[np.float64]
+BANK = 5000
+"""Training images and captions in the bank, at most, evenly over the split."""
+BLOCK = 4096
+"""Queries whose similarities to the bank are held at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run, evaluated on everything."""
+
+    name: str
+    """How it is called in tables: its method, or its folder where two runs share the method."""
+    method: str
+    path: Path
+    seeds: tuple[int, ...]
+    trained: bool
+    """Whether gradient steps were made; otherwise it is a closed form."""
+    queries: Mapping[str, QueryRanks]
+    """Direction → ranks."""
+    values: Mapping[str, Floats]
+    """Measure → value for each seed [S]."""
+    replicates: Mapping[str, Floats]
+    """Measure → bootstrap replicates of the mean over seeds [B]."""
+    calibration: Mapping[str, Calibration]
+    """Direction → calibration."""
+    precision: Mapping[str, Floats]
+    """Direction of retrieval → mean average precision for each seed [S]."""
+    csls: Mapping[str, NDArray[np.int64]]
+    """Direction of retrieval → ranks [S, Q] under CSLS; empty where it was not asked for."""
+    confusion: Mapping[str, NDArray[np.int64]]
+    """Zero-shot direction → counts [C, C], all seeds together."""
+    history: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """Seed → logged steps."""
+    layer_pairs: Mapping[str, Any] | None = None
+    """Scores of the layer pairs, where layers were chosen by them."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """run.json."""
+
+    def mean(self, measure: str) -> float:
+        """Return a measure's mean over seeds."""
+        return float(self.values[measure].mean())
+
+    def deviation(self, measure: str) -> float | None:
+        """Return a measure's sample standard deviation over seeds; None for one seed."""
+        values = self.values[measure]
+        return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +145,9 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     sure: dict[str, list[tuple[Answers, ...]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
     temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
     fitted = retrieval_temperatures(run, validation_pairs(run, data))
-    for seed, (own, _), scaled in zip(run.seeds, temperatures, fitted, strict=True):
+    for seed, (own, _), after in zip(run.seeds, temperatures, fitted, strict=True):
         image, text = run.encode("image", image_features, seed), run.encode("text", text_features, seed)
-        divisors = [(own, own), *([(scaled[TEXT_RETRIEVAL], scaled[IMAGE_RETRIEVAL])] if scaled else [])]
+        divisors = [(own, own), *([(after[TEXT_RETRIEVAL], after[IMAGE_RETRIEVAL])] if after else [])]
         tops = [TopProbabilities(len(image), len(text), each) for each in divisors]
         image_ranks, text_ranks = cross_ranks(image, text, owner, watch=_all(tops))
         precision[TEXT_RETRIEVAL].append(_average_precision(image, text, owner, image_ranks))
@@ -155,6 +213,22 @@ def classify_seeds(run: AlignedRun, data: ZeroShotSet) -> Answered:
     )
 
 
+def classify(
+    run: AlignedRun, data: ZeroShotSet, seed: int, temperatures: Sequence[float]
+) -> tuple[NDArray[np.int64], list[Answers], NDArray[np.int64]]:
+    """Classify every image with one seed of a run.
+
+    Returns:
+        Rank [M] of the true class, (confidence [M], right [M]) of the first answer for each temperature, and counts
+        [C, C] of true class against predicted class.
+    """
+    classes = class_vectors(run, data, seed)
+    images = run.encode("image", run_features(run, data.image, data.rows), seed)
+    found = zero_shot_metrics(images, classes, data.target, (1,))
+    sure = [confidences(images, classes, data.target, temperature) for temperature in temperatures]
+    return found.ranks, [(each.top, each.correct) for each in sure], found.confusion
+
+
 def resample(
     queries: Mapping[str, QueryRanks], measures: Sequence[Measure], samples: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
@@ -167,6 +241,41 @@ def resample(
         drawn = Bootstrap(images=len(names), samples=samples, seed=seed).replicates(sums)
         result |= {measure.name: drawn[row] for row, measure in enumerate(chosen)}
     return result
+
+
+def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, NDArray[np.int64]]:
+    """Return direction → ranks [S, Q] under CSLS with K neighbours.
+
+    Raises:
+        UserError: The run's training split has fewer than K captions or images in these stores, or is evaluated.
+    """
+    split = str(run.config.get("train_split", "train"))
+    known = join(data.image.samples, data.text.samples, split)
+    smallest = 0 if split == data.split else min(len(known.image_rows), len(known.caption_rows))
+    if smallest < k:
+        found = f"{smallest} in split {split} that are no test queries"
+        raise UserError(expected=f"a bank of {k} images and captions for CSLS", found=found, where=data.image.where)
+    bank = {"image": known.image_rows, "text": known.caption_rows}
+    asked = {"image": data.pairs.image_rows, "text": data.pairs.caption_rows}
+    sides = {"image": data.image, "text": data.text}
+    features = {name: run_features(run, side, asked[name], constant_allowed=True) for name, side in sides.items()}
+    taken = {name: rows[evenly(len(rows), BANK)] for name, rows in bank.items()}
+    banked = {name: run_features(run, side, taken[name], constant_allowed=True) for name, side in sides.items()}
+    found_by_seed = []
+    for seed in run.seeds:
+        image, text = (run.encode(name, features[name], seed) for name in ("image", "text"))
+        near_image = _nearest_mean(image, run.encode("text", banked["text"], seed), k)
+        near_text = _nearest_mean(text, run.encode("image", banked["image"], seed), k)
+        left, right = scaled(image, text, near_image, near_text)
+        found_by_seed.append(cross_ranks(left, right, torch.from_numpy(data.pairs.caption_image)))
+    return {
+        name: np.stack([ranks[side] for ranks in found_by_seed])
+        for side, name in enumerate((TEXT_RETRIEVAL, IMAGE_RETRIEVAL))
+    }
+
+
+def _nearest_mean(items: Tensor, bank: Tensor, k: int) -> Tensor:
+    return torch.cat([nearest_mean(block, bank, k) for block in torch.split(items, BLOCK)])
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

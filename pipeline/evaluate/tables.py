@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.duplicates import Duplicates, Twin, without
-from pipeline.evaluate.measures import Measure
+from pipeline.evaluate.leaderboard import Leaderboard
 from pipeline.evaluate.probes import Probe, probe_metrics
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
-from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.summary import Summary
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT, Measure
+from pipeline.evaluate.single import RunResult
 
 TIE_RULE = "ties count against the query"
 CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100)
 
 
 def metrics(
-    summary: Summary, counts: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe] = ()
+    summary: Leaderboard, counts: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe] = ()
 ) -> dict[str, Any]:
     """Return what metrics.json holds: one flat mapping for one run, run → mapping for several.
 
@@ -44,7 +43,7 @@ def metrics(
     return next(iter(tables.values())) if len(tables) == 1 else tables
 
 
-def _without_seen(run: RunResult, summary: Summary, found: Duplicates) -> dict[str, float | None]:
+def _without_seen(run: RunResult, summary: Leaderboard, found: Duplicates) -> dict[str, float | None]:
     """Return every measure once more without the queries that training has seen; equal where it has seen none."""
     return {
         f"{each.name}_without_{kind}": without(each, run.queries[each.direction], touched[each.direction])
@@ -61,7 +60,7 @@ def training_images(record: Mapping[str, Any]) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _flat(run: RunResult, summary: Summary) -> dict[str, Any]:
+def _flat(run: RunResult, summary: Leaderboard) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for measure in summary.measures:
         table[measure.name] = run.mean(measure.name)
@@ -103,7 +102,7 @@ def _prefix(direction: str) -> str:
 
 
 def write_tables(
-    out: Path, summary: Summary, values: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe]
+    out: Path, summary: Leaderboard, values: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe]
 ) -> None:
     """Write all files but the report and the table of queries."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -126,7 +125,7 @@ def write_tables(
     write_csv(plots / "layer_pairs.csv", _layer_rows(summary.runs), scores)
 
 
-def _write_headlines(folder: Path, summary: Summary) -> None:
+def _write_headlines(folder: Path, summary: Leaderboard) -> None:
     """Write the means alone, one small file a run: `dvc metrics show` makes a row of each."""
     folder.mkdir(exist_ok=True)
     tables = {f"{run.name}.json": {each.name: run.mean(each.name) for each in summary.measures} for run in summary.runs}
@@ -150,7 +149,7 @@ def recall_curve(run: RunResult, direction: str, largest: int) -> list[tuple[int
     return [(k, float((ranks <= k).mean())) for k in CURVE if k <= largest]
 
 
-def _long_rows(summary: Summary) -> list[dict[str, Any]]:
+def _long_rows(summary: Leaderboard) -> list[dict[str, Any]]:
     rows = []
     for run in summary.runs:
         for measure in summary.measures:
@@ -217,7 +216,7 @@ def _layer_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def _markdown(summary: Summary) -> str:
+def _markdown(summary: Leaderboard) -> str:
     names = [measure.name for measure in summary.measures]
     lines = [
         f"Percent, mean ± s.d. over seeds, [{100 * summary.confidence:.0f} % interval over test images].",

@@ -25,8 +25,7 @@ from pipeline.align.run import make_seed
 from pipeline.align.tensors import PairTensors
 from pipeline.align.train import Trained
 from pipeline.errors import UserError
-from pipeline.evaluate.data import TestPairs, pairs_of_split
-from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
+from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
 from pipeline.files import write_atomically
 from pipeline.progress import silent
 from pipeline.projectors.table import read_json

@@ -9,9 +9,8 @@ import torch
 
 from pipeline.evaluate.calibrate import BOUNDS, evenly, retrieval_temperatures, validation_pairs, zero_shot_temperatures
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs, pairs_of_split
+from pipeline.evaluate.data import TestPairs, pairs_of_split, zero_shot_set
 from pipeline.evaluate.run import evaluate
-from pipeline.evaluate.zero_shot import zero_shot_set
 from pipeline.metrics.calibration import confidences
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side

@@ -12,8 +12,7 @@ import torch
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.data import pairs_of_split
 from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates, near_duplicates, plain_words, without
-from pipeline.evaluate.measures import Measure
-from pipeline.evaluate.queries import QueryRanks, read_queries
+from pipeline.evaluate.queries import Measure, QueryRanks, read_queries
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
 from pipeline.store.side import Side

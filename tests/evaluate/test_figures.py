@@ -7,22 +7,29 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from pipeline.evaluate.figures.canvas import VARIABLES, plain
-from pipeline.evaluate.figures.curves import recall_curves, reliability, step_curves
-from pipeline.evaluate.figures.forest import forest
-from pipeline.evaluate.figures.maps import confusion_map, layer_map
-from pipeline.evaluate.figures.series import Interval, Series
+from pipeline.evaluate.figures import (
+    VARIABLES,
+    Interval,
+    Series,
+    confusion_map,
+    forest,
+    layer_map,
+    plain,
+    recall_curves,
+    reliability,
+    step_curves,
+)
 
 HOSTILE = '<script>alert("1")</script> $x_{ & \x00\n😀'
 
 
-def line(name: str = HOSTILE, part: str = "lead", dashed: bool = False) -> Series:
-    return Series(name=name, part=part, x=[1, 5, 10], y=[0.1, 0.2, 0.4], dashed=dashed)  # type: ignore[arg-type]
+def line(name: str = HOSTILE, role: str = "lead", dashed: bool = False) -> Series:
+    return Series(name=name, role=role, x=[1, 5, 10], y=[0.1, 0.2, 0.4], dashed=dashed)  # type: ignore[arg-type]
 
 
 FIGURES = {
     "forest": lambda: forest(
-        [Interval(name=HOSTILE, part="lead", value=0.2, low=0.1, high=0.3)] * 3, chance=0.01, label=HOSTILE
+        [Interval(name=HOSTILE, role="lead", value=0.2, low=0.1, high=0.3)] * 3, chance=0.01, label=HOSTILE
     ),
     "recall": lambda: recall_curves([line(), line("b", "rival"), line("c", "other"), line("d", "other")], line(), "R"),
     "steps": lambda: step_curves([line(dashed=True)], HOSTILE, reference=0.5),

@@ -11,9 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from pipeline.evaluate import probes as module
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
+from pipeline.evaluate.data import ZeroShotSet, zero_shot_set
 from pipeline.evaluate.probes import probe_rows
 from pipeline.evaluate.run import evaluate
-from pipeline.evaluate.zero_shot import ZeroShotSet, zero_shot_set
 from pipeline.store.side import Side
 from tests.evaluate.conftest import World
 

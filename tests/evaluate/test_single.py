@@ -9,10 +9,8 @@ from sklearn.metrics import average_precision_score
 
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import check_side, pairs_of_split, run_features
-from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.single import evaluate_run
-from pipeline.evaluate.zero_shot import zero_shot_set
+from pipeline.evaluate.data import check_side, pairs_of_split, run_features, zero_shot_set
+from pipeline.evaluate.single import RunResult, evaluate_run
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side
 

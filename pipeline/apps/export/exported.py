@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.errors import UserError
-from pipeline.evaluate.calibrate import run_temperature
+from pipeline.evaluate.data import run_temperature
 from pipeline.projectors.base import Projector
 from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
 from pipeline.projectors.run_record import SIDES, AlignedRun, check_record

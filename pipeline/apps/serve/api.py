@@ -36,7 +36,7 @@ from pipeline.apps.serve.served import Found, Probabilities, ServedRun
 from pipeline.apps.serve.served import Query as Picture
 from pipeline.apps.serve.uploads import Form, read_form
 from pipeline.apps.serve.worker import QueueFullError, Work, Worker
-from pipeline.evaluate.calibrate import run_temperature
+from pipeline.evaluate.data import run_temperature
 
 PROBLEM = {"model": Problem}
 REFUSED: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 403, 404, 413, 422, 503), PROBLEM)

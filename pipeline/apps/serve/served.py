@@ -22,7 +22,7 @@ from pipeline.apps.places import dataset_folder, open_images, open_texts
 from pipeline.apps.search import CaptionHit, ImageHit, Searcher
 from pipeline.apps.serve.limits import SEEDS_KEPT
 from pipeline.errors import PipelineError
-from pipeline.evaluate.calibrate import run_temperature
+from pipeline.evaluate.data import run_temperature
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.side import Side

@@ -5,30 +5,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs
-from pipeline.evaluate.measures import Measure, chance_level
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.evaluate.report.calibration import calibration_section
-from pipeline.evaluate.report.diagnosis import layers_section, zero_shot_section
-from pipeline.evaluate.report.page import Caution, Cell, ExampleGroup, Page, Section, Table
+from pipeline.evaluate.data import TestPairs, ZeroShotSet
+from pipeline.evaluate.leaderboard import Leaderboard
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, Measure, chance_level
+from pipeline.evaluate.report.diagnosis import calibration_section, layers_section, training_section, zero_shot_section
+from pipeline.evaluate.report.page import Caveat, Cell, ExampleGroup, Page, Section, Table
 from pipeline.evaluate.report.results import curves_section, differences_section, forest_picture, results_section
-from pipeline.evaluate.report.training import training_section
 from pipeline.evaluate.report.verdict import reasons, tiles, verdict
-from pipeline.evaluate.summary import Summary
 from pipeline.evaluate.tables import CURVE, training_images
-from pipeline.evaluate.zero_shot import ZeroShotSet
 from pipeline.remote.binding import address, addressed, name_of
 from pipeline.store.reader import FeatureStore
 from pipeline.words import count
 
 
 def build_page(
-    summary: Summary,
+    summary: Leaderboard,
     pairs: TestPairs,
     sets: Sequence[ZeroShotSet],
     config: EvaluateConfig,
     *,
-    cautions: Sequence[Caution],
+    caveats: Sequence[Caveat],
     seen: Section | None,
     probes: Section | None,
     examples: Sequence[ExampleGroup],
@@ -42,7 +38,7 @@ def build_page(
         pairs: The test pairs.
         sets: The zero-shot sets.
         config: The settings of this evaluation.
-        cautions: What must be known before believing a number.
+        caveats: What must be known before believing a number.
         seen: What the test split shares with the training split.
         probes: What labels can be read off the features.
         examples: Example queries.
@@ -72,12 +68,12 @@ def build_page(
         reasons=reasons(summary, images, captions),
         tiles=tiles(summary),
         figure=forest_picture(summary),
-        cautions=tuple(cautions),
+        caveats=tuple(caveats),
         sections=tuple(section for section in sections if section is not None),
     )
 
 
-def _runs(summary: Summary) -> str:
+def _runs(summary: Leaderboard) -> str:
     return summary.lead.name if len(summary.runs) == 1 else count(len(summary.runs), "run")
 
 
@@ -98,14 +94,14 @@ def _chance_curves(pairs: TestPairs) -> dict[str, list[float]]:
     }
 
 
-def _examples_section(examples: Sequence[ExampleGroup], note: str, summary: Summary) -> Section | None:
+def _examples_section(examples: Sequence[ExampleGroup], note: str, summary: Leaderboard) -> Section | None:
     if not examples:
         return None
     lead = f"By {summary.lead.name}, seed {summary.lead.seeds[0]}."
     return Section(id="examples", title="What it finds", lead=(f"{lead} {note}".strip(),), groups=tuple(examples))
 
 
-def _counting_section(summary: Summary, pairs: TestPairs, config: EvaluateConfig) -> Section:
+def _counting_section(summary: Leaderboard, pairs: TestPairs, config: EvaluateConfig) -> Section:
     held = pairs.captions_of
     spread = f"{held.min()}" if held.min() == held.max() else f"{held.min()} to {held.max()}"
     facts = (
@@ -136,7 +132,7 @@ def _counting_section(summary: Summary, pairs: TestPairs, config: EvaluateConfig
 
 
 def _record_section(
-    summary: Summary, pairs: TestPairs, config: EvaluateConfig, surroundings: Mapping[str, str]
+    summary: Leaderboard, pairs: TestPairs, config: EvaluateConfig, surroundings: Mapping[str, str]
 ) -> Section:
     stores = [store for side in (pairs.image, pairs.text) for store in side.stores]
     folded = [(f"run.json of {run.name}", _json(run.record)) for run in summary.runs]
@@ -154,7 +150,7 @@ def _store_fact(store: FeatureStore) -> tuple[str, str]:
     return f"{store.key.modality} store", f"{address(store.path)}, {count(store.rows, 'row')}, {digests}"
 
 
-def _run_table(summary: Summary) -> Table:
+def _run_table(summary: Leaderboard) -> Table:
     rows = []
     for run in summary.runs:
         seconds = sum(float(entry.get("seconds", 0)) for entry in run.record["seeds"]) / len(run.seeds)

@@ -1,14 +1,21 @@
 """The chapters on the numbers: all runs side by side, paired differences, recall over k."""
 
-from pipeline.evaluate.figures.curves import recall_curves
-from pipeline.evaluate.figures.forest import forest
-from pipeline.evaluate.figures.series import Interval, Part, Series
-from pipeline.evaluate.measures import Measure
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.evaluate.report.page import Cell, Picture, Section, Table
-from pipeline.evaluate.report.words import between, direction_name, measure_name, percent, plus_minus, signed
-from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.summary import Difference, Summary, headline_names
+from pipeline.evaluate.figures import Interval, Role, Series, forest, recall_curves
+from pipeline.evaluate.leaderboard import Difference, Leaderboard, headline_names
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, Measure
+from pipeline.evaluate.report.page import (
+    Cell,
+    Picture,
+    Section,
+    Table,
+    between,
+    direction_name,
+    measure_name,
+    percent,
+    plus_minus,
+    signed,
+)
+from pipeline.evaluate.single import RunResult
 from pipeline.evaluate.tables import csls_value, ranking, recall_curve
 from pipeline.words import listing
 
@@ -17,7 +24,7 @@ FEW = 20
 """Comparisons below which luck is not worth a sentence."""
 
 
-def part_of(run: RunResult, summary: Summary) -> Part:
+def role_of(run: RunResult, summary: Leaderboard) -> Role:
     """Return the part that a run plays, which gives it its colour."""
     if run is summary.lead:
         return "lead"
@@ -26,19 +33,19 @@ def part_of(run: RunResult, summary: Summary) -> Part:
     return "closed" if run is runner_up(summary) else "other"
 
 
-def runner_up(summary: Summary) -> RunResult | None:
+def runner_up(summary: Leaderboard) -> RunResult | None:
     """Return the best of the other kind than the best run: without training where that is trained, and vice versa."""
     return summary.best_closed if summary.lead.trained else summary.best_trained
 
 
-def forest_picture(summary: Summary) -> Picture | None:
+def forest_picture(summary: Leaderboard) -> Picture | None:
     """Return the figure of the first screen; none for a single run."""
     if len(summary.runs) < 2:
         return None
     rows = []
     for run in summary.runs:
         value, low, high = summary.headline(run)
-        rows.append(Interval(name=run.name, part=part_of(run, summary), value=value, low=low, high=high))
+        rows.append(Interval(name=run.name, role=role_of(run, summary), value=value, low=low, high=high))
     chance = sum(summary.chance[name] for name in headline_names(summary.k)) / 2
     label = f"R@{summary.k}, mean of both directions"
     meaning = {
@@ -46,19 +53,19 @@ def forest_picture(summary: Summary) -> Picture | None:
         "rival": "orange the plain contrastive baseline",
         "closed": f"green the best {'without training' if summary.lead.trained else 'of the trained'}",
     }
-    shown = [text for part, text in meaning.items() if part in {row.part for row in rows}]
+    shown = [text for part, text in meaning.items() if part in {row.role for row in rows}]
     spread = f"{100 * summary.confidence:.0f} % interval over test images"
     caption = f"Dot: mean over seeds. Line: {spread}, {_ground(summary)}. Of the colours, {listing(shown)}."
     return Picture(svg=forest(rows, chance, label), caption=caption)
 
 
-def _ground(summary: Summary) -> str:
+def _ground(summary: Leaderboard) -> str:
     """Return how many queries the numbers of each direction stand on."""
     order = list(dict.fromkeys(measure.direction for measure in summary.measures))
     return "n = " + ", ".join(f"{len(summary.lead.queries[name].ids):,} {direction_name(name)}" for name in order)
 
 
-def results_section(summary: Summary) -> Section:
+def results_section(summary: Leaderboard) -> Section:
     """Return the table of all runs and all measures."""
     head = ("run", *(measure_name(measure) for measure in summary.measures))
     best = {measure.name: max(run.mean(measure.name) for run in summary.runs) for measure in summary.measures}
@@ -78,14 +85,14 @@ def results_section(summary: Summary) -> Section:
     return Section(id="results", title="Side by side", tables=(table,))
 
 
-def _cell(summary: Summary, run: RunResult, measure: Measure, best: float) -> Cell:
+def _cell(summary: Leaderboard, run: RunResult, measure: Measure, best: float) -> Cell:
     value = run.mean(measure.name)
     text = f"{percent(value)} {plus_minus(run.deviation(measure.name))}".strip()
     low, high = summary.interval(run, measure.name)
     return Cell(text=text, sub=between(low, high), value=value, best=len(summary.runs) > 1 and value == best)
 
 
-def differences_section(summary: Summary) -> Section | None:
+def differences_section(summary: Leaderboard) -> Section | None:
     """Return paired differences against the baseline and the best closed form; none where there is no rival."""
     found = summary.differences()
     if not found:
@@ -104,7 +111,7 @@ def differences_section(summary: Summary) -> Section | None:
     return Section(id="differences", title="Is it real?", lead=lead, tables=tables)
 
 
-def _by_luck(summary: Summary, tables: tuple[Table, ...]) -> tuple[str, ...]:
+def _by_luck(summary: Leaderboard, tables: tuple[Table, ...]) -> tuple[str, ...]:
     """Say how many differences would look real if there were none."""
     cells = sum(len(row) - 1 for table in tables for row in table.rows)
     chance = f"{cells * (1 - summary.confidence):.0f}"
@@ -116,7 +123,7 @@ def _by_luck(summary: Summary, tables: tuple[Table, ...]) -> tuple[str, ...]:
     )
 
 
-def _not_better(summary: Summary) -> tuple[str, ...]:
+def _not_better(summary: Leaderboard) -> tuple[str, ...]:
     closed = summary.best_closed
     if closed is None:
         return ()
@@ -128,7 +135,7 @@ def _not_better(summary: Summary) -> tuple[str, ...]:
     return (f"{listing(behind)} {verb} not beat the closed form {closed.name} on the mean of both directions.",)
 
 
-def _difference_table(summary: Summary, found: list[Difference]) -> Table:
+def _difference_table(summary: Leaderboard, found: list[Difference]) -> Table:
     against = found[0].against
     shown = {"mean_recall"} | {measure.name for measure in summary.measures if measure.k == summary.k}
     found = [each for each in found if each.measure in shown]
@@ -149,7 +156,7 @@ def _difference_cell(each: Difference) -> Cell:
     return Cell(text=signed(each.value), sub=sub, value=each.value, best=each.real)
 
 
-def curves_section(summary: Summary, chance: dict[str, list[float]], largest: dict[str, int]) -> Section:
+def curves_section(summary: Leaderboard, chance: dict[str, list[float]], largest: dict[str, int]) -> Section:
     """Return recall over k in both directions.
 
     Args:
@@ -160,8 +167,8 @@ def curves_section(summary: Summary, chance: dict[str, list[float]], largest: di
     pictures = []
     for direction in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL):
         limit = min(CURVE_LIMIT, largest[direction])
-        series = [_curve(run, direction, limit, part_of(run, summary)) for run in reversed(summary.runs)]
-        random = Series(name="chance", part="other", x=series[0].x, y=chance[direction][: len(series[0].x)])
+        series = [_curve(run, direction, limit, role_of(run, summary)) for run in reversed(summary.runs)]
+        random = Series(name="chance", role="other", x=series[0].x, y=chance[direction][: len(series[0].x)])
         caption = f"{direction_name(direction)}, {largest[direction]:,} in the gallery; mean over seeds."
         pictures.append(Picture(svg=recall_curves(series, random, f"{direction_name(direction)} R@k"), caption=caption))
     return Section(
@@ -172,7 +179,7 @@ def curves_section(summary: Summary, chance: dict[str, list[float]], largest: di
     )
 
 
-def _csls_table(summary: Summary) -> tuple[Table, ...]:
+def _csls_table(summary: Leaderboard) -> tuple[Table, ...]:
     """Return recall under CSLS where it was asked for."""
     measures = [measure for measure in summary.measures if measure.direction in summary.lead.csls]
     if not measures:
@@ -192,7 +199,7 @@ def _csls_table(summary: Summary) -> tuple[Table, ...]:
     return (Table(caption=caption, head=("run, CSLS", *map(measure_name, measures)), rows=tuple(rows)),)
 
 
-def _ranking_table(summary: Summary) -> Table:
+def _ranking_table(summary: Leaderboard) -> Table:
     directions = (TEXT_RETRIEVAL, IMAGE_RETRIEVAL)
     titles = {"mean_rank": "mean rank", "median_rank": "median rank", "mAP": "mAP, %"}
     head = ("run", *(f"{direction_name(direction)} {title}" for direction in directions for title in titles.values()))
@@ -211,6 +218,6 @@ def _ranking_table(summary: Summary) -> Table:
     return Table(caption=caption, head=head, rows=tuple(rows))
 
 
-def _curve(run: RunResult, direction: str, limit: int, part: Part) -> Series:
+def _curve(run: RunResult, direction: str, limit: int, role: Role) -> Series:
     points = recall_curve(run, direction, limit)
-    return Series(name=run.name, part=part, x=[k for k, _ in points], y=[value for _, value in points])
+    return Series(name=run.name, role=role, x=[k for k, _ in points], y=[value for _, value in points])

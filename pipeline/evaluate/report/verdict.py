@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-from pipeline.evaluate.measures import Measure
-from pipeline.evaluate.report.page import Tile
-from pipeline.evaluate.report.words import between, measure_name, percent, plus_minus, signed
-from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.summary import Summary, headline_names
+from pipeline.evaluate.leaderboard import Leaderboard, headline_names
+from pipeline.evaluate.queries import Measure
+from pipeline.evaluate.report.page import Tile, between, measure_name, percent, plus_minus, signed
+from pipeline.evaluate.single import RunResult
 from pipeline.words import count, listing
 
 NAMED = 3
 """How many runs are named; of more the number is said."""
 
 
-def verdict(summary: Summary) -> str:
+def verdict(summary: Leaderboard) -> str:
     """Return the sentence that the report opens with."""
     lead = summary.lead
     by_image, by_text = (percent(lead.mean(name)) for name in headline_names(summary.k))
@@ -31,13 +30,13 @@ def verdict(summary: Summary) -> str:
     return f"No clear winner: {lead.name} is {ahead}, but {_told(rivals, summary)}. {lead.name} puts {found}."
 
 
-def reasons(summary: Summary, images: int, captions: int) -> tuple[str, ...]:
+def reasons(summary: Leaderboard, images: int, captions: int) -> tuple[str, ...]:
     """Return the sentences under the verdict: how sure, against what, and against which baselines."""
     found = [_how_sure(summary, images, captions), _by_measure(summary), *_baselines(summary)]
     return tuple(sentence for sentence in found if sentence)
 
 
-def _how_sure(summary: Summary, images: int, captions: int) -> str:
+def _how_sure(summary: Leaderboard, images: int, captions: int) -> str:
     ground = f"{count(images, 'test image')} with {count(captions, 'caption')}"
     value, low, high = summary.headline(summary.lead)
     level = f"{100 * summary.confidence:.0f} %"
@@ -55,7 +54,7 @@ def _how_sure(summary: Summary, images: int, captions: int) -> str:
     return f"The lead: {lead}, paired query by query on {ground}.{_over_seeds(summary)}"
 
 
-def _by_measure(summary: Summary) -> str:
+def _by_measure(summary: Leaderboard) -> str:
     """Say who is best in each direction and in zero-shot: often not one and the same."""
     if len(summary.runs) < 2:
         return ""
@@ -70,7 +69,7 @@ def _by_measure(summary: Summary) -> str:
     return f"The best in each: {'; '.join(parts)}."
 
 
-def _told(rivals: Sequence[RunResult], summary: Summary) -> str:
+def _told(rivals: Sequence[RunResult], summary: Leaderboard) -> str:
     """Say which runs cannot be told from the best one."""
     others = len(summary.runs) - 1
     if len(rivals) <= NAMED:
@@ -79,7 +78,7 @@ def _told(rivals: Sequence[RunResult], summary: Summary) -> str:
     return f"{number} {'can' if len(rivals) == others else 'cannot'} be told from it"
 
 
-def _over_seeds(summary: Summary) -> str:
+def _over_seeds(summary: Leaderboard) -> str:
     lead, second = summary.runs[:2]
     error = summary.seed_error(lead, second)
     if not error:
@@ -87,7 +86,7 @@ def _over_seeds(summary: Summary) -> str:
     return f" Over seeds its standard error is {percent(error)} points."
 
 
-def _baselines(summary: Summary) -> list[str]:
+def _baselines(summary: Leaderboard) -> list[str]:
     closed, baseline = summary.best_closed, summary.baseline
     trained = [run for run in summary.runs if run.trained]
     found = []
@@ -102,7 +101,7 @@ def _baselines(summary: Summary) -> list[str]:
     return found
 
 
-def _against_closed(trained: list[RunResult], closed: RunResult, summary: Summary) -> str:
+def _against_closed(trained: list[RunResult], closed: RunResult, summary: Leaderboard) -> str:
     better = [run.name for run in trained if summary.settled(run, closed)]
     worse = [run.name for run in trained if summary.settled(closed, run)]
     even = [run.name for run in trained if run.name not in (*better, *worse)]
@@ -121,7 +120,7 @@ def _rest(even: list[str], worse: list[str]) -> str:
     return f"; {'; '.join(parts)}" if parts else ""
 
 
-def tiles(summary: Summary) -> tuple[Tile, ...]:
+def tiles(summary: Leaderboard) -> tuple[Tile, ...]:
     """Return the large numbers of the best run."""
     names = [*headline_names(summary.k)]
     chosen = [measure for name in names for measure in summary.measures if measure.name == name]
@@ -129,7 +128,7 @@ def tiles(summary: Summary) -> tuple[Tile, ...]:
     return tuple(_tile(summary, measure) for measure in chosen)
 
 
-def _tile(summary: Summary, measure: Measure) -> Tile:
+def _tile(summary: Leaderboard, measure: Measure) -> Tile:
     run = summary.lead
     low, high = summary.interval(run, measure.name)
     return Tile(

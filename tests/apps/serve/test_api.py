@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from pipeline.apps.search import search
 from pipeline.apps.serve.limits import CLASSES, TEXT_CHARACTERS, TOP
 from pipeline.apps.serve.served import ServedRun
-from pipeline.evaluate.calibrate import DEFAULT_TEMPERATURE
+from pipeline.evaluate.data import DEFAULT_TEMPERATURE
 from tests.apps.colours import COLOURS, ODD, ODD_CAPTION
 from tests.apps.serve.asking import PROBLEM, encoded, upload
 

@@ -4,13 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs
+from pipeline.evaluate.data import TestPairs, ZeroShotSet
 from pipeline.evaluate.duplicates import NEAR, SAME, Duplicates, without
-from pipeline.evaluate.report.page import Caution
-from pipeline.evaluate.report.words import measure_name, percent
-from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.summary import Summary, headline_names
-from pipeline.evaluate.zero_shot import ZeroShotSet
+from pipeline.evaluate.leaderboard import Leaderboard, headline_names
+from pipeline.evaluate.report.page import Caveat, measure_name, percent
+from pipeline.evaluate.single import RunResult
 from pipeline.words import count, listing
 
 IMBALANCE = 3.0
@@ -19,34 +17,34 @@ CAPTION_TRAINED = ("all-minilm", "all-mpnet", "paraphrase-", "all-distilroberta"
 CAPTION_SETS = ("coco", "flickr")
 
 
-def find_cautions(
-    summary: Summary, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig, duplicates: Duplicates
-) -> tuple[Caution, ...]:
-    """Return all cautions, the gravest first."""
+def find_caveats(
+    summary: Leaderboard, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig, duplicates: Duplicates
+) -> tuple[Caveat, ...]:
+    """Return all caveats, the gravest first."""
     found = [
-        *split_cautions(summary.runs, pairs.split),
-        *duplicate_caution(summary, duplicates, config.duplicate_cosine),
-        *cut_off_caution(config.ks, len(pairs.pairs.image_rows)),
-        *small_set_caution(summary, len(pairs.pairs.image_rows)),
-        *seed_caution(summary),
-        *text_encoder_caution(pairs),
-        *(caution for data in sets for caution in class_cautions(data)),
+        *split_caveats(summary.runs, pairs.split),
+        *duplicate_caveat(summary, duplicates, config.duplicate_cosine),
+        *cut_off_caveat(config.ks, len(pairs.pairs.image_rows)),
+        *small_set_caveat(summary, len(pairs.pairs.image_rows)),
+        *seed_caveat(summary),
+        *text_encoder_caveat(pairs),
+        *(caveat for data in sets for caveat in class_caveats(data)),
     ]
-    return (*found, *(Caution(title="Note", text=note) for note in config.notes))
+    return (*found, *(Caveat(title="Note", text=note) for note in config.notes))
 
 
-def split_cautions(runs: Sequence[RunResult], split: str) -> list[Caution]:
+def split_caveats(runs: Sequence[RunResult], split: str) -> list[Caveat]:
     """Say so where the evaluated split was trained on, or where layers or steps were chosen on it."""
     found = []
     for use, key in (("trained on it", "train_split"), ("chose their best step on it", "validation_split")):
         guilty = [run.name for run in runs if run.record.get("config", {}).get(key) == split]
         if guilty:
             text = f"{listing(guilty)} {use}. Their numbers say nothing about new data."
-            found.append(Caution(title=f"The split {split} was not held out", text=text))
+            found.append(Caveat(title=f"The split {split} was not held out", text=text))
     other = [run.name for run in runs if _layer_split(run) not in ("", "train")]
     if other:
         text = f"The layers of {listing(other)} were chosen on another split than train."
-        found.append(Caution(title="Layers chosen outside the training split", text=text))
+        found.append(Caveat(title="Layers chosen outside the training split", text=text))
     return found
 
 
@@ -58,11 +56,11 @@ def _layer_split(run: RunResult) -> str:
     return "train" if stated == config.get("train_split", "train") else str(stated)
 
 
-def duplicate_caution(summary: Summary, found: Duplicates, threshold: float) -> list[Caution]:
+def duplicate_caveat(summary: Leaderboard, found: Duplicates, threshold: float) -> list[Caveat]:
     """Say so where test images are nearly training images, or test captions stand in the training split."""
     near, same = found.count(NEAR), found.count(SAME)
     run = summary.lead
-    cautions = []
+    caveats = []
     for kind, number, what in (
         (
             NEAR,
@@ -79,14 +77,14 @@ def duplicate_caution(summary: Summary, found: Duplicates, threshold: float) -> 
         if number:
             text = f"{what}. They may be remembered, not understood.{_without(run, summary, found, kind)}"
             title = "Near-duplicates between train and test" if kind == NEAR else "Captions of the test set in training"
-            cautions.append(Caution(title=title, text=text))
+            caveats.append(Caveat(title=title, text=text))
     for name in dict.fromkeys(twin.set for twin in found.twins if twin.set):
         text = f"{count(found.count(NEAR, name), 'image')} of {name} are nearly training images of the runs."
-        cautions.append(Caution(title=f"{name} has pictures of the training split", text=text))
-    return cautions
+        caveats.append(Caveat(title=f"{name} has pictures of the training split", text=text))
+    return caveats
 
 
-def _without(run: RunResult, summary: Summary, found: Duplicates, kind: str) -> str:
+def _without(run: RunResult, summary: Leaderboard, found: Duplicates, kind: str) -> str:
     """Say what leaving the touched queries out does to the best run."""
     parts = []
     for measure in summary.measures:
@@ -97,16 +95,16 @@ def _without(run: RunResult, summary: Summary, found: Duplicates, kind: str) -> 
     return f" Without them, {run.name}: {', '.join(parts)}." if parts else ""
 
 
-def cut_off_caution(ks: Sequence[int], images: int) -> list[Caution]:
+def cut_off_caveat(ks: Sequence[int], images: int) -> list[Caveat]:
     """Say so where a cut-off is no smaller than the gallery: then every answer is right."""
     idle = [f"R@{k}" for k in ks if k >= images]
     if not idle:
         return []
     text = f"With {count(images, 'test image')} text→image {listing(idle)} is 100 % whatever the model."
-    return [Caution(title="Cut-offs beyond the gallery", text=text)]
+    return [Caveat(title="Cut-offs beyond the gallery", text=text)]
 
 
-def small_set_caution(summary: Summary, images: int) -> list[Caution]:
+def small_set_caveat(summary: Leaderboard, images: int) -> list[Caveat]:
     """Say so where the interval of the best run is wider than the differences that the report speaks of."""
     _, low, high = summary.headline(summary.lead)
     half = (high - low) / 2
@@ -117,14 +115,14 @@ def small_set_caution(summary: Summary, images: int) -> list[Caution]:
                 f"With {count(images, 'test image')} a number is known to ± {percent(half)} points, and the first two "
                 f"runs differ by {percent(abs(lead.value))}. More test images, not more decimals, would settle it."
             )
-            return [Caution(title="The test set is too small to tell the first two apart", text=text)]
+            return [Caveat(title="The test set is too small to tell the first two apart", text=text)]
     if half > 0.05:
         text = f"With {count(images, 'test image')} every number is known to ± {percent(half)} points only."
-        return [Caution(title="A small test set", text=text)]
+        return [Caveat(title="A small test set", text=text)]
     return []
 
 
-def seed_caution(summary: Summary) -> list[Caution]:
+def seed_caveat(summary: Leaderboard) -> list[Caveat]:
     """Say so where a trained run stands on one seed, or where the lead is no larger than the spread over seeds."""
     runs = summary.runs
     if len(runs) > 1:
@@ -134,15 +132,15 @@ def seed_caution(summary: Summary) -> list[Caution]:
                 f"{runs[0].name} leads {runs[1].name} by {percent(gap)} points; the standard error of that lead over "
                 f"seeds is {percent(error)}. Other seeds could turn the order round."
             )
-            return [Caution(title="The lead is within the spread over seeds", text=text)]
+            return [Caveat(title="The lead is within the spread over seeds", text=text)]
     single = [run.name for run in runs if run.trained and len(run.seeds) < 2]
     if not single:
         return []
     text = f"{listing(single)}: with one seed, luck in training cannot be told from merit."
-    return [Caution(title="One seed", text=text)]
+    return [Caveat(title="One seed", text=text)]
 
 
-def text_encoder_caution(pairs: TestPairs) -> list[Caution]:
+def text_encoder_caveat(pairs: TestPairs) -> list[Caveat]:
     """Say so where the sentence encoder was trained on captions of the same family as the test set."""
     about = " ".join(str(store.manifest.provenance.get("dataset", "")) for store in pairs.image.stores).lower()
     specs = [str(store.manifest.provenance.get("spec", "")) for store in pairs.text.stores]
@@ -150,10 +148,10 @@ def text_encoder_caution(pairs: TestPairs) -> list[Caution]:
     if not guilty or not any(name in about for name in CAPTION_SETS):
         return []
     text = f"The text encoder {listing(guilty)} was trained on captions of COCO and Flickr30k, as its model card says."
-    return [Caution(title="The text encoder knows captions of this kind", text=text)]
+    return [Caveat(title="The text encoder knows captions of this kind", text=text)]
 
 
-def class_cautions(data: ZeroShotSet) -> list[Caution]:
+def class_caveats(data: ZeroShotSet) -> list[Caveat]:
     """Say so where classes are of very different sizes, or images without a label were left out."""
     found = []
     sizes: Counter[str] = Counter(data.labels)
@@ -164,8 +162,8 @@ def class_cautions(data: ZeroShotSet) -> list[Caution]:
             f"In {name} class {large!r} has {count(most, 'test image')} and {small!r} has {least:,}: read the "
             "per-class recall beside the accuracy."
         )
-        found.append(Caution(title="Unequal classes", text=text))
+        found.append(Caveat(title="Unequal classes", text=text))
     if data.unlabelled:
         text = f"{count(data.unlabelled, 'image')} of {name} without a label are left out of zero-shot."
-        found.append(Caution(title="Images without a label", text=text))
+        found.append(Caveat(title="Images without a label", text=text))
     return found

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluate.measures import Measure
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
+from pipeline.evaluate.leaderboard import Leaderboard, leaderboard_of
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, Measure
 from pipeline.evaluate.report.verdict import reasons, verdict
-from pipeline.evaluate.result import RunResult
-from pipeline.evaluate.summary import Summary, summarise_runs
+from pipeline.evaluate.single import RunResult
 from pipeline.metrics.bootstrap import simultaneous_factor
 
 TEXT, IMAGE = f"{TEXT_RETRIEVAL}_recall@1", f"{IMAGE_RETRIEVAL}_recall@1"
@@ -39,8 +38,8 @@ def run(
     )
 
 
-def summary(*runs: RunResult) -> Summary:
-    return summarise_runs(runs, MEASURES, {TEXT: 0.01, IMAGE: 0.01}, 0.95)
+def summary(*runs: RunResult) -> Leaderboard:
+    return leaderboard_of(runs, MEASURES, {TEXT: 0.01, IMAGE: 0.01}, 0.95)
 
 
 def test_a_clear_winner() -> None:

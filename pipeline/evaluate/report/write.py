@@ -1,14 +1,38 @@
-"""The report without HTML: all of its words and tables as Markdown, and each table as CSV.
+"""A `Page` in; out come one self-contained HTML text, all of its words and tables as Markdown, and each table as CSV.
 
-`report.md` is for reading and pasting; `tables/<chapter>-<number>.csv` holds what the tables are sorted by, unrounded,
-and the shown text where a cell has no number.
+In HTML everything is escaped by jinja2. The page loads nothing: its content policy allows no request at all, and of
+scripts only the one whose digest it names. `report.md` is for reading and pasting; `tables/<chapter>-<number>.csv`
+holds what the tables are sorted by, unrounded, and the shown text where a cell has no number.
 """
 
+import base64
 import csv
+import hashlib
 import re
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from pipeline.evaluate.report.page import Cell, Page, Table
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+
+def render(page: Page) -> str:
+    """Return the report as HTML."""
+    style, script = (_own(name) for name in ("report.css", "report.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["drawing"] = Markup  # only for Picture.svg, see page.py
+    template = environment.get_template("report.html.j2")
+    return template.render(page=page, style=Markup(style), script=Markup(script), script_digest=digest)  # noqa: S704
 
 
 def write_plain(out: Path, page: Page) -> None:
@@ -27,9 +51,9 @@ def write_plain(out: Path, page: Page) -> None:
 def markdown(page: Page) -> str:
     """Return the words and tables of a report as Markdown; nothing in them is read as markup."""
     blocks = [f"# {plain(page.verdict)}", plain(page.eyebrow), *map(plain, page.reasons)]
-    if page.cautions:
+    if page.caveats:
         blocks.append("## Before you believe it")
-        blocks.append("\n".join(f"- **{plain(each.title)}.** {plain(each.text)}" for each in page.cautions))
+        blocks.append("\n".join(f"- **{plain(each.title)}.** {plain(each.text)}" for each in page.caveats))
     for section in page.sections:
         if section.tables or section.facts:
             blocks += [f"## {plain(section.title)}", *map(plain, section.lead)]
@@ -59,3 +83,7 @@ def _shown(cell: Cell) -> str:
 
 def _value(cell: Cell) -> str | float:
     return cell.text if cell.value is None else cell.value
+
+
+def _own(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.report.page import Caution, Cell, Page, Section, Table
-from pipeline.evaluate.report.plain import markdown, plain
+from pipeline.evaluate.report.page import Caveat, Cell, Page, Section, Table
+from pipeline.evaluate.report.write import markdown, plain
 from pipeline.evaluate.run import evaluate
 from tests.evaluate.conftest import World
 
@@ -63,7 +63,7 @@ def test_nothing_is_read_as_markup() -> None:
         reasons=(),
         tiles=(),
         figure=None,
-        cautions=(Caution(title="T", text="<script>"),),
+        caveats=(Caveat(title="T", text="<script>"),),
         sections=(Section(id="s", title="S", tables=(table,)),),
     )
     assert markdown(page).splitlines()[-5:] == ["| run | R@1 |", "|---|---:|", r"| a\|b | **1.0** (x) |", "", r"c\|c"]

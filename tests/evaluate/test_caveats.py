@@ -7,20 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.cautions import (
-    cut_off_caution,
-    seed_caution,
-    small_set_caution,
-    split_cautions,
-    text_encoder_caution,
-)
+from pipeline.evaluate.caveats import cut_off_caveat, seed_caveat, small_set_caveat, split_caveats, text_encoder_caveat
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import pairs_of_split
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
 from pipeline.store.side import Side
 from tests.evaluate.conftest import World, write_store
-from tests.evaluate.test_verdict import run, summary
+from tests.evaluate.report.test_verdict import run, summary
 
 
 def with_record(name: str, record: dict[str, Any], layer_pairs: dict[str, Any] | None = None) -> Any:
@@ -37,8 +31,8 @@ def test_a_split_that_was_trained_or_chosen_on() -> None:
     clean = with_record("clean", {"config": {"train_split": "train", "validation_split": "val"}})
     trained = with_record("a", {"config": {"train_split": "test"}})
     chosen = with_record("b", {"config": {"train_split": "train", "validation_split": "test"}})
-    assert split_cautions([clean], "test") == []
-    said = [caution.text for caution in split_cautions([clean, trained, chosen], "test")]
+    assert split_caveats([clean], "test") == []
+    said = [caveat.text for caveat in split_caveats([clean, trained, chosen], "test")]
     assert said[0].startswith("a trained on it.")
     assert said[1].startswith("b chose their best step on it.")
 
@@ -47,38 +41,38 @@ def test_layers_chosen_on_another_split_than_train() -> None:
     record = {"config": {"train_split": "train"}}
     fine = with_record("fine", record, {"split": "train"})
     guilty = with_record("guilty", record, {"split": "test"})
-    (said,) = split_cautions([fine, guilty], "test")
+    (said,) = split_caveats([fine, guilty], "test")
     assert said.title == "Layers chosen outside the training split"
     assert said.text == "The layers of guilty were chosen on another split than train."
 
 
 def test_an_interval_wider_than_the_difference() -> None:
     close = summary(run("a", 0.50, 0.50, noise=0.03), run("b", 0.49, 0.49, noise=0.03))
-    (said,) = small_set_caution(close, 80)
+    (said,) = small_set_caveat(close, 80)
     assert said.title == "The test set is too small to tell the first two apart"
     assert "the first two runs differ by 1.0" in said.text
     apart = summary(run("a", 0.50, 0.50), run("b", 0.30, 0.30))
-    assert small_set_caution(apart, 80) == []
+    assert small_set_caveat(apart, 80) == []
 
 
 def test_a_small_set_with_one_run() -> None:
-    (said,) = small_set_caution(summary(run("a", 0.5, 0.5, noise=0.08)), 20)
+    (said,) = small_set_caveat(summary(run("a", 0.5, 0.5, noise=0.08)), 20)
     assert said.title == "A small test set"
-    assert small_set_caution(summary(run("a", 0.5, 0.5, noise=0.01)), 20) == []
+    assert small_set_caveat(summary(run("a", 0.5, 0.5, noise=0.01)), 20) == []
 
 
 def test_seeds() -> None:
-    (said,) = seed_caution(summary(run("a", 0.5, 0.5, seeds=0.2), run("b", 0.4, 0.4, seeds=0.2)))
+    (said,) = seed_caveat(summary(run("a", 0.5, 0.5, seeds=0.2), run("b", 0.4, 0.4, seeds=0.2)))
     assert said.title == "The lead is within the spread over seeds"
     single = replace(run("a", 0.5, 0.5), seeds=(1,))
-    (said,) = seed_caution(summary(single))
+    (said,) = seed_caveat(summary(single))
     assert said.title == "One seed"
-    assert seed_caution(summary(run("a", 0.5, 0.5))) == []
+    assert seed_caveat(summary(run("a", 0.5, 0.5))) == []
 
 
 def test_cut_offs_beyond_the_gallery() -> None:
-    assert cut_off_caution((1, 5), 6) == []
-    (said,) = cut_off_caution((1, 5, 10), 5)
+    assert cut_off_caveat((1, 5), 6) == []
+    (said,) = cut_off_caveat((1, 5, 10), 5)
     assert "R@5 and R@10 is 100 % whatever the model" in said.text
 
 
@@ -110,9 +104,9 @@ def test_a_text_encoder_that_knows_the_captions(world: World) -> None:
     known, other = (
         pairs_of_split(Side.open("image", [world.root / name]), text, "test") for name in ("flickr", "other")
     )
-    (said,) = text_encoder_caution(known)
+    (said,) = text_encoder_caveat(known)
     assert "all-minilm-l6-v2 was trained on captions of COCO and Flickr30k" in said.text
-    assert text_encoder_caution(other) == []
+    assert text_encoder_caveat(other) == []
 
 
 def test_notes_stand_beside_the_numbers(world: World) -> None:

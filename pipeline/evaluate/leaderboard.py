@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.measures import Measure
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
-from pipeline.evaluate.result import RunResult
+from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, Measure
+from pipeline.evaluate.single import RunResult
 from pipeline.metrics.bootstrap import interval, p_value, simultaneous_factor
 
 BASELINE = "info_nce"
@@ -47,7 +46,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Leaderboard:
     """All runs of an evaluation, best first.
 
     Args:
@@ -168,10 +167,10 @@ def headline_replicates(run: RunResult, k: int) -> NDArray[np.float64]:
     return np.asarray(np.mean([run.replicates[name] for name in headline_names(k)], axis=0), dtype=np.float64)
 
 
-def summarise_runs(
+def leaderboard_of(
     runs: Sequence[RunResult], measures: Sequence[Measure], chance: dict[str, float], confidence: float
-) -> Summary:
+) -> Leaderboard:
     """Order runs, best first, names breaking ties."""
     k = min(measure.k for measure in measures if measure.direction == IMAGE_RETRIEVAL)
     ordered = sorted(runs, key=lambda run: (-headline(run, k), run.name))
-    return Summary(tuple(ordered), tuple(measures), chance, k, confidence)
+    return Leaderboard(tuple(ordered), tuple(measures), chance, k, confidence)

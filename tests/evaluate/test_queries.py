@@ -5,8 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate.measures import Measure, chance_level, measures_of, sums_by_cluster, value_by_seed
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, QueryRanks
+from pipeline.evaluate.queries import (
+    IMAGE_RETRIEVAL,
+    TEXT_RETRIEVAL,
+    Measure,
+    QueryRanks,
+    chance_level,
+    measures_of,
+    sums_by_cluster,
+    value_by_seed,
+)
 
 
 def table(ranks: list[list[int]], images: list[str], labels: list[str] | None = None) -> QueryRanks:
