@@ -22,6 +22,7 @@ from pipeline.align.options import (
 )
 from pipeline.errors import UserError
 from pipeline.projectors.table import build_projector
+from tests.align.losses.test_structure import slow_neighbourhoods, slow_structure
 
 TRAINABLE = ["linear", "residual_mlp", "residual_low_rank", "affine"]
 TAU = 0.1
@@ -121,15 +122,37 @@ def test_structure_is_taken_on_the_clean_batch() -> None:
     assert values[0] == values[1]
 
 
-def test_structure_adds_its_weighted_mean_of_both_sides() -> None:
-    options = ObjectiveOptions(temperature=FIXED, structure=StructureOptions(weight=4.0, warm_up=1.0))
-    plain, _ = step_of(ObjectiveOptions(temperature=FIXED))
-    objective = Objective(options).double()
-    with torch.no_grad():
-        objective.loss.temperature.parameter.fill_(TAU)
-    loss, terms = objective(Unit(1), Unit(2), batch(), moment(step=50))
-    assert terms["structure_weight"] == 2.0
-    assert loss.item() == pytest.approx(plain.item() + 2.0 * float(terms["structure"]), abs=1e-12)
+@pytest.mark.parametrize("levels", [1, 3])
+def test_the_total_is_the_papers(levels: int) -> None:
+    """L = L_A + λ(t)·½(R_S of the images + R_S of the texts), λ(t) = λ₀·min(1, t/warm-up): arXiv 2506.16895.
+
+    Every part is computed here from its formula, by loops; the two sides must differ, or either could stand for both.
+    """
+    structure = StructureOptions(weight=4.0, warm_up=1.0, temperature=0.3, levels=levels)
+    data, image, text = batch(), Unit(1), Unit(2)
+    embedded = image(data.image).detach(), text(data.text).detach()
+    logits = embedded[0] @ embedded[1].T / TAU
+    labels = torch.arange(8)
+    alignment = float(F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    sides = [slow_structure(frozen, made, structure) for frozen, made in zip(data[:2], embedded, strict=True)]
+    assert abs(sides[0] - sides[1]) > 1e-3
+    loss, _ = step_of(ObjectiveOptions(temperature=FIXED, structure=structure), at=moment(step=50))
+    assert loss.item() == pytest.approx(alignment + 4.0 * 50 / 100 * (sides[0] + sides[1]) / 2, rel=1e-9)
+
+
+def test_terms_say_what_was_added() -> None:
+    structure = StructureOptions(weight=4.0, warm_up=1.0, temperature=0.3)
+    data, image, text = batch(), Unit(1), Unit(2)
+    objective = Objective(ObjectiveOptions(temperature=FIXED, structure=structure)).double()
+    _, terms = objective(image, text, data, moment(step=25))
+    sides = [(data.image, image(data.image).detach()), (data.text, text(data.text).detach())]
+    found = [slow_structure(frozen, made, structure) for frozen, made in sides]
+    assert terms["structure_weight"] == pytest.approx(1.0)
+    assert float(terms["structure"]) == pytest.approx(sum(found) / 2, rel=1e-9)
+    for place, name in enumerate(("diagonal_features", "diagonal_embeddings")):
+        rows = [slow_neighbourhoods(side[place], 0.3, False, False) for side in sides]
+        mass = [sum(row[i] for i, row in enumerate(matrix)) / len(matrix) for matrix in rows]
+        assert float(terms[name]) == pytest.approx(sum(mass) / 2, rel=1e-9)
 
 
 def test_captions_of_one_image_are_no_strangers() -> None:

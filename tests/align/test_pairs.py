@@ -65,6 +65,26 @@ def test_without_validation_split_one_is_carved_and_said(make_stores: MakeStores
     assert "20 of 200 training images are kept for validation" in str(said[0])
 
 
+def test_validation_pairs_are_a_random_sample_in_random_order(make_stores: MakeStores) -> None:
+    """Neither carved nor given validation pairs follow the order of ids or rows: a part of them stands for all.
+
+    Places of a random sample of m out of n, in the order of ids, have a mean within a few standard errors of the
+    middle (hypergeometric: n/√(12·m)·√(1 − m/n)), and as many ascents as descents between neighbours.
+    """
+    for paths in (make_stores(val=0), make_stores(train=60, val=60)):
+        image, text = open_sides(paths)
+        splits = split_pairs(image, text, config_for(paths), silent)
+        found = image_ids(image, splits.validation)
+        pool = sorted({*found, *(image_ids(image, splits.train) if splits.carved else [])})
+        places = np.array([pool.index(name) for name in found])
+        size, share = len(pool), len(found) / len(pool)
+        error = size / np.sqrt(12 * len(found)) * np.sqrt(1 - share)
+        assert abs(places.mean() - (size - 1) / 2) <= 3 * error
+        ascents = np.mean(np.diff(places) > 0)
+        assert 0.2 < ascents < 0.8
+        assert len(set(np.diff(np.sort(places)))) > 1 or not splits.carved
+
+
 def drawn(splits: Splits, image: Side, count: int, seed: int) -> set[str]:
     return set(image_ids(image, splits.train.take(subset(image, splits.train, count, seed))))
 
