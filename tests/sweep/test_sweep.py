@@ -91,6 +91,17 @@ def test_ranks_give_the_recalls_back(make_sweep: MakeSweep) -> None:
     assert (ranks["zero_shot:zoo"] <= 1).mean() == result["test"]["zoo/acc1"]
 
 
+def test_over_confidence_is_confidence_less_accuracy(make_sweep: MakeSweep) -> None:
+    """As in Guo et al. 2017 (arXiv 1706.04599): above zero where a model is surer than it is right."""
+    config = make_sweep(methods=("info_nce",), pairs=(20,), seeds=(1,))
+    (result,) = sweep(config)
+    ranks, test = read_ranks(config.out, cells_of(config)[0]), result["test"]
+    for name, direction in (("text_retrieval_", "text_retrieval"), ("zoo/", "zero_shot:zoo")):
+        accuracy = float(np.mean(ranks[direction] == 1))
+        assert test[f"{name}over_confidence"] == pytest.approx(test[f"{name}mean_max_probability"] - accuracy)
+        assert abs(test[f"{name}over_confidence"]) > 1e-3
+
+
 def test_two_at_once_give_the_same_digits(make_sweep: MakeSweep) -> None:
     one, two = (sweep(make_sweep(out), jobs=jobs) for out, jobs in (("one", 1), ("two", 2)))
     assert numbers(one) == numbers(two)
