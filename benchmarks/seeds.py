@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.bare_steps import features
+from pipeline.align.fit import initial_projectors
+from pipeline.align.methods import make_recipe
+from pipeline.align.pairs import PairFeatures
 from pipeline.align.parallel import one_thread, run_side_by_side
-from pipeline.align.recipe import make_recipe
-from pipeline.align.start import starting_projectors
-from pipeline.align.tensors import PairTensors
 from pipeline.align.train import train
 
 DIM, BATCH = 256, 512
@@ -32,9 +32,9 @@ Item = tuple[int, int, int]
 
 
 @cache
-def pairs(count: int) -> PairTensors:
+def pairs(count: int) -> PairFeatures:
     """Return so many random pairs."""
-    return PairTensors(*features(count), torch.arange(count + 1))
+    return PairFeatures(*features(count), torch.arange(count + 1))
 
 
 def train_one(item: Item) -> float:
@@ -43,7 +43,7 @@ def train_one(item: Item) -> float:
     settings = {"max_steps": steps, "validations": 1, "batch_size": BATCH}
     recipe = make_recipe("info_nce", {"dim": DIM, "training": settings, "normalise_input": "none"})
     data, few = pairs(count), pairs(count).head(2)
-    start = starting_projectors(data, few, recipe, ([data.image.shape[1]], [data.text.shape[1]]), seed)
+    start = initial_projectors(data, few, recipe, seed)
     return float(train(data, few, recipe, start, seed=seed).history[-1]["loss"])
 
 
@@ -72,7 +72,7 @@ def stacked(count: int, steps: int, seeds: int) -> None:
         optimiser.step()
 
 
-def data_of(data: PairTensors) -> tuple[Tensor, Tensor]:
+def data_of(data: PairFeatures) -> tuple[Tensor, Tensor]:
     """Return the features of both sides."""
     return data.image, data.text
 

@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.alternate import timed
 from benchmarks.bare_steps import IMAGE_WIDTH, TEXT_WIDTH, Step, bare_step, features
-from pipeline.align.history import History
-from pipeline.align.objective import Batch, Moment
-from pipeline.align.recipe import Recipe, make_recipe
-from pipeline.align.step import Stepper
+from pipeline.align.methods import make_recipe
+from pipeline.align.objective import Batch, StepContext
+from pipeline.align.recipe import Recipe
+from pipeline.align.train import History, Stepper
 from pipeline.projectors.table import build_projector
 
 METHODS = ("info_nce", "modest_align", "variance_aware", "structure", "combined")
@@ -32,7 +32,7 @@ def our_step(method: str, rows: int, d: int) -> Step:
     image = build_projector("linear", {"d_in": IMAGE_WIDTH, "d": d})
     text = build_projector("linear", {"d_in": TEXT_WIDTH, "d": d})
     stepper = Stepper(recipe, (image, text), torch.device("cpu"))
-    batch, moment = Batch(*features(rows)), Moment(50, 100, torch.Generator(), torch.Generator())
+    batch, moment = Batch(*features(rows)), StepContext(50, 100, torch.Generator(), torch.Generator())
     history, done = History(2000), iter(range(1, 10**9))
 
     def step() -> None:

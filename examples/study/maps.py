@@ -14,8 +14,8 @@ from torch import Tensor
 
 from examples.study.config import Maps, Part, StudyConfig
 from examples.study.figures import Cloud
+from pipeline.align.fit import initial_projectors
 from pipeline.align.parallel import one_thread
-from pipeline.align.start import starting_projectors
 from pipeline.align.train import Trained
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.files import write_atomically
@@ -79,7 +79,7 @@ def _start(bench: Workbench, cell: Cell) -> AlignedCell:
     features = bench.features(layers)
     recipe = cell.config(bench.config).recipe()
     data = features.train.pick(bench.drawn(cell))
-    image, text = starting_projectors(data, features.validation, recipe, bench.widths(layers), cell.seed)
+    image, text = initial_projectors(data, features.validation, recipe, cell.seed)
     return AlignedCell(cell, layers, Trained(image=image, text=text, validation={}, steps=0, seconds=0.0))
 
 

@@ -17,7 +17,8 @@ from scipy import stats
 
 from examples.study.config import StudyConfig
 from examples.study.run import PartResults
-from pipeline.align.recipe import Recipe, make_recipe
+from pipeline.align.methods import make_recipe
+from pipeline.align.recipe import Recipe
 from pipeline.errors import UserError
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.metrics.bootstrap import Bootstrap, interval

@@ -1,211 +1,53 @@
-"""Which layers to align: every image layer against every text layer, on training pairs alone.
+"""Which layers to align: what `--layers` means.
 
-Run by `pipeline layers IMAGE_STORE TEXT_STORE` (`layers`) and by `pipeline.align.run` for `--layers`
-(`layer_spread` and `layer_stack` have what needs no scores of pairs).
+    chosen = choose_layers((image, text), train_pairs, validation_pairs, config)
+
+`pair` and `stack` follow the scores of all pairs of layers (`pipeline.align.layer_scores`); `spread` takes layers from
+an encoder's first to its last; `grow` adds layers one by one and keeps one if ridge CCA on training images then finds
+more of the validation images. A stack of layers is a mean of their Gram matrices, so that a trial costs one small
+eigendecomposition, however wide the layers are.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.layer_spread import one_row_an_image, spread_layers
-from pipeline.align.layer_stack import grow_layers
-from pipeline.align.pairs import PairSet, split_pairs
-from pipeline.errors import UnknownNameError, UserError
+from pipeline.align.layer_scores import LayerScores, one_row_an_image, score_layers
+from pipeline.align.pairs import Layers, PairSet
+from pipeline.errors import UserError
 from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant
-from pipeline.metrics.layer_pairs import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
 from pipeline.progress import Progress, say, silent
+from pipeline.projectors.base import unit_rows
 from pipeline.store.side import LayerRef, Side
 
-SIGNIFICANT = 0.05
-COMMON = " of neighbours in common"
-
-
-class Metric(NamedTuple):
-    """How layers are compared."""
-
-    prepare: Callable[[Tensor], Any]
-    """What is kept of a layer's features."""
-    compare: Callable[..., LayerPairs]
-    """Takes what was kept of the image and of the text layers, `permutations` and `seed`."""
-    least: int
-    """Images that it needs."""
-    most: int
-    """Images that are looked at; of more a sample is drawn."""
-    says: str
-    """A score in words."""
-
-
-METRICS = {
-    "mutual_knn": Metric(nearest_neighbours, compare_layers, 3, 5000, "{:.1%}" + COMMON),
-    "cka": Metric(lambda features: features, compare_layers_by_cka, 4, 1000, "a CKA of {:.3f}"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerScores:
-    """All pairs of layers, scored; what layer_pairs.json holds."""
-
-    metric: str = "mutual_knn"
-    """mutual_knn: share of common neighbours (arXiv 2506.16895 picks layers by it); cka: unbiased linear CKA."""
-    k: int | None
-    """Neighbours of a row, ⌈2·n^⅓⌉; None for CKA."""
-    rows: int
-    """Training images that were looked at."""
-    image_layers: list[str]
-    """Names of the I image layers that were compared."""
-    text_layers: list[str]
-    """Names of the T text layers that were compared."""
-    score: list[list[float]]
-    """Raw score, [I][T]; 1 is the same."""
-    calibrated: list[list[float]]
-    """Score above what shuffled pairs reach, [I][T] (arXiv 2602.14486)."""
-    p_value: list[list[float]]
-    """Share of shuffled pairings that score as high, [I][T]."""
-    chosen: tuple[int, int]
-    """Position of the best pair: highest calibrated score."""
-    chosen_p_value: float
-    """P-value of the best pair, with the choice among all pairs paid for."""
-    left_out: list[str] = field(default_factory=list)
-    """Layers whose rows are all the same: nobody has neighbours there."""
-    advice: str = ""
-    """What the scores say, in a sentence."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain data."""
-        return {**asdict(self), "chosen": list(self.chosen)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "LayerScores":
-        """Rebuild a record; fields that this version does not know are passed over."""
-        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        return cls(**{**known, "chosen": tuple(known["chosen"])})
-
-
-def layers(
-    image_store: Path,
-    text_store: Path,
-    *,
-    split: str = "train",
-    validation_split: str = "val",
-    seed: int = 1,
-    metric: str = "mutual_knn",
-) -> LayerScores:
-    """Score every pair of layers of two stores on up to 5000 training images, the ones that `align` would choose by.
-
-    Args:
-        image_store: Image store.
-        text_store: Text store of the same data set.
-        split: The training split.
-        validation_split: The validation split; where there is none, the images that `align` carves out are left out.
-        seed: Draws the images where there are more.
-        metric: mutual_knn, or cka (on up to 1000 images).
-
-    Raises:
-        UserError: A store cannot be used, or there are too few pairs.
-        UnknownNameError: No such metric.
-    """
-    config = AlignConfig(
-        image=(image_store,),
-        text=(text_store,),
-        out=Path(),
-        train_split=split,
-        validation_split=validation_split,
-        layer_metric=metric,
-    )
-    image, text = Side.open("image", config.image), Side.open("text", config.text)
-    pairs = split_pairs(image, text, config, silent).train
-    return score_layers(image, text, pairs, seed=seed, metric=metric)
-
-
-def score_layers(
-    image: Side, text: Side, pairs: PairSet, *, seed: int = 0, permutations: int = 200, metric: str = "mutual_knn"
-) -> LayerScores:
-    """Score every pair of layers on training pairs. A caption row is the mean of an image's captions.
-
-    Args:
-        image: The image side.
-        text: The text side.
-        pairs: Training pairs; never validation or test pairs.
-        seed: Draws `MAX_ROWS` images where there are more, and the shuffles of the null.
-        permutations: Shuffled pairings behind the null.
-        metric: mutual_knn or cka.
-
-    Raises:
-        UserError: Fewer than three images (four for CKA), or a side without a layer that tells samples apart.
-    """
-    if metric not in METRICS:
-        raise UnknownNameError("layer metric", metric, METRICS, "layer_metric")
-    chosen_metric = METRICS[metric]
-    if len(pairs) < chosen_metric.least:
-        expected = f"at least {chosen_metric.least} training images to compare layers"
-        raise UserError(expected=expected, found=str(len(pairs)))
-    if len(pairs) > chosen_metric.most:
-        chosen = np.random.default_rng(seed).permutation(len(pairs))[: chosen_metric.most]
-        pairs = pairs.take(np.sort(chosen))
-    image_layers, image_tables, left_out = _tables(image, pairs, chosen_metric)
-    text_layers, text_tables, more_left_out = _tables(text, pairs, chosen_metric)
-    found = chosen_metric.compare(image_tables, text_tables, permutations=permutations, seed=seed)
-    return _record(metric, found, image_layers, text_layers, left_out + more_left_out)
-
-
-def _tables(side: Side, pairs: PairSet, metric: Metric) -> tuple[list[str], list[Any], list[str]]:
-    names: list[str] = []
-    tables: list[Any] = []
-    left_out: list[str] = []
-    for layer in side.layers():
-        features = one_row_an_image(side, layer, pairs)
-        if is_constant(torch.nn.functional.normalize(features, dim=1)):
-            left_out.append(side.label(layer))
-        else:
-            names.append(side.label(layer))
-            tables.append(metric.prepare(features))
-    if not tables:
-        raise UserError(expected="a layer that tells samples apart", found="the same row everywhere", where=side.where)
-    return names, tables, left_out
-
-
-def _record(
-    metric: str, found: LayerPairs, image_layers: list[str], text_layers: list[str], left_out: list[str]
-) -> LayerScores:
-    best = found.best
-    names = (image_layers[best[0]], text_layers[best[1]])
-    return LayerScores(
-        metric=metric,
-        k=found.k,
-        rows=found.rows,
-        image_layers=image_layers,
-        text_layers=text_layers,
-        score=found.score.tolist(),
-        calibrated=found.calibrated.tolist(),
-        p_value=found.p_value.tolist(),
-        chosen=best,
-        chosen_p_value=found.best_p_value,
-        left_out=left_out,
-        advice=_advice(names, found, METRICS[metric].says),
-    )
-
-
-def _advice(names: tuple[str, str], found: LayerPairs, says: str) -> str:
-    score, last = says.format(float(found.score[found.best])), says.format(float(found.score[-1, -1]))
-    pair = f"image layer {names[0]} and text layer {names[1]}"
-    if found.best_p_value > SIGNIFICANT:
-        return (
-            f"No pair of layers stands out from shuffled pairs (p = {found.best_p_value:.2f}): {found.rows} images are "
-            f"too few to choose by, or images and captions do not match; {pair} is the best guess."
-        )
-    if found.best == (found.score.shape[0] - 1, found.score.shape[1] - 1):
-        return f"The last layers are the best pair: {pair}, {score} (p = {found.best_p_value:.3f})."
-    return (
-        f"Use {pair}: {score} against {last.removesuffix(COMMON)} for the last layers (p = {found.best_p_value:.3f})."
-    )
+SPREAD = 3
+"""Layers of a store that `spread` takes at most."""
+WIDEST = 2048
+"""Columns of a stack at most (a single layer may be wider): a closed form's time grows with their cube."""
+FEW = 64
+"""Training images that tell whether a layer is constant."""
+ROWS = 500
+"""Training images that take part in the search; what they choose holds for thousands too."""
+VALIDATION = 1000
+"""Validation images that judge: with 500 the choice still depends on which ones."""
+RANK = 300
+"""Principal components of a side that take part."""
+RIDGES = (10.0, 3.0)
+"""Ridge strength of images and of captions; right for hundreds of pairs, which is what the search sees."""
+GAIN = 0.002
+"""Mean recall that a layer has to add."""
+MOST = 4
+"""Layers of a side at most, those that it starts from not counted above."""
+CUTS = (1, 5, 10)
+Stack = tuple[tuple[int, ...], tuple[int, ...]]
+"""Positions of image layers, positions of text layers, ascending."""
 
 
 @dataclass(frozen=True)
@@ -214,28 +56,27 @@ class ChosenLayers:
 
     image: tuple[LayerRef, ...]
     text: tuple[LayerRef, ...]
-    scores: LayerScores | None
+    scores: LayerScores | None = None
 
 
 def choose_layers(
-    image: Side,
-    text: Side,
-    pairs: PairSet,
+    sides: tuple[Side, Side],
+    train: PairSet,
+    validation: PairSet,
     config: AlignConfig,
-    progress: Progress,
+    *,
     known: LayerScores | None = None,
-    validation: PairSet | None = None,
+    progress: Progress = silent,
 ) -> ChosenLayers:
     """Return the layers that `config.layer_expression` means.
 
     Args:
-        image: The image side.
-        text: The text side.
-        pairs: Training pairs.
+        sides: Image and text side.
+        train: Training pairs.
+        validation: Validation pairs; `grow` alone looks at them.
         config: `layers`, `layer_metric` and `stack`.
-        progress: Gets the advice.
         known: Scores of the same stores and pairs from an earlier run.
-        validation: Validation pairs; `grow` alone needs them.
+        progress: Gets the advice.
 
     Raises:
         UserError: The expression means nothing, or the scores cannot be computed.
@@ -243,15 +84,12 @@ def choose_layers(
     """
     expression = config.layer_expression
     if expression in ("pair", "stack"):
-        scores = known or score_layers(image, text, pairs, seed=config.seeds[0], metric=config.layer_metric)
+        scores = known or score_layers(*sides, train, seed=config.seeds[0], metric=config.layer_metric)
         say(progress, scores.advice)
         table = np.array(scores.calibrated) + 1e-6 * np.array(scores.score)
         count = 1 if expression == "pair" else config.stack
-        return ChosenLayers(
-            _best(image, scores.image_layers, table.max(axis=1), count),
-            _best(text, scores.text_layers, table.max(axis=0), count),
-            scores,
-        )
+        image = _best(sides[0], scores.image_layers, table.max(axis=1), count)
+        return ChosenLayers(image, _best(sides[1], scores.text_layers, table.max(axis=0), count), scores)
     parts = [expression] * 2 if expression in ("last", "grow", "spread") else expression.split(",")
     if len(parts) != 2:
         raise UserError(
@@ -259,26 +97,14 @@ def choose_layers(
             found=repr(expression),
             where="--layers",
         )
-    images, texts = _named(image, parts[0], pairs), _named(text, parts[1], pairs)
-    growing = (parts[0].strip() == "grow", parts[1].strip() == "grow")
-    if any(growing) and validation is not None:
-        grown = grow_layers((image, text), (images, texts), growing, pairs, validation)
-        say(progress, grown.sentence)
-        images, texts = grown.image, grown.text
-    return ChosenLayers(images, texts, None)
+    named = _named(sides[0], parts[0], train), _named(sides[1], parts[1], train)
+    growing = parts[0].strip() == "grow", parts[1].strip() == "grow"
+    return ChosenLayers(*(_grown(sides, named, growing, train, validation, progress) if any(growing) else named))
 
 
-def _named(side: Side, expression: str, pairs: PairSet) -> tuple[LayerRef, ...]:
-    """Return the layers of each store that an expression means; `grow` starts from the last that is not constant."""
-    if expression.strip() == "spread":
-        return spread_layers(side, pairs)
-    if expression.strip() == "grow":
-        return spread_layers(side, pairs, 1)
-    return tuple(
-        LayerRef(index, name)
-        for index, store in enumerate(side.stores)
-        for name in select_layers(expression, [layer.name for layer in store.layers])
-    )
+def label(side: Side, layers: Sequence[LayerRef]) -> str:
+    """Return the names of layers that are concatenated, for people."""
+    return " + ".join(side.label(layer) for layer in layers)
 
 
 def _best(side: Side, names: Sequence[str], scores: Any, count: int) -> tuple[LayerRef, ...]:
@@ -290,3 +116,217 @@ def _best(side: Side, names: Sequence[str], scores: Any, count: int) -> tuple[La
         best = sorted(own, key=lambda layer: (-score_of[side.label(layer)], -own.index(layer)))[:count]
         chosen += sorted(best, key=own.index)
     return tuple(chosen)
+
+
+def _named(side: Side, expression: str, pairs: PairSet) -> tuple[LayerRef, ...]:
+    """Return the layers of each store that an expression means; `grow` starts from the last that is not constant."""
+    if expression.strip() in ("spread", "grow"):
+        return spread_layers(side, pairs, SPREAD if expression.strip() == "spread" else 1)
+    return tuple(
+        LayerRef(index, name)
+        for index, store in enumerate(side.stores)
+        for name in select_layers(expression, [layer.name for layer in store.layers])
+    )
+
+
+def spread_layers(side: Side, train: PairSet, count: int = SPREAD, *, widest: int = WIDEST) -> tuple[LayerRef, ...]:
+    """Return layers of each store, evenly spread from the first to the last; constant layers do not count.
+
+    Args:
+        side: The stores.
+        train: Training pairs; a few of them tell constant layers.
+        count: Layers of a store at most.
+        widest: Columns of a store's layers at most; the last layer is taken however wide it is.
+
+    Raises:
+        UserError: A store whose layers are all constant.
+    """
+    few = train.take(np.arange(min(FEW, len(train))))
+    chosen: list[LayerRef] = []
+    for index, store in enumerate(side.stores):
+        own = [layer for layer in side.layers() if layer.store == index]
+        telling = [layer for layer in own if not is_constant(unit_rows(one_row_an_image(side, layer, few)))]
+        if not telling:
+            raise UserError(
+                expected="a layer that tells samples apart", found="the same row everywhere", where=str(store.path)
+            )
+        fitting = [places for number in range(count, 1, -1) if (places := _spread(telling, number, side, widest))]
+        chosen += fitting[0] if fitting else telling[-1:]
+    return tuple(chosen)
+
+
+def _spread(layers: list[LayerRef], count: int, side: Side, widest: int) -> list[LayerRef]:
+    """Return `count` layers from the first to the last, none where there are not so many or they are too wide."""
+    if count > len(layers):
+        return []
+    places = np.linspace(0, len(layers) - 1, count).astype(int)
+    found = [layers[place] for place in places]
+    return found if sum(side.widths(found)) <= widest else []
+
+
+@dataclass(frozen=True)
+class LayerGram:
+    """A layer as inner products of its unit rows, centred by the N training rows.
+
+    Args:
+        train: [N, N].
+        validation: Validation rows against training rows, [M, N].
+        width: D.
+    """
+
+    train: Tensor
+    validation: Tensor
+    width: int
+
+    @classmethod
+    def of(cls, train: Tensor, validation: Tensor) -> "LayerGram":
+        """Take the inner products of training rows [N, D] and of validation rows [M, D] with them."""
+        rows = unit_rows(train)
+        mean = rows.mean(dim=0)
+        rows = rows - mean
+        return cls(rows @ rows.T, (unit_rows(validation) - mean) @ rows.T, train.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """The stack that was grown and what each trial scored."""
+
+    stack: Stack
+    """What was chosen."""
+    score: float
+    """Mean recall of the chosen stack on validation images."""
+    base: float
+    """Mean recall of the stack that it started from."""
+    trials: dict[Stack, float] = field(default_factory=dict)
+    """Every stack that was tried and its mean recall."""
+
+
+def _grown(
+    sides: tuple[Side, Side],
+    start: Layers,
+    growing: tuple[bool, bool],
+    train: PairSet,
+    validation: PairSet,
+    progress: Progress,
+) -> Layers:
+    """Grow the stacks of stores on a sample of the training images, judged by validation images.
+
+    Layers whose rows are all the same are passed over.
+
+    Raises:
+        UserError: Fewer than three training or two validation images, or a layer that is not finite.
+    """
+    if len(train) < 3 or len(validation) < 2:
+        found = f"{len(train)} and {len(validation)}"
+        raise UserError(expected="3 training and 2 validation images to grow a stack of layers", found=found)
+    some = np.sort(np.random.default_rng(0).permutation(len(train))[:ROWS])
+    parts = train.take(some), validation.take(np.arange(min(VALIDATION, len(validation))))
+    image, text = (
+        _grams(side, side.layers() if may_grow else first, first, parts)
+        for side, first, may_grow in zip(sides, start, growing, strict=True)
+    )
+    names, grams = (list(image), list(text)), (list(image.values()), list(text.values()))
+    base = tuple(map(names[0].index, start[0])), tuple(map(names[1].index, start[1]))
+    growth = grow(grams, base, growing)
+    images, texts = (
+        tuple(own[position] for position in chosen) for own, chosen in zip(names, growth.stack, strict=True)
+    )
+    say(
+        progress,
+        f"Stacked {label(sides[0], images)} with {label(sides[1], texts)}: CCA on {len(parts[0])} training images "
+        f"reaches a mean recall of {growth.score:.3f} on validation, {growth.base:.3f} before "
+        f"({len(growth.trials)} stacks tried).",
+    )
+    return images, texts
+
+
+def _grams(
+    side: Side, layers: Sequence[LayerRef], kept: Sequence[LayerRef], parts: tuple[PairSet, PairSet]
+) -> dict[LayerRef, LayerGram]:
+    """Return the layers that tell samples apart, and those that are kept in any case."""
+    grams: dict[LayerRef, LayerGram] = {}
+    for layer in layers:
+        train, validation = (one_row_an_image(side, layer, part) for part in parts)
+        if layer in kept or not is_constant(unit_rows(train)):
+            grams[layer] = LayerGram.of(train, validation)
+    return grams
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """One side's stack in its principal axes: variances [R], training and validation coordinates [N, R], [M, R]."""
+
+    train: Tensor
+    validation: Tensor
+
+
+def grow(
+    sides: tuple[Sequence[LayerGram], Sequence[LayerGram]],
+    start: Stack,
+    growing: tuple[bool, bool] = (True, True),
+    *,
+    most: int = MOST,
+    gain: float = GAIN,
+    widest: int = WIDEST,
+) -> Growth:
+    """Add to a stack what helps, the most helpful first.
+
+    Every other layer is tried once on top of the start; in the order of what it added there, it is tried again on top
+    of what has been kept so far, and kept if the mean recall rises by `gain`.
+
+    Args:
+        sides: Image layers and text layers in order of depth; row i of both sides is the same image.
+        start: Layers that are kept in any case, one of each side at least.
+        growing: Which sides may get more.
+        most: Layers of a growing side at most.
+        gain: Mean recall that a layer has to add.
+        widest: Columns of a growing side at most.
+    """
+    axes = cache(lambda side, layers: _whitened([sides[side][layer] for layer in layers], RIDGES[side]))
+    trials: dict[Stack, float] = {}
+
+    def score(stack: Stack) -> float:
+        if stack not in trials:
+            trials[stack] = _mean_recall(axes(0, stack[0]), axes(1, stack[1]))
+        return trials[stack]
+
+    best = base = score(start)
+    others = [(side, layer) for side in (0, 1) if growing[side] for layer in range(len(sides[side]))]
+    others = [(side, layer) for side, layer in others if layer not in start[side]]
+    gains = {(side, layer): score(_with(start, side, layer)) - base for side, layer in others}
+    stack = start
+    for side, layer in sorted(gains, key=lambda other: (-gains[other], other)):
+        trial = _with(stack, side, layer)
+        width = sum(sides[side][position].width for position in trial[side])
+        if gains[side, layer] >= gain and len(trial[side]) <= most and width <= widest and score(trial) >= best + gain:
+            stack, best = trial, score(trial)
+    return Growth(stack=stack, score=best, base=base, trials=trials)
+
+
+def _with(stack: Stack, side: int, layer: int) -> Stack:
+    grown = tuple(sorted((*stack[side], layer)))
+    return (grown, stack[1]) if side == 0 else (stack[0], grown)
+
+
+def _whitened(layers: Sequence[LayerGram], ridge: float) -> _Axes:
+    """Return a stack's coordinates along its first principal axes, each divided by √(variance + ridge)."""
+    gram = torch.stack([layer.train for layer in layers]).mean(dim=0)
+    cross = torch.stack([layer.validation for layer in layers]).mean(dim=0)
+    count = len(gram)
+    values, vectors = torch.linalg.eigh(gram / count)
+    kept = values > 1e-6 * values[-1].clamp_min(1e-30)
+    values, vectors = values[kept][-RANK:], vectors[:, kept][:, -RANK:]
+    mean_variance = float(gram.diagonal().sum()) / count / sum(layer.width for layer in layers)
+    scale = (values + ridge * mean_variance).rsqrt()
+    return _Axes(vectors * ((values * count).sqrt() * scale), cross @ vectors * (scale / (values * count).sqrt()))
+
+
+def _mean_recall(image: _Axes, text: _Axes) -> float:
+    """Return the recall of validation pairs under CCA, averaged over both directions and the cut-offs."""
+    left, correlations, right = torch.linalg.svd(image.train.T @ text.train / len(image.train), full_matrices=False)
+    weights = correlations.clamp(0.0, 1.0).sqrt()
+    images, texts = (unit_rows(a @ b * weights) for a, b in ((image.validation, left), (text.validation, right.T)))
+    scores = images @ texts.T
+    match = scores.diagonal()
+    ranks = torch.cat([(scores >= match[:, None]).sum(dim=1), (scores >= match[None]).sum(dim=0)])
+    return sum(float((ranks <= cut).double().mean()) for cut in CUTS) / len(CUTS)

@@ -12,13 +12,10 @@ import copy
 import math
 from dataclasses import dataclass
 
-import torch
-
-from pipeline.align.objective import Moment
+from pipeline.align.objective import StepContext
+from pipeline.align.pairs import PairFeatures
 from pipeline.align.recipe import Recipe
-from pipeline.align.step import Stepper
-from pipeline.align.tensors import PairTensors
-from pipeline.align.train import batches
+from pipeline.align.train import Generators, Stepper, batches, seeded
 from pipeline.errors import PipelineError, UserError
 from pipeline.projectors.base import Projector
 
@@ -53,7 +50,7 @@ class FoundRate:
 
 
 def find_learning_rate(
-    data: PairTensors,
+    data: PairFeatures,
     recipe: Recipe,
     projectors: tuple[Projector, Projector],
     *,
@@ -80,11 +77,9 @@ def find_learning_rate(
         PipelineError: The loss is not finite from the start, or never falls.
     """
     _check(lowest, highest, steps, smoothing)
-    cuda = [data.device] if data.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        rows = _ramp(data, recipe, copy.deepcopy(projectors), seed, (lowest, highest), steps, smoothing)
-    return _suggestion(rows)
+    with seeded(seed, data.device) as generators:
+        rates = [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
+        return _suggestion(_ramp(data, recipe, copy.deepcopy(projectors), rates, smoothing, generators))
 
 
 def _check(lowest: float, highest: float, steps: int, smoothing: float) -> None:
@@ -99,29 +94,22 @@ def _check(lowest: float, highest: float, steps: int, smoothing: float) -> None:
 
 
 def _ramp(
-    data: PairTensors,
+    data: PairFeatures,
     recipe: Recipe,
     projectors: tuple[Projector, Projector],
-    seed: int,
-    rates: tuple[float, float],
-    steps: int,
+    rates: list[float],
     smoothing: float,
+    generators: Generators,
 ) -> list[RateRow]:
-    stepper = Stepper(recipe, projectors, data.device)
-    for module in stepper.modules:
-        module.train()
-    generators = torch.Generator(data.device).manual_seed(seed), torch.Generator().manual_seed(seed)
-    rows: list[RateRow] = []
-    average = 0.0
+    stepper, rows, average = Stepper(recipe, projectors, data.device), list[RateRow](), 0.0
     # STRUCTURE's weight and the smoothing schedules are looked at in the middle of a run, where they are at work
-    for step, (_, batch) in enumerate(batches(data, recipe, steps, generators[0])):
-        rate = rates[0] * (rates[1] / rates[0]) ** (step / (steps - 1))
-        loss = float(stepper.take(batch, Moment(steps // 2, steps, *generators), rate)["loss"])
+    context = StepContext(len(rates) // 2, len(rates), *generators)
+    for rate, (_, batch) in zip(rates, batches(data, recipe, len(rates), generators.device), strict=True):
+        loss = float(stepper.take(batch, context, rate)["loss"])
         average = smoothing * average + (1 - smoothing) * loss
-        smoothed = average / (1 - smoothing ** (step + 1))
         if not math.isfinite(loss):
             break
-        rows.append(RateRow(rate=rate, loss=loss, smoothed=smoothed))
+        rows.append(RateRow(rate=rate, loss=loss, smoothed=average / (1 - smoothing ** (len(rows) + 1))))
         if _has_diverged(rows):
             break
     return rows

@@ -2,9 +2,16 @@
 
 A `*_published` preset follows the paper's own numbers where it gives any (docs of each slot say which); the short names
 are the same ideas with settings that suit a few thousand pairs. Nothing here was chosen on a test split.
+
+recipe = make_recipe("structure", {"training": {"epochs": 40}, "dim": 256})
 """
 
+from collections.abc import Mapping
 from typing import Any
+
+from pipeline.align.recipe import Recipe
+from pipeline.config import build
+from pipeline.errors import UnknownNameError
 
 _FUSEMIX: dict[str, Any] = {
     "projector": "residual_mlp",
@@ -91,3 +98,29 @@ METHODS: dict[str, dict[str, Any]] = {
         "layers": "grow,spread",
     },
 }
+
+
+def make_recipe(method: str, settings: Mapping[str, Any] | None = None, *, where: str = "align settings") -> Recipe:
+    """Return a method's recipe with some settings changed.
+
+    Args:
+        method: A name of `METHODS`.
+        settings: Changes, nested as the recipe is: {"structure": {"weight": 3.0}}.
+        where: Where the changes came from, for the error.
+
+    Raises:
+        UnknownNameError: No such method; lists the known ones.
+        UserError: Lists every unknown or impossible setting with its path.
+    """
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS, "--method")
+    return build(Recipe, merge(METHODS[method], settings or {}), where=where)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with changes laid over them; neither argument is touched."""
+    merged = dict(base)
+    for name, value in changes.items():
+        below = merged.get(name)
+        merged[name] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

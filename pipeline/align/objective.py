@@ -16,7 +16,7 @@ from pipeline.align.losses.soft_targets import intra_modal_targets
 from pipeline.align.losses.structure import structure_term, structure_weight
 from pipeline.align.losses.table import make_loss
 from pipeline.align.losses.targets import Targets, distinct_images
-from pipeline.align.options import ObjectiveOptions
+from pipeline.align.recipe import ObjectiveOptions
 
 
 class Batch(NamedTuple):
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     """[N] integers, needed only where an image can occur more than once."""
 
 
-class Moment(NamedTuple):
+class StepContext(NamedTuple):
     """Where in training a step is, and where its random numbers come from."""
 
     step: int
@@ -69,7 +69,7 @@ class Objective(nn.Module):
         self.directions = DirectionWeights(options.direction)
 
     def forward(
-        self, image_projector: nn.Module, text_projector: nn.Module, batch: Batch, moment: Moment
+        self, image_projector: nn.Module, text_projector: nn.Module, batch: Batch, context: StepContext
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return the loss and its terms, detached and not yet brought to the host.
 
@@ -77,16 +77,16 @@ class Objective(nn.Module):
             image_projector: [N, D₁] → [N, d], rows of length one.
             text_projector: [N, D₂] → [N, d], rows of length one.
             batch: N ≥ 2 pairs (4 with mixing).
-            moment: Step and generators.
+            context: Step and generators.
 
         Returns:
             The scalar to minimise, and loss, loss_i2t, loss_t2i, lambda_i2t, lambda_t2i, temperature, and, with
             STRUCTURE on, structure, structure_weight, diagonal_features, diagonal_embeddings.
         """
-        ready = self._prepare(batch, moment)
+        ready = self._prepare(batch, context)
         image_Nd, text_Nd = image_projector(ready.image), text_projector(ready.text)
         similarity_NN = image_Nd @ text_Nd.T
-        targets = self._targets(ready, similarity_NN, moment)
+        targets = self._targets(ready, similarity_NN, context)
         losses = self.loss(similarity_NN, targets, ready.allowed)
         weights = self.directions(similarity_NN, self.loss.temperature(), ready.allowed)
         total: Tensor = weights.i2t * losses.i2t + weights.t2i * losses.t2i
@@ -100,11 +100,11 @@ class Objective(nn.Module):
         if self.options.structure.weight > 0:
             if not ready.clean:
                 image_Nd, text_Nd = image_projector(batch.image), text_projector(batch.text)
-            total = total + self._structure(batch, image_Nd, text_Nd, moment, terms)
+            total = total + self._structure(batch, image_Nd, text_Nd, context, terms)
         terms["loss"] = total.detach()
         return total, terms
 
-    def _prepare(self, batch: Batch, moment: Moment) -> _Prepared:
+    def _prepare(self, batch: Batch, context: StepContext) -> _Prepared:
         """Mix and perturb, in training only."""
         mix, noise = self.options.mix, self.options.perturbation
         image, text = batch.image, batch.text
@@ -112,24 +112,24 @@ class Objective(nn.Module):
         if not self.training:
             return _Prepared(image, text, allowed, clean=True)
         if mix.enabled:
-            coefficient = draw_coefficient(mix, moment.cpu_generator)
+            coefficient = draw_coefficient(mix, context.cpu_generator)
             image, text = mix_halves(image, coefficient), mix_halves(text, coefficient)
             allowed = None if allowed is None else allowed_after_mixing(allowed)
-        image, text = perturb(image, noise, moment.generator), perturb(text, noise, moment.generator)
+        image, text = perturb(image, noise, context.generator), perturb(text, noise, context.generator)
         return _Prepared(image, text, allowed, clean=not mix.enabled and noise.sigma == 0)
 
-    def _targets(self, ready: _Prepared, similarity_NN: Tensor, moment: Moment) -> Targets:
+    def _targets(self, ready: _Prepared, similarity_NN: Tensor, context: StepContext) -> Targets:
         if self.options.soft_targets.weight > 0:
             return intra_modal_targets(ready.image, ready.text, self.options.soft_targets)
-        progress = moment.step / max(1, moment.total_steps - 1)
+        progress = context.step / max(1, context.total_steps - 1)
         return smoothed_targets(self.options.smoothing, similarity_NN, progress)
 
     def _structure(
-        self, batch: Batch, image_Nd: Tensor, text_Nd: Tensor, moment: Moment, terms: dict[str, Tensor | float]
+        self, batch: Batch, image_Nd: Tensor, text_Nd: Tensor, context: StepContext, terms: dict[str, Tensor | float]
     ) -> Tensor:
         """Return λ(t)·½(R_S of images + R_S of texts), on the clean batch, and note its terms."""
         options = self.options.structure
-        weight = structure_weight(options, moment.step, moment.total_steps)
+        weight = structure_weight(options, context.step, context.total_steps)
         image = structure_term(batch.image, image_Nd, options)
         text = structure_term(batch.text, text_Nd, options)
         value = (image.value + text.value) / 2

@@ -1,18 +1,27 @@
-"""Which pairs train and which validate: joined by id, cut by split, drawn by seed.
+"""Which pairs train and which validate: joined by id, cut by split, drawn by seed; and their features on the device.
 
-Used by `pipeline.align.run`; no feature is read here.
+splits = split_pairs(image, text, config)
+data = PairFeatures.read((image, text), layers, splits.train, device)
+data = data.pick(draw(image, text, splits.train, config, seed=1))
 """
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.align.config import AlignConfig
 from pipeline.errors import UserError
-from pipeline.progress import Progress, say
+from pipeline.progress import Progress, say, silent
 from pipeline.store.join import join
-from pipeline.store.side import Rows, Side
+from pipeline.store.side import LayerRef, Rows, Side
 
+Layers: TypeAlias = tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]]
+"""The layers that are concatenated, of the image side and of the text side."""
+Widths: TypeAlias = tuple[list[int], list[int]]
+"""Widths of the concatenated layers of the image side and of the text side."""
 CARVED_SHARE = 0.1
 MAX_CARVED = 1000
 
@@ -22,8 +31,8 @@ class PairSet:
     """Images and their captions, the captions sorted by image.
 
     Args:
-        image_rows: Rows of the image side, [M], each image once.
-        caption_rows: Rows of the text side, [P].
+        image_rows: Rows of the image side, [M], each image once; or positions in a larger `PairSet` (see `pick`).
+        caption_rows: Rows of the text side, [P], or positions.
         starts: [M + 1]; the captions of image i are `starts[i]:starts[i + 1]`, one at least.
     """
 
@@ -39,32 +48,21 @@ class PairSet:
         """[P] position of each caption's image."""
         return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.starts))
 
+    def pick(self, chosen: "PairSet") -> "PairSet":
+        """Return the images and captions at the positions that `chosen` holds."""
+        return PairSet(self.image_rows[chosen.image_rows], self.caption_rows[chosen.caption_rows], chosen.starts)
+
     def take(self, positions: Rows) -> "PairSet":
         """Return some of the images with all their captions."""
-        counts = np.diff(self.starts)[positions]
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        within = np.arange(starts[-1], dtype=np.int64) - np.repeat(starts[:-1], counts)
-        captions = self.caption_rows[np.repeat(self.starts[:-1][positions], counts) + within]
-        return PairSet(self.image_rows[positions], captions, starts)
-
-    def pick(self, drawn: "Drawn") -> "PairSet":
-        """Return the drawn images with the captions that were drawn of them."""
-        return PairSet(self.image_rows[drawn.images], self.caption_rows[drawn.captions], drawn.starts)
+        return self.pick(with_captions(self.starts, positions))
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Images of a `PairSet` and the captions of them that count, by position in it.
-
-    Args:
-        images: [m], ascending.
-        captions: [p], sorted by image, then as they were.
-        starts: [m + 1]; the captions of image i are `captions[starts[i]:starts[i + 1]]`.
-    """
-
-    images: Rows
-    captions: Rows
-    starts: Rows
+def with_captions(starts: Rows, images: Rows) -> PairSet:
+    """Return the positions of some images [m] and of all their captions, `starts` [M + 1] as in `PairSet`."""
+    counts = np.diff(starts)[images]
+    new_starts = _running_sum(counts)
+    within = np.arange(new_starts[-1], dtype=np.int64) - np.repeat(new_starts[:-1], counts)
+    return PairSet(images, np.repeat(starts[:-1][images], counts) + within, new_starts)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Splits:
     """Whether the validation pairs were taken out of the training split."""
 
 
-def split_pairs(image: Side, text: Side, config: AlignConfig, progress: Progress) -> Splits:
+def split_pairs(image: Side, text: Side, config: AlignConfig, progress: Progress = silent) -> Splits:
     """Join the sides and return training and validation pairs.
 
     Without a validation split a tenth of the training images (1000 at most) is carved out, always the same ones.
@@ -120,8 +118,8 @@ def subset(image: Side, pairs: PairSet, count: int | None, seed: int) -> Rows:
     return np.sort(_order(image, pairs, seed)[:count])
 
 
-def draw(image: Side, text: Side, pairs: PairSet, config: AlignConfig, seed: int) -> Drawn:
-    """Return the training data of a seed: `config.pairs` images, `config.captions_per_image` captions of each.
+def draw(image: Side, text: Side, pairs: PairSet, config: AlignConfig, seed: int) -> PairSet:
+    """Return the training data of a seed, as positions in `pairs`: images, and `captions_per_image` captions of each.
 
     Fewer images are a part of more, fewer captions a part of more, and which captions an image keeps does not depend
     on how many images there are.
@@ -137,34 +135,40 @@ def draw(image: Side, text: Side, pairs: PairSet, config: AlignConfig, seed: int
     chosen[images] = True
     captions = np.flatnonzero(kept & chosen[pairs.caption_image])
     counts = np.bincount(pairs.caption_image[captions], minlength=len(pairs))[images]
-    return Drawn(images, captions, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    return PairSet(images, captions, _running_sum(counts))
 
 
 def _place_in_image(text: Side, pairs: PairSet, seed: int) -> Rows:
     """Return each caption's place [P] in a random order of its image's captions; it depends on ids and seed alone."""
-    ids = [text.samples.sample_id[row] for row in pairs.caption_rows]
-    by_id = sorted(range(len(ids)), key=ids.__getitem__)
-    key = np.empty(len(ids), dtype=np.int64)
-    key[by_id] = np.random.default_rng((seed, 1)).permutation(len(ids))
+    key = np.empty(len(pairs.caption_rows), dtype=np.int64)
+    by_id = _by_id(text.samples.sample_id, pairs.caption_rows)
+    key[by_id] = np.random.default_rng((seed, 1)).permutation(len(key))
     order = np.lexsort((key, pairs.caption_image))
-    place = np.empty(len(ids), dtype=np.int64)
-    place[order] = np.arange(len(ids)) - np.repeat(pairs.starts[:-1], np.diff(pairs.starts))
+    place = np.empty_like(key)
+    place[order] = np.arange(len(key)) - np.repeat(pairs.starts[:-1], np.diff(pairs.starts))
     return place
 
 
 def _order(image: Side, pairs: PairSet, seed: int) -> Rows:
     """Return a random order of images that depends on their ids and the seed, not on the order of rows."""
-    ids = [image.samples.image_id[row] for row in pairs.image_rows]
-    by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
-    return by_id[np.random.default_rng(seed).permutation(len(ids))]
+    by_id = _by_id(image.samples.image_id, pairs.image_rows)
+    return by_id[np.random.default_rng(seed).permutation(len(by_id))]
+
+
+def _by_id(ids: list[str], rows: Rows) -> Rows:
+    """Return the positions of rows in the order of their ids."""
+    return np.array(sorted(range(len(rows)), key=lambda position: ids[rows[position]]), dtype=np.int64)
 
 
 def _pairs_of(image: Side, text: Side, split: str) -> PairSet:
     joined = join(image.samples, text.samples, split)
     order = np.argsort(joined.caption_image, kind="stable")
     counts = np.bincount(joined.caption_image, minlength=len(joined.image_rows))
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return PairSet(joined.image_rows, joined.caption_rows[order], starts)
+    return PairSet(joined.image_rows, joined.caption_rows[order], _running_sum(counts))
+
+
+def _running_sum(counts: Rows) -> Rows:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def _too_few(image: Side, text: Side, config: AlignConfig, found: int) -> UserError:
@@ -175,3 +179,82 @@ def _too_few(image: Side, text: Side, config: AlignConfig, found: int) -> UserEr
         where=f"{image.stores[0].path} and {text.stores[0].path}",
         remedy="check that both stores are of one data set and that captions carry their image's id",
     )
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """M images and their P captions as features on the device.
+
+    Args:
+        image: [M, D₁] float32.
+        text: [P, D₂] float32, sorted by image.
+        starts: [M + 1] int64; the captions of image i are `starts[i]:starts[i + 1]`.
+        blocks: Widths of the concatenated layers of each side, where there are several.
+    """
+
+    image: Tensor
+    text: Tensor
+    starts: Tensor
+    blocks: Widths | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @classmethod
+    def read(cls, sides: tuple[Side, Side], layers: Layers, pairs: PairSet, device: torch.device) -> "PairFeatures":
+        """Read the features of pairs (sides and layers: image, then text) and bring them to the device once."""
+        image = sides[0].read(layers[0], pairs.image_rows)
+        text = sides[1].read(layers[1], pairs.caption_rows)
+        blocks = sides[0].widths(layers[0]), sides[1].widths(layers[1])
+        return cls(image.to(device), text.to(device), torch.from_numpy(pairs.starts).to(device), blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that all of it lies on."""
+        return self.image.device
+
+    @property
+    def widths(self) -> Widths:
+        """Widths of the concatenated layers of each side."""
+        return self.blocks or ([self.image.shape[1]], [self.text.shape[1]])
+
+    @property
+    def caption_image(self) -> Tensor:
+        """[P] position of each caption's image."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.device), self.starts.diff())
+
+    def head(self, images: int) -> "PairFeatures":
+        """Return the first images with all their captions."""
+        if images >= len(self):
+            return self
+        captions = int(self.starts[images])
+        return PairFeatures(self.image[:images], self.text[:captions], self.starts[: images + 1], self.blocks)
+
+    def take(self, images: Rows) -> "PairFeatures":
+        """Return some images [m] with all their captions."""
+        return self.pick(with_captions(self.starts.cpu().numpy(), images))
+
+    def pick(self, chosen: PairSet) -> "PairFeatures":
+        """Return the images and captions at the positions that `chosen` holds."""
+        kept = chosen.image_rows, chosen.caption_rows
+        whole = zip(kept, (self.image, self.text), strict=True)
+        if all(np.array_equal(rows, np.arange(len(table))) for rows, table in whole):
+            return self
+        images, captions, starts = (torch.from_numpy(rows).to(self.device) for rows in (*kept, chosen.starts))
+        return PairFeatures(self.image[images], self.text[captions], starts, self.blocks)
+
+    def epoch(self, captions: Literal["one", "all"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the order of an epoch: rows of images and of captions, paired, each [M] (`one`) or [P] (`all`).
+
+        Args:
+            captions: `one` draws a caption an image, uniformly; `all` takes every caption once.
+            generator: On the same device.
+        """
+        if captions == "all":
+            order = torch.randperm(len(self.text), generator=generator, device=self.device)
+            return self.caption_image[order], order
+        order = torch.randperm(len(self), generator=generator, device=self.device)
+        counts = self.starts.diff()
+        chance = torch.rand(len(self), generator=generator, device=self.device, dtype=torch.float64)
+        drawn = self.starts[:-1] + (chance * counts).long().clamp(max=counts - 1)
+        return order, drawn[order]

@@ -1,23 +1,206 @@
 """A recipe: everything that a method says about how projectors are made. Presets are in `pipeline.align.methods`.
 
-recipe = make_recipe("structure", {"training": {"epochs": 40}, "dim": 256})
+Frozen dataclasses that check themselves, no torch: one for each slot of a training step (the modules of
+`pipeline.align.losses`), one for the optimiser, and `Recipe`, which holds them all.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pipeline.align.methods import METHODS
-from pipeline.align.options import HubnessOptions, ObjectiveOptions, require
-from pipeline.config import build
-from pipeline.errors import UnknownNameError
-
-CLOSED_FORMS = ("cca", "procrustes", "ridge", "pls", "asif")
-"""Algorithms that need no training."""
+from pipeline.errors import UserError
 
 AUTO = "auto"
 """A learning rate that is found before training."""
+
+
+def require(holds: bool, field: str, expected: str, found: object) -> None:
+    """Complain about a field of the align settings unless a condition holds.
+
+    Raises:
+        UserError: The condition does not hold.
+    """
+    if not holds:
+        raise UserError(expected=f"{field} {expected}", found=str(found), where="align settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureOptions:
+    """The temperature τ that divides the cosine similarities."""
+
+    initial: float = 0.07
+    """Value at the start (or always, where it is not learned)."""
+    learned: bool = True
+    """Whether τ is a parameter."""
+    form: Literal["raw", "log"] = "log"
+    """What is learned: τ itself (FuseMix) or ln τ (CLIP, SigLIP)."""
+    minimum: float = 0.001
+    """Lower clamp, applied to the parameter after each step."""
+    maximum: float = 0.5
+    """Upper clamp."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.minimum <= self.maximum < math.inf, "temperature.minimum", "in (0, maximum]", self.minimum)
+        inside = self.minimum <= self.initial <= self.maximum
+        require(inside, "temperature.initial", f"in [{self.minimum}, {self.maximum}]", self.initial)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixOptions:
+    """FuseMix: latent mixing of the two halves of a batch."""
+
+    enabled: bool = False
+    """Whether batches are mixed."""
+    alpha: float = 1.0
+    """Both parameters of the Beta distribution that the coefficient is drawn from."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.alpha < math.inf, "mix.alpha", "above 0", self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationOptions:
+    """Random perturbation of the features, in training only."""
+
+    sigma: float = 0.0
+    """Strength of the noise; 0 switches it off."""
+    mode: Literal["relative", "absolute"] = "relative"
+    """`relative`: σ·‖x‖/√D a coordinate; `absolute`: σ a coordinate."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.sigma < math.inf, "perturbation.sigma", "at least 0", self.sigma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingOptions:
+    """Embedding smoothing: part of each target's mass is spread over the batch."""
+
+    alpha: float = 0.0
+    """Share of the mass that is spread; 0 switches it off. For `per_sample` the largest share."""
+    schedule: Literal["fixed", "cosine", "per_sample"] = "fixed"
+    """`cosine` lets α fall to 0 over training; `per_sample` spreads more where the pair matches less."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha < 1, "smoothing.alpha", "in [0, 1)", self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargetOptions:
+    """Targets from the similarity inside each modality's frozen features."""
+
+    weight: float = 0.0
+    """Share of each target's mass that follows the intra-modal similarity; 0 switches it off."""
+    temperature: float = 0.2
+    """Temperature of the intra-modal softmax; at 0.05 nearly all of a row's mass stays on the pair itself."""
+    centre: bool = True
+    """Whether the batch mean is taken off before the similarities."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight <= 1, "soft_targets.weight", "in [0, 1]", self.weight)
+        require(0 < self.temperature < math.inf, "soft_targets.temperature", "above 0", self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionOptions:
+    """How the two directions of the loss are weighted during training."""
+
+    schedule: str = "fixed"
+    """A name of `pipeline.align.losses.directions.SIGNALS`: fixed, entropy, cosine_spread, variance."""
+    gamma: float = 1.0
+    """Exponent of the variance signal; −1 turns the direction round, 0 is the fixed baseline."""
+    beta: float = 0.9
+    """Weight of the past in the moving average of the signal."""
+    total: float = 1.0
+    """K: what the two weights sum to."""
+    minimum: float = 0.1
+    """Smallest weight that a direction can get."""
+    epsilon: float | None = None
+    """Added to the signal before the power; nothing said means the signal's own (1e-8; cosine_spread 0.01)."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.beta < 1, "direction.beta", "in [0, 1)", self.beta)
+        require(0 < self.total < math.inf, "direction.total", "above 0", self.total)
+        require(0 <= self.minimum <= self.total / 2, "direction.minimum", "in [0, total/2]", self.minimum)
+        require(math.isfinite(self.gamma), "direction.gamma", "finite", self.gamma)
+        require(self.epsilon is None or self.epsilon > 0, "direction.epsilon", "above 0", self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureOptions:
+    """STRUCTURE: keep each modality's neighbourhoods while aligning."""
+
+    weight: float = 0.0
+    """λ₀; 0 switches the regulariser off, bit for bit."""
+    levels: int = 1
+    """L: powers of the neighbourhood matrix that are compared."""
+    temperature: float = 0.05
+    """τ_s of the neighbourhood softmax; not learned."""
+    form: Literal["js", "as_coded"] = "js"
+    """`js`: Jensen-Shannon, bounded by ln 2; `as_coded`: KL of the mean to both, unbounded."""
+    centre_first: bool = False
+    """Centre before normalising (translation invariant) instead of after (as published)."""
+    mask_diagonal: bool = False
+    """Leave self-similarity out of the neighbourhoods."""
+    warm_up: float = 0.1
+    """Share of all steps over which λ rises from 0 to λ₀."""
+    warm_up_steps: int | None = None
+    """The same as a number of steps (as published: 1000); wins over `warm_up`."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight < math.inf, "structure.weight", "at least 0", self.weight)
+        require(self.levels >= 1, "structure.levels", "at least 1", self.levels)
+        require(0 < self.temperature < math.inf, "structure.temperature", "above 0", self.temperature)
+        require(0 <= self.warm_up <= 1, "structure.warm_up", "in [0, 1]", self.warm_up)
+        steps = self.warm_up_steps
+        require(steps is None or steps >= 0, "structure.warm_up_steps", "at least 0", steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubnessOptions:
+    """CSLS: items that are near to everything are moved away, see `pipeline.projectors.csls`."""
+
+    neighbours: int = 0
+    """k nearest training embeddings of the other side that say how near an item is to everything; 0: no correction."""
+    weight: float = 0.5
+    """How much of it is taken off a score, for the image and for the text; ½ is CSLS as published."""
+    bank: int = 2000
+    """Training images, and means of their captions, that are kept to look for neighbours in."""
+
+    def __post_init__(self) -> None:
+        require(self.neighbours >= 0, "hubness.neighbours", "at least 0", self.neighbours)
+        require(0 < self.weight < math.inf, "hubness.weight", "above 0", self.weight)
+        require(self.bank >= 1, "hubness.bank", "at least 1", self.bank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    """What is put into each slot of a step."""
+
+    loss: str = "info_nce"
+    """A name of `pipeline.align.losses.table.LOSSES`."""
+    temperature: TemperatureOptions = field(default_factory=TemperatureOptions)
+    """τ of the loss."""
+    mix: MixOptions = field(default_factory=MixOptions)
+    """FuseMix."""
+    perturbation: PerturbationOptions = field(default_factory=PerturbationOptions)
+    """Noise on the features."""
+    smoothing: SmoothingOptions = field(default_factory=SmoothingOptions)
+    """Embedding smoothing."""
+    soft_targets: SoftTargetOptions = field(default_factory=SoftTargetOptions)
+    """Targets from the frozen features; not together with smoothing."""
+    direction: DirectionOptions = field(default_factory=DirectionOptions)
+    """Weights of the two directions."""
+    structure: StructureOptions = field(default_factory=StructureOptions)
+    """STRUCTURE."""
+
+    def __post_init__(self) -> None:
+        if self.smoothing.alpha > 0 and self.soft_targets.weight > 0:
+            raise UserError(
+                expected="either smoothing or soft targets",
+                found="both",
+                where="align settings",
+                remedy="set smoothing.alpha or soft_targets.weight to 0",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,29 +311,3 @@ class Recipe(ObjectiveOptions):
 def with_rate(recipe: Recipe, rate: float) -> Recipe:
     """Return a recipe with another peak of its learning rate."""
     return replace(recipe, training=replace(recipe.training, learning_rate=rate))
-
-
-def make_recipe(method: str, settings: Mapping[str, Any] | None = None, *, where: str = "align settings") -> Recipe:
-    """Return a method's recipe with some settings changed.
-
-    Args:
-        method: A name of `METHODS`.
-        settings: Changes, nested as the recipe is: {"structure": {"weight": 3.0}}.
-        where: Where the changes came from, for the error.
-
-    Raises:
-        UnknownNameError: No such method; lists the known ones.
-        UserError: Lists every unknown or impossible setting with its path.
-    """
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS, "--method")
-    return build(Recipe, merge(METHODS[method], settings or {}), where=where)
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with changes laid over them; neither argument is touched."""
-    merged = dict(base)
-    for name, value in changes.items():
-        below = merged.get(name)
-        merged[name] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged

@@ -2,49 +2,40 @@
 
 path = align(AlignConfig(image=(…,), text=(…,), out=…, method="combined"), progress=print)
 
-A seed that is finished with the same settings and the same features is not done again; an interrupted one is.
+A seed that is finished with the same settings and the same features is not done again; an interrupted one is: a digest
+of all that a seed depends on is kept beside its projectors, in `seed-<s>/seed.json`, which is written last.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline.align import closed_form
 from pipeline.align.config import AlignConfig
-from pipeline.align.hubness import corrected
-from pipeline.align.layer_choice import ChosenLayers, choose_layers
-from pipeline.align.loggers.table import log_seeds, need_logger
-from pipeline.align.lr_finder import find_learning_rate
-from pipeline.align.pairs import Splits, draw, split_pairs
-from pipeline.align.recipe import Recipe, with_rate
-from pipeline.align.resume import (
-    LAYER_FILE,
-    SeedResult,
-    finished_seed,
-    folder_of,
-    known_scores,
-    layers_digest,
-    logged_seed,
-    save_scores,
-    save_seed,
-    seed_digest,
-)
-from pipeline.align.start import starting_projectors
-from pipeline.align.tensors import PairTensors
-from pipeline.align.train import Trained, train
+from pipeline.align.fit import fit_seed
+from pipeline.align.layer_choice import ChosenLayers, choose_layers, label
+from pipeline.align.layer_scores import LayerScores
+from pipeline.align.loggers import LoggedSeed, log_seeds, need_logger
+from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
+from pipeline.align.train import Trained
 from pipeline.align.validation import selection_score
+from pipeline.files import spaced_json_digest, write_atomically
 from pipeline.progress import Progress, say, silent
-from pipeline.projectors.run_record import RUN_FILES, AlignedRun
+from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun
+from pipeline.projectors.table import read_json, save_projector
 from pipeline.remote.binding import address, addressed
 from pipeline.remote.folder import pull_folder, push_folder, remove_file
 from pipeline.runtime import installed_version, resolve_device
 from pipeline.store.side import LayerRef, Side
 
+REVISION = 3
+"""Raised whenever the same settings would give other projectors: finished seeds of older code are then redone."""
+
 PACKAGES = ("fewpairs", "torch", "numpy")
+LAYER_FILE = "layer_pairs.json"
 
 
 def align(config: AlignConfig, progress: Progress = silent) -> Path:
@@ -63,117 +54,34 @@ def align(config: AlignConfig, progress: Progress = silent) -> Path:
     """
     if config.log_to:
         need_logger(config.log_to)
-    device = resolve_device(config.device)
+    resolve_device(config.device)  # before the work: a device that is not there is told at once
     pull_folder(config.out, RUN_FILES)
-    image, text = Side.open("image", config.image), Side.open("text", config.text)
-    splits = split_pairs(image, text, config, progress)
-    chosen = _choose(image, text, splits, config, progress)
+    sides = Side.open("image", config.image), Side.open("text", config.text)
+    splits = split_pairs(*sides, config, progress)
+    chosen = _choose_layers(sides, splits, config, progress)
+    names = [
+        f"{side.modality} layer{'s' if len(layers) > 1 else ''} {label(side, layers)}"
+        for side, layers in zip(sides, (chosen.image, chosen.text), strict=True)
+    ]
     say(
         progress,
-        f"Aligning {_names(image, chosen.image)} with {_names(text, chosen.text)}: "
+        f"Aligning {names[0]} with {names[1]}: "
         f"{config.pairs or len(splits.train)} training images, {len(splits.validation)} for validation.",
     )
-    results = _Seeds(config, (image, text), (chosen.image, chosen.text), splits, device, progress).run()
-    AlignedRun.write(config.out, record_of(config, (image, text), chosen, splits, results))
+    results = _fit_seeds(config, sides, (chosen.image, chosen.text), splits, progress)
+    AlignedRun.write(config.out, record_of(config, sides, chosen, splits, results))
     if config.log_to:
-        seeds = [logged_seed(config, result.record["seed"]) for result in results]
-        say(progress, f"Logged: {log_seeds(config.log_to, config.out, seeds)}.")
+        logged = [logged_seed(config, result.record["seed"]) for result in results]
+        say(progress, f"Logged: {log_seeds(config.log_to, config.out, logged)}.")
     return config.out
 
 
-class _Seeds:
-    """The loop over seeds; features are read only if a seed is left to do."""
-
-    def __init__(
-        self,
-        config: AlignConfig,
-        sides: tuple[Side, Side],
-        layers: tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]],
-        splits: Splits,
-        device: torch.device,
-        progress: Progress,
-    ) -> None:
-        self.config, self.sides, self.layers = config, sides, layers
-        self.splits, self.device, self.progress = splits, device, progress
-        self.recipe = config.recipe()
-
-    def run(self) -> list[SeedResult]:
-        """Return a result for each seed, old or new."""
-        seeds = self._seeds()
-        digests = {seed: seed_digest(*self.sides, self.layers, self.config, seed) for seed in seeds}
-        old = {seed: finished_seed(self.config.out, seed, digests[seed]) for seed in seeds}
-        left = [seed for seed in seeds if old[seed] is None]
-        reused = [str(seed) for seed in seeds if old[seed] is not None]
-        if reused:
-            say(
-                self.progress,
-                f"Reused from an earlier run with the same settings and features: seed {', '.join(reused)}.",
-            )
-        results = {seed: result for seed, result in old.items() if result is not None}
-        if left:
-            remove_file(self.config.out / "run.json")
-            results |= self._make(left, digests)
-        return [results[seed] for seed in seeds]
-
-    def _seeds(self) -> Sequence[int]:
-        """A closed form on all pairs is the same for every seed: one is enough."""
-        drawn = self.config.pairs is not None or self.config.captions_per_image is not None
-        if self.recipe.trained or drawn or len(self.config.seeds) == 1:
-            return self.config.seeds
-        say(self.progress, f"{self.config.method} needs no random numbers: one seed stands for all.")
-        return self.config.seeds[:1]
-
-    def _make(self, seeds: Sequence[int], digests: dict[int, str]) -> dict[int, SeedResult]:
-        everything = PairTensors.read(self.sides, self.layers, self.splits.train, self.device)
-        validation = PairTensors.read(self.sides, self.layers, self.splits.validation, self.device)
-        results: dict[int, SeedResult] = {}
-        blocks = (self.sides[0].widths(self.layers[0]), self.sides[1].widths(self.layers[1]))
-        for seed in seeds:
-            data = everything.pick(draw(*self.sides, self.splits.train, self.config, seed))
-            trained = make_seed(self.recipe, data, validation, blocks, seed)
-            results[seed] = save_seed(self.config.out, seed, digests[seed], trained)
-            push_folder(self.config.out, [f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
-            say(
-                self.progress,
-                f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
-                f"{trained.steps} steps, {trained.seconds:.1f} s{self._rate(trained)}.",
-            )
-        return results
-
-    def _rate(self, trained: Trained) -> str:
-        return f", learning rate {trained.learning_rate:.2g} was found" if self.recipe.finds_rate else ""
-
-
-def make_seed(
-    recipe: Recipe, data: PairTensors, validation: PairTensors, blocks: tuple[list[int], list[int]], seed: int
-) -> Trained:
-    """Return one seed's projectors: a closed form, or what training makes of the recipe's start.
-
-    Args:
-        recipe: The method.
-        data: Its training pairs.
-        validation: Validation pairs.
-        blocks: Widths of the concatenated layers of each side.
-        seed: Decides random weights, batches and noise, and those of the search for a learning rate.
-
-    Raises:
-        UserError: The closed form or the start cannot be made of these pairs.
-        PipelineError: The loss is no longer finite, or no learning rate was found.
-    """
-    if not recipe.trained:
-        return closed_form.fit(data, validation, recipe, blocks)
-    projectors = starting_projectors(data, validation, recipe, blocks, seed)
-    if recipe.finds_rate:
-        recipe = with_rate(recipe, find_learning_rate(data, recipe, projectors, seed=seed).rate)
-    return corrected(train(data, validation, recipe, projectors, seed=seed), data, validation, recipe)
-
-
-def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, progress: Progress) -> ChosenLayers:
+def _choose_layers(sides: tuple[Side, Side], splits: Splits, config: AlignConfig, progress: Progress) -> ChosenLayers:
     """Choose layers on the first seed's training images; scores of an earlier run on the same ones are reused."""
-    pairs = splits.train.pick(draw(image, text, splits.train, config, config.seeds[0]))
-    digest = layers_digest(image, text, config)
+    pairs = splits.train.pick(draw(*sides, splits.train, config, config.seeds[0]))
+    digest = layers_digest(*sides, config)
     known = known_scores(config.out, digest)
-    chosen = choose_layers(image, text, pairs, config, progress, known, splits.validation)
+    chosen = choose_layers(sides, pairs, splits.validation, config, known=known, progress=progress)
     if chosen.scores is not None and known is None:
         save_scores(config.out, digest, chosen.scores)
     elif chosen.scores is None:
@@ -181,33 +89,170 @@ def _choose(image: Side, text: Side, splits: Splits, config: AlignConfig, progre
     return chosen
 
 
-def _names(side: Side, layers: Sequence[LayerRef]) -> str:
-    kind = "image layer" if side.modality == "image" else "text layer"
-    return f"{kind}{'s' if len(layers) > 1 else ''} {' + '.join(side.label(layer) for layer in layers)}"
+def _fit_seeds(
+    config: AlignConfig, sides: tuple[Side, Side], layers: Layers, splits: Splits, progress: Progress
+) -> "list[SeedResult]":
+    """Return a result for each seed, old or new; features are read only if a seed is left to do."""
+    seeds = _seeds(config, progress)
+    digests = {seed: seed_digest(*sides, layers, config, seed) for seed in seeds}
+    finished = {seed: finished_seed(config.out, seed, digests[seed]) for seed in seeds}
+    results = {seed: result for seed, result in finished.items() if result is not None}
+    if results:
+        reused = ", ".join(map(str, results))
+        say(progress, f"Reused from an earlier run with the same settings and features: seed {reused}.")
+    if len(results) < len(seeds):
+        remove_file(config.out / "run.json")
+        recipe, device = config.recipe(), resolve_device(config.device)
+        everything = PairFeatures.read(sides, layers, splits.train, device)
+        validation = PairFeatures.read(sides, layers, splits.validation, device)
+        for seed in [seed for seed in seeds if seed not in results]:
+            trained = fit_seed(recipe, everything.pick(draw(*sides, splits.train, config, seed)), validation, seed)
+            results[seed] = save_seed(config.out, seed, digests[seed], trained)
+            push_folder(config.out, [f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
+            rate = f", learning rate {trained.learning_rate:.2g} was found" if recipe.finds_rate else ""
+            say(
+                progress,
+                f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
+                f"{trained.steps} steps, {trained.seconds:.1f} s{rate}.",
+            )
+    return [results[seed] for seed in seeds]
+
+
+def _seeds(config: AlignConfig, progress: Progress) -> Sequence[int]:
+    """A closed form on all pairs is the same for every seed: one is enough."""
+    drawn = config.pairs is not None or config.captions_per_image is not None
+    if config.recipe().trained or drawn or len(config.seeds) == 1:
+        return config.seeds
+    say(progress, f"{config.method} needs no random numbers: one seed stands for all.")
+    return config.seeds[:1]
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """A finished seed."""
+
+    record: dict[str, Any]
+    """Its entry in run.json."""
+    dim: int
+    """Width of its shared space."""
+
+
+def layers_digest(image: Side, text: Side, config: AlignConfig) -> str:
+    """Return the digest of what the scores of all layers depend on."""
+    sides = [side_digest(side, side.layers()) for side in (image, text)]
+    return spaced_json_digest([REVISION, sides, config.layer_metric, *_drawn(config, config.seeds[0])])
+
+
+def seed_digest(image: Side, text: Side, layers: Layers, config: AlignConfig, seed: int) -> str:
+    """Return the digest of what a seed's projectors depend on."""
+    sides = [side_digest(side, chosen) for side, chosen in zip((image, text), layers, strict=True)]
+    return spaced_json_digest([REVISION, sides, dataclasses.asdict(config.recipe()), *_drawn(config, seed)])
+
+
+def _drawn(config: AlignConfig, seed: int) -> list[Any]:
+    captions = [] if config.captions_per_image is None else [config.captions_per_image]
+    return [config.pairs, seed, config.train_split, config.validation_split, *captions]
+
+
+def side_digest(side: Side, layers: Sequence[LayerRef]) -> list[Any]:
+    """Return, as plain data, the keys, rows and layers' digests of a side's stores: what its features are."""
+    stores = [[store.key.digest(), store.manifest.ids, store.manifest.samples] for store in side.stores]
+    return [stores, [[*layer, side.stores[layer.store].layer(layer.name).digest] for layer in layers]]
+
+
+def folder_of(seed: int) -> str:
+    """Return the name of a seed's folder."""
+    return f"seed-{seed}"
+
+
+def finished_seed(out: Path, seed: int, digest: str) -> SeedResult | None:
+    """Return a seed that an earlier run finished with the same settings and features, or None."""
+    folder = out / folder_of(seed)
+    if not (folder / "seed.json").is_file():
+        return None
+    data = read_json(folder / "seed.json", "a finished seed")
+    whole = all((folder / f"{side}.{kind}").is_file() for side in SIDES for kind in ("safetensors", "json"))
+    return SeedResult(data["record"], data["dim"]) if whole and data.get("digest") == digest else None
+
+
+def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult:
+    """Write a seed's projectors and history, and last of all its seed.json."""
+    folder = out / folder_of(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seed.json").unlink(missing_ok=True)
+    save_projector(folder, "image", trained.image)
+    save_projector(folder, "text", trained.text)
+    lines = [json.dumps(row) + "\n" for row in trained.history]
+    write_atomically(folder / "history.jsonl", "".join(lines).encode())
+    record = {
+        "seed": seed,
+        "folder": folder_of(seed),
+        "validation": trained.validation,
+        "steps": trained.steps,
+        "seconds": round(trained.seconds, 3),
+        "temperature": trained.temperature,
+        "temperature_source": trained.temperature_source,
+        "learning_rate": trained.learning_rate,
+    }
+    result = SeedResult(record, trained.image.d)
+    about = {"digest": digest, "dim": result.dim, "record": record}
+    write_atomically(folder / "seed.json", (json.dumps(about, indent=2) + "\n").encode())
+    return result
+
+
+def logged_seed(config: AlignConfig, seed: int) -> LoggedSeed:
+    """Return a finished seed as loggers take it, all of it read from its folder."""
+    folder = config.out / folder_of(seed)
+    about = read_json(folder / "seed.json", "a finished seed")
+    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return LoggedSeed(
+        run=config.out.resolve().name,
+        seed=seed,
+        digest=about["digest"],
+        settings=config.to_json(),
+        history=tuple(json.loads(line) for line in lines),
+        record=about["record"],
+    )
+
+
+def known_scores(out: Path, digest: str) -> LayerScores | None:
+    """Return the layer scores that an earlier run wrote for the same features and pairs, or None."""
+    path = out / LAYER_FILE
+    if not path.is_file():
+        return None
+    data = read_json(path, "scores of layers")
+    return LayerScores.from_json(data) if data.get("digest") == digest else None
+
+
+def save_scores(out: Path, digest: str, scores: LayerScores) -> None:
+    """Write layer_pairs.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**scores.to_json(), "digest": digest}, indent=1) + "\n"
+    write_atomically(out / LAYER_FILE, text.encode())
 
 
 def record_of(
-    config: AlignConfig, sides_of: tuple[Side, Side], chosen: ChosenLayers, splits: Splits, results: list[SeedResult]
+    config: AlignConfig, sides: tuple[Side, Side], chosen: ChosenLayers, splits: Splits, results: Sequence[SeedResult]
 ) -> dict[str, Any]:
     """Return what run.json holds.
 
     Args:
         config: The settings.
-        sides_of: The image and the text side.
+        sides: The image and the text side.
         chosen: Their layers.
         splits: The training and validation pairs.
         results: The seeds.
     """
-    sides = {"image": (sides_of[0], chosen.image), "text": (sides_of[1], chosen.text)}
+    named = {"image": (sides[0], chosen.image), "text": (sides[1], chosen.text)}
     return {
         "method": config.method,
         "config": json.loads(addressed(json.dumps(config.to_json()))),
-        "layers": {name: [side.label(layer) for layer in layers] for name, (side, layers) in sides.items()},
+        "layers": {name: [side.label(layer) for layer in layers] for name, (side, layers) in named.items()},
         "layers_by_store": {
             name: [[layer.name for layer in layers if layer.store == index] for index in range(len(side.stores))]
-            for name, (side, layers) in sides.items()
+            for name, (side, layers) in named.items()
         },
-        "stores": {name: [_store(store) for store in side.stores] for name, (side, _) in sides.items()},
+        "stores": {name: [_store(store) for store in side.stores] for name, (side, _) in named.items()},
         "dim": results[0].dim,
         "temperature": results[0].record["temperature"],
         "temperature_source": results[0].record["temperature_source"],

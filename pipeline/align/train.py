@@ -5,21 +5,25 @@ trained = train(train_data, validation_data, recipe, (image_projector, text_proj
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.align.history import History
-from pipeline.align.objective import Batch, Moment
+from pipeline.align.objective import Batch, Objective, StepContext
+from pipeline.align.pairs import PairFeatures
 from pipeline.align.recipe import Recipe, TrainingOptions
-from pipeline.align.step import Stepper
-from pipeline.align.tensors import PairTensors
 from pipeline.align.validation import quick_recalls, selection_score, validate
 from pipeline.errors import PipelineError, UserError
 from pipeline.projectors.base import Projector
+
+FUSED_ON = ("cpu", "cuda")
+"""Devices on which torch makes an AdamW step of all parameters in one kernel: on a CPU a third of the time."""
+MAX_ROWS = 200
+"""Rows of a history, about: the steps of a longer run are averaged."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Trained:
     seconds: float
     """Wall time."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """A row each logged step, see `pipeline.align.history`."""
+    """A row each logged step, see `History`."""
     temperature: float | None = None
     """τ at the best step; of a closed form, the one fitted on validation pairs."""
     temperature_source: Literal["learned", "fixed", "validation"] = "learned"
@@ -44,26 +48,31 @@ class Trained:
     """Peak of the schedule; None for a closed form."""
 
 
-@dataclass
-class _Best:
-    """The best weights so far."""
+class Generators(NamedTuple):
+    """The random numbers of a seed."""
 
-    score: float = -math.inf
-    state: list[dict[str, Tensor]] = field(default_factory=list)
-    temperature: float = math.nan
-    since: int = 0
+    device: torch.Generator
+    """Batches, captions and noise, on the features' device."""
+    cpu: torch.Generator
+    """Mixing coefficients."""
 
-    def offer(self, score: float, modules: list[nn.Module], temperature: float) -> None:
-        if score > self.score:
-            self.score, self.since, self.temperature = score, 0, temperature
-            self.state = [{name: value.clone() for name, value in m.state_dict().items()} for m in modules]
-        else:
-            self.since += 1
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[Generators]:
+    """Give a run its random numbers; the global ones, which dropout takes, start at the seed inside and are restored.
+
+    Args:
+        seed: The seed.
+        device: Where the features are.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield Generators(torch.Generator(device).manual_seed(seed), torch.Generator().manual_seed(seed))
 
 
 def train(
-    train_data: PairTensors,
-    validation_data: PairTensors,
+    train_data: PairFeatures,
+    validation_data: PairFeatures,
     recipe: Recipe,
     projectors: tuple[Projector, Projector],
     *,
@@ -88,55 +97,31 @@ def train(
         PipelineError: The loss is no longer finite.
     """
     if recipe.finds_rate:
-        raise UserError(
-            expected="a learning rate that was found before",
-            found="auto",
-            where="align settings: training.learning_rate",
-        )
-    start = time.perf_counter()
-    cuda = [train_data.device] if train_data.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        return _train(train_data, validation_data, recipe, projectors, seed, tick, start)
-
-
-def _train(
-    data: PairTensors,
-    validation_data: PairTensors,
-    recipe: Recipe,
-    projectors: tuple[Projector, Projector],
-    seed: int,
-    tick: Callable[[int, int], None],
-    start: float,
-) -> Trained:
-    options = recipe.training
-    image, text = projectors
-    stepper = Stepper(recipe, projectors, data.device)
-    total = planned_steps(len(data), options)
+        where, expected = "align settings: training.learning_rate", "a learning rate that was found before"
+        raise UserError(expected=expected, found="auto", where=where)
+    start, options = time.perf_counter(), recipe.training
+    total = planned_steps(len(train_data), options)
+    stepper, history, best = Stepper(recipe, projectors, train_data.device), History(total), _Best()
     checks = set(_validation_steps(total, options.validations))
     small = validation_data.head(options.validation_images)
-    generators = (torch.Generator(data.device).manual_seed(seed), torch.Generator().manual_seed(seed))
-    history, best, step = History(total), _Best(), 0
-    for module in stepper.modules:
-        module.train()
-    for step, (epoch, batch) in enumerate(batches(data, recipe, total, generators[0]), start=1):
-        rate = learning_rate(step - 1, total, options)
-        history.add(step, epoch, rate, stepper.take(batch, Moment(step - 1, total, *generators), rate))
-        if step in checks:
-            _check_finite(history.last(), step)
-            metrics = quick_recalls(image, text, small)
-            history.validated(metrics)
-            best.offer(selection_score(metrics), stepper.modules, stepper.temperature)
-            tick(step, total)
-            if options.patience and best.since >= options.patience:
-                break
-    for module, state in zip(stepper.modules, best.state, strict=True):
-        module.load_state_dict(state)
-        module.eval()
+    step = 0
+    with seeded(seed, train_data.device) as generators:
+        for step, (epoch, batch) in enumerate(batches(train_data, recipe, total, generators.device), start=1):
+            rate = learning_rate(step - 1, total, options)
+            history.add(step, epoch, rate, stepper.take(batch, StepContext(step - 1, total, *generators), rate))
+            if step in checks:
+                _check_finite(history.last(), step)
+                metrics = quick_recalls(stepper.image, stepper.text, small)
+                history.validated(metrics)
+                best.offer(selection_score(metrics), stepper)
+                tick(step, total)
+                if options.patience and best.since >= options.patience:
+                    break
+    best.restore(stepper)
     return Trained(
-        image=image,
-        text=text,
-        validation=validate(image, text, validation_data),
+        image=stepper.image,
+        text=stepper.text,
+        validation=validate(stepper.image, stepper.text, validation_data),
         steps=step,
         seconds=time.perf_counter() - start,
         history=history.rows,
@@ -170,7 +155,7 @@ def _validation_steps(total: int, count: int) -> list[int]:
     return [math.ceil(total * (number + 1) / count) for number in range(count)]
 
 
-def batches(data: PairTensors, recipe: Recipe, total: int, generator: torch.Generator) -> Iterator[tuple[int, Batch]]:
+def batches(data: PairFeatures, recipe: Recipe, total: int, generator: torch.Generator) -> Iterator[tuple[int, Batch]]:
     """Yield (epoch, batch) until `total` batches are out; each epoch is one permutation on the device."""
     epoch = done = 0
     size, least = recipe.training.batch_size, 4 if recipe.mix.enabled else 2
@@ -194,3 +179,129 @@ def _check_finite(row: dict[str, Any], step: int) -> None:
             where=f"step {step}",
             remedy="lower training.learning_rate, or set training.clip",
         )
+
+
+class Stepper:
+    """What changes in a step, in training mode: forward, backward, clipping, AdamW, τ back between its bounds.
+
+    Args:
+        recipe: Objective and optimiser.
+        projectors: Image and text projectors; trained in place.
+        device: Where all of it happens.
+    """
+
+    def __init__(self, recipe: Recipe, projectors: tuple[Projector, Projector], device: torch.device) -> None:
+        options = recipe.training
+        self.image, self.text = projectors
+        self.objective = Objective(recipe).to(device)
+        self.modules: list[nn.Module] = [self.image.train(), self.text.train(), self.objective.train()]
+        self._clip = options.clip
+        self._parameters = [parameter for module in self.modules for parameter in module.parameters()]
+        self._optimiser = make_optimiser(self._parameters, betas=options.betas, weight_decay=options.weight_decay)
+
+    def take(self, batch: Batch, context: StepContext, rate: float) -> dict[str, Tensor | float]:
+        """Take a step with a learning rate; return the terms of the loss before it (see `Objective`)."""
+        loss, terms = self.objective.forward(self.image, self.text, batch, context)
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._clip:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        self.objective.loss.temperature.clamp()
+        return terms
+
+    @property
+    def temperature(self) -> float:
+        """τ as it is now."""
+        return float(self.objective.loss.temperature().item())
+
+
+def make_optimiser(
+    parameters: Iterable[nn.Parameter], *, betas: Sequence[float], weight_decay: float
+) -> torch.optim.AdamW:
+    """Return torch's AdamW (arXiv 1711.05101) over all that is learned; vectors and scalars are not decayed.
+
+    Args:
+        parameters: What is learned; those that want no gradient are left out.
+        betas: β₁ and β₂.
+        weight_decay: Decay of parameters with two axes or more.
+    """
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in learned if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in learned if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.device.type in FUSED_ON for parameter in learned)
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(betas[0], betas[1]), fused=fused)
+
+
+@dataclass
+class _Best:
+    """The best weights so far."""
+
+    score: float = -math.inf
+    state: list[dict[str, Tensor]] = field(default_factory=list)
+    temperature: float = math.nan
+    since: int = 0
+
+    def offer(self, score: float, stepper: Stepper) -> None:
+        """Keep the weights as they are now if no earlier ones scored as high."""
+        self.since += 1
+        if score > self.score:
+            self.score, self.since, self.temperature = score, 0, stepper.temperature
+            states = [module.state_dict() for module in stepper.modules]
+            self.state = [{name: value.clone() for name, value in state.items()} for state in states]
+
+    def restore(self, stepper: Stepper) -> None:
+        """Put the best weights back; training is over."""
+        for module, state in zip(stepper.modules, self.state, strict=True):
+            module.load_state_dict(state)
+            module.eval()
+
+
+class History:
+    """Collects a step's terms without waiting for the device, and averages them over the steps of a row.
+
+    A row of history.jsonl: step, epoch, lr, loss, loss_i2t, loss_t2i, lambda_i2t, lambda_t2i, temperature, with
+    STRUCTURE also structure, structure_weight, diagonal_features, diagonal_embeddings; at validated steps val_<metric>
+    beside them.
+
+    Args:
+        total_steps: Steps planned; at most about `MAX_ROWS` rows are made of them.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._every = max(1, total_steps // MAX_ROWS)
+        self._waiting: list[dict[str, Tensor | float]] = []
+        self._head: dict[str, Any] = {}
+
+    def add(self, step: int, epoch: int, rate: float, terms: dict[str, Tensor | float]) -> None:
+        """Take one step's terms."""
+        self._head = {"step": step, "epoch": epoch, "lr": rate}
+        self._waiting.append(terms)
+        if step == 1 or step % self._every == 0:
+            self._flush()
+
+    def last(self) -> dict[str, Any]:
+        """Return the row that the last step is in."""
+        if self._waiting:
+            self._flush()
+        return self.rows[-1]
+
+    def validated(self, metrics: dict[str, float]) -> None:
+        """Add validation metrics to the last step's row."""
+        row = self.last()
+        row |= {f"val_{name}": value for name, value in metrics.items()}
+
+    def _flush(self) -> None:
+        names = self._waiting[0]
+        means = {name: _mean([terms[name] for terms in self._waiting]) for name in names}
+        self.rows.append({**self._head, **means})
+        self._waiting = []
+
+
+def _mean(values: list[Tensor | float]) -> float:
+    return float(torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values]).mean())

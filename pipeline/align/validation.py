@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.align.tensors import PairTensors
+from pipeline.align.pairs import PairFeatures
 from pipeline.metrics.calibration import fit_temperature
 from pipeline.metrics.retrieval import retrieval_metrics
 from pipeline.projectors.base import Projector
@@ -15,7 +15,7 @@ TEMPERATURES = (0.01, 1.0)
 """Bounds of a fitted temperature: a handful of pairs, all right or all wrong, would ask for 0 or infinity."""
 
 
-def validate(image: Projector, text: Projector, data: PairTensors) -> dict[str, float]:
+def validate(image: Projector, text: Projector, data: PairFeatures) -> dict[str, float]:
     """Return recall@1/5/10 of both directions (see `pipeline.metrics.retrieval`), without touching training state.
 
     Cut-offs above the number of validation images are left out.
@@ -25,7 +25,7 @@ def validate(image: Projector, text: Projector, data: PairTensors) -> dict[str, 
     return dict(retrieval_metrics(*embedded, data.caption_image, ks=cuts).metrics)
 
 
-def quick_recalls(image: Projector, text: Projector, data: PairTensors) -> dict[str, float]:
+def quick_recalls(image: Projector, text: Projector, data: PairFeatures) -> dict[str, float]:
     """Return the recalls of `validate` for the many looks that training takes: float32 scores, half the time.
 
     Ties count against the match, as there; a pair whose scores differ by less than float32 tells apart may be a tie in
@@ -51,14 +51,14 @@ def quick_recalls(image: Projector, text: Projector, data: PairTensors) -> dict[
     }
 
 
-def validation_temperature(image: Projector, text: Projector, data: PairTensors) -> float:
+def validation_temperature(image: Projector, text: Projector, data: PairFeatures) -> float:
     """Return the temperature at which the softmax of captions over images is most likely right on validation pairs."""
     images, captions = _embed(image, text, data)
     low, high = TEMPERATURES
     return fit_temperature(captions @ images.T, data.caption_image, low=low, high=high)
 
 
-def _embed(image: Projector, text: Projector, data: PairTensors) -> tuple[Tensor, Tensor]:
+def _embed(image: Projector, text: Projector, data: PairFeatures) -> tuple[Tensor, Tensor]:
     states = [(module, module.training) for module in (image, text)]
     for module, _ in states:
         module.eval()

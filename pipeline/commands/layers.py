@@ -11,8 +11,7 @@ from pipeline.commands.urls import takes_urls
 from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
-    from pipeline.align.layer_check import LayerCheck
-    from pipeline.align.layer_choice import LayerScores
+    from pipeline.align.layer_scores import LayerCheck, LayerScores
 
 
 @takes_urls("image", "text")
@@ -35,7 +34,7 @@ def layers(
 
     Example: pipeline layers data/1_features/openmoji/efficientnet-lite0 data/1_features/openmoji/all-minilm-l6-v2
     """
-    from pipeline.align.layer_choice import layers as score
+    from pipeline.align.layer_scores import layers as score
 
     at_least_one(top, "--top")
     at_least_one(check_pairs, "--check-pairs")
@@ -65,7 +64,7 @@ def layers(
 
 
 def _check(image: Path, text: Path, scores: "LayerScores", split: str, seed: int, pairs: int) -> "LayerCheck":
-    from pipeline.align.layer_check import check_layers
+    from pipeline.align.layer_scores import check_layers
 
     return check_layers(
         image,

@@ -18,16 +18,14 @@ import torch
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
+from pipeline.align.fit import fit_seed
 from pipeline.align.layer_choice import choose_layers
-from pipeline.align.pairs import Drawn, PairSet, Splits, draw, split_pairs
-from pipeline.align.resume import known_scores, layers_digest, save_scores
-from pipeline.align.run import make_seed
-from pipeline.align.tensors import PairTensors
+from pipeline.align.pairs import Layers, PairFeatures, PairSet, Splits, draw, split_pairs
+from pipeline.align.run import known_scores, layers_digest, save_scores
 from pipeline.align.train import Trained
 from pipeline.errors import UserError
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
 from pipeline.files import write_atomically
-from pipeline.progress import silent
 from pipeline.projectors.table import read_json
 from pipeline.runtime import resolve_device
 from pipeline.store.side import LayerRef, Rows, Side
@@ -37,9 +35,6 @@ from pipeline.sweep.config import SweepConfig
 KEPT = 2  # sets of layers whose features stay in memory
 SCORED = ("pair", "stack")
 """Expressions that the scores of all pairs of layers decide."""
-
-Layers = tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]]
-"""Image layers and text layers."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Workbench:
         self.sides = (Side.open("image", config.image), Side.open("text", config.text))
         row = next(iter(config.methods))
         any_cell = config.align(row, config.pairs[0], config.captions[0], config.layers[0])
-        self.splits: Splits = split_pairs(*self.sides, any_cell, silent)
+        self.splits: Splits = split_pairs(*self.sides, any_cell)
         self.device = resolve_device(config.device)
         self._features: OrderedDict[Layers, Features] = OrderedDict()
         self._chosen: dict[Path, Layers] = {}
@@ -114,13 +109,9 @@ class Workbench:
         features = self.features(layers)
         data = features.train.pick(self.drawn(cell))
         recipe = cell.config(self.config).recipe()
-        return AlignedCell(cell, layers, make_seed(recipe, data, features.validation, self.widths(layers), cell.seed))
+        return AlignedCell(cell, layers, fit_seed(recipe, data, features.validation, cell.seed))
 
-    def widths(self, layers: Layers) -> tuple[list[int], list[int]]:
-        """Return the widths of image layers and of text layers."""
-        return self.sides[0].widths(layers[0]), self.sides[1].widths(layers[1])
-
-    def drawn(self, cell: Cell, seed: int | None = None) -> Drawn:
+    def drawn(self, cell: Cell, seed: int | None = None) -> PairSet:
         """Return the training data of a cell, or what another seed would draw there."""
         seed = cell.seed if seed is None else seed
         found = draw(*self.sides, self.splits.train, cell.config(self.config), seed)
@@ -139,7 +130,7 @@ class Workbench:
     def _choose(self, cell: Cell, config: AlignConfig, path: Path, digest: str) -> Layers:
         known = known_scores(path.parent, digest)
         pairs = self.splits.train.pick(self.drawn(cell, config.seeds[0]))
-        chosen = choose_layers(*self.sides, pairs, config, silent, known, self.splits.validation)
+        chosen = choose_layers(self.sides, pairs, self.splits.validation, config, known=known)
         if chosen.scores is not None and known is None:
             save_scores(path.parent, digest, chosen.scores)
         if takes_work(config.layer_expression):
@@ -181,14 +172,14 @@ class Features:
         _ = (self.train, self.validation, self.test, self.classes, self.changed)
 
     @cached_property
-    def train(self) -> PairTensors:
+    def train(self) -> PairFeatures:
         """All training pairs."""
-        return PairTensors.read(self._bench.sides, self._layers, self._bench.splits.train, self._bench.device)
+        return PairFeatures.read(self._bench.sides, self._layers, self._bench.splits.train, self._bench.device)
 
     @cached_property
-    def validation(self) -> PairTensors:
+    def validation(self) -> PairFeatures:
         """All validation pairs."""
-        return PairTensors.read(self._bench.sides, self._layers, self._bench.splits.validation, self._bench.device)
+        return PairFeatures.read(self._bench.sides, self._layers, self._bench.splits.validation, self._bench.device)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
@@ -226,7 +217,7 @@ class Features:
         return found
 
 
-def swap_captions(drawn: Drawn, share: float, seed: int) -> Drawn:
+def swap_captions(drawn: PairSet, share: float, seed: int) -> PairSet:
     """Give a share of the drawn images the captions of another of them.
 
     The images are drawn by seed, a smaller share is a part of a larger one, and each gets the captions of the next in
@@ -237,14 +228,14 @@ def swap_captions(drawn: Drawn, share: float, seed: int) -> Drawn:
         share: Share of the m images, 0 to 1.
         seed: Draws the images.
     """
-    images = len(drawn.images)
+    images = len(drawn)
     circle = np.random.default_rng((seed, 2)).permutation(images)[: round(share * images)]
     if len(circle) < 2:
         return drawn
     source = np.arange(images)
     source[circle] = np.roll(circle, 1)
-    moved = PairSet(drawn.images, drawn.captions, drawn.starts).take(source)
-    return Drawn(drawn.images, moved.caption_rows, moved.starts)
+    moved = drawn.take(source)
+    return PairSet(drawn.image_rows, moved.caption_rows, moved.starts)
 
 
 def takes_work(expression: str) -> bool:

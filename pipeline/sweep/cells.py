@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.align.config import AlignConfig
 from pipeline.align.recipe import Recipe
-from pipeline.align.resume import REVISION as ALIGN_REVISION
-from pipeline.align.resume import side_digest
+from pipeline.align.run import REVISION as ALIGN_REVISION
+from pipeline.align.run import side_digest
 from pipeline.align.train import planned_steps
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.recipe import merge
+from pipeline.align.methods import merge
 from pipeline.config import build, name, names, section
 from pipeline.errors import UserError
 

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.align.layer_choice import ChosenLayers
 from pipeline.align.parallel import SideBySide, run_side_by_side
-from pipeline.align.resume import save_seed
-from pipeline.align.run import record_of
+from pipeline.align.run import record_of, save_seed
 from pipeline.align.train import Trained
 from pipeline.errors import PipelineError
 from pipeline.progress import Progress, Update, say, silent

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.align import run
+from pipeline.align import fit
 from pipeline.align.config import AlignConfig
+from pipeline.align.fit import fit_seed, initial_projectors
 from pipeline.align.lr_finder import find_learning_rate
-from pipeline.align.recipe import Recipe, TrainingOptions, make_recipe
+from pipeline.align.methods import make_recipe
+from pipeline.align.recipe import Recipe, TrainingOptions
 from pipeline.align.run import align
-from pipeline.align.start import starting_projectors
 from pipeline.align.train import train
 from pipeline.errors import UserError
 from pipeline.projectors.run_record import AlignedRun
@@ -72,23 +73,23 @@ def test_a_finished_seed_is_not_looked_at_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(run, "find_learning_rate", never)
+    monkeypatch.setattr(fit, "find_learning_rate", never)
     assert rates(aligned(stores, tmp_path / "run")) == rates(before)
 
 
 def test_the_finder_gets_the_start_and_the_seed() -> None:
     data, validation = pairs(120, 0), pairs(50, 1)
     recipe = make_recipe("info_nce", {"dim": 6, "training": SHORT["training"] | {"learning_rate": "auto"}})
-    start = starting_projectors(data, validation, recipe, ([12], [10]), 7)
+    start = initial_projectors(data, validation, recipe, 7)
     expected = find_learning_rate(data, recipe, start, seed=7).rate
-    assert run.make_seed(recipe, data, validation, ([12], [10]), 7).learning_rate == expected
+    assert fit_seed(recipe, data, validation, 7).learning_rate == expected
 
 
 def test_training_itself_wants_a_number() -> None:
     data = pairs(40, 0)
     recipe = make_recipe("info_nce", {"dim": 6, "training": {"learning_rate": "auto"}})
     with pytest.raises(UserError, match=r"training\.learning_rate: expected a learning rate that was found before"):
-        train(data, data, recipe, starting_projectors(data, data, recipe, ([12], [10]), 1), seed=1)
+        train(data, data, recipe, initial_projectors(data, data, recipe, 1), seed=1)
 
 
 @pytest.mark.parametrize("method", ["cca", "procrustes", "asif", "fewpairs"])

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from pipeline.align.layer_choice import layers
-from pipeline.align.recipe import make_recipe
-from pipeline.align.start import starting_projectors
-from pipeline.align.tensors import PairTensors
+from pipeline.align.fit import initial_projectors
+from pipeline.align.layer_scores import layers
+from pipeline.align.methods import make_recipe
+from pipeline.align.pairs import PairFeatures
 from pipeline.align.train import Trained, train
 from pipeline.errors import PipelineError, UserError
 from tests.align.conftest import MakeStores
@@ -26,17 +26,17 @@ METHODS = [
 ]
 
 
-def pairs(images: int, width: int = 6, seed: int = 0) -> PairTensors:
+def pairs(images: int, width: int = 6, seed: int = 0) -> PairFeatures:
     generator = torch.Generator().manual_seed(seed)
     image, text = torch.randn(images, width, generator=generator), torch.randn(images, 5, generator=generator)
-    return PairTensors(image, text, torch.arange(images + 1))
+    return PairFeatures(image, text, torch.arange(images + 1))
 
 
-def run(method: str, data: PairTensors, validation: PairTensors | None = None, **training: int) -> Trained:
+def run(method: str, data: PairFeatures, validation: PairFeatures | None = None, **training: int) -> Trained:
     options = {"max_steps": 6, "validations": 1, **training}
     recipe = make_recipe(method, {"dim": 4, "training": options})
     validation = validation or pairs(5, seed=1)
-    return train(data, validation, recipe, starting_projectors(data, validation, recipe, ([6], [5]), 1), seed=1)
+    return train(data, validation, recipe, initial_projectors(data, validation, recipe, 1), seed=1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,8 +76,9 @@ def test_features_that_are_no_numbers() -> None:
 
 def test_features_of_another_width() -> None:
     expected = r"linear projector: expected features of shape \[N, 6\], found \[8, 7\]; use the layers"
+    recipe = make_recipe("info_nce", {"dim": 4})
     with pytest.raises(UserError, match=expected):
-        run("info_nce", pairs(8, width=7))
+        train(pairs(8, width=7), pairs(5), recipe, initial_projectors(pairs(8), pairs(5), recipe, 1), seed=1)
     with pytest.raises(UserError, match=expected):
         run("info_nce", pairs(8), pairs(8, width=7))
 

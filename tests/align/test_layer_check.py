@@ -7,9 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.align.layer_check import LEAST_PAIRS, check_layers, rank_correlation, spread
-from pipeline.align.layer_choice import LayerScores, layers
-from pipeline.align.recipe import make_recipe
+from pipeline.align.layer_scores import LEAST_PAIRS, LayerScores, check_layers, layers, rank_correlation, spread
+from pipeline.align.methods import make_recipe
 from pipeline.errors import UserError
 from pipeline.progress import Update
 from tests.align.conftest import MakeStores, Stores
@@ -92,7 +91,7 @@ def test_too_few_pairs(count: int) -> None:
 
 
 def test_command_says_it_in_a_sentence_and_in_json(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.align.layer_check.make_recipe", lambda name: SHORT)
+    monkeypatch.setattr("pipeline.align.layer_scores.make_recipe", lambda name: SHORT)
     said = done("layers", stores.image, stores.text, "--check", "--check-pairs", 4)
     assert "Rank correlation of score and validation recall over 4 pairs of layers: " in said.out
     assert "pairs of layers checked: 4 of 4" in said.err

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.recipe import make_recipe
+from pipeline.align.methods import make_recipe
 from pipeline.align.run import align
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.config import EvaluateConfig

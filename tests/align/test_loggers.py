@@ -14,9 +14,7 @@ import pytest
 import yaml
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.loggers import table
-from pipeline.align.loggers.base import LoggedSeed, Logger
-from pipeline.align.loggers.table import LOGGERS
+from pipeline.align.loggers import LOGGERS, LoggedSeed
 from pipeline.align.run import align
 from pipeline.errors import MissingExtraError, PipelineError, UnknownNameError
 from pipeline.progress import Update
@@ -141,13 +139,13 @@ class Kept:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     logger = Kept()
-    monkeypatch.setitem(LOGGERS, "kept", Logger("json", logger))
+    monkeypatch.setitem(LOGGERS, "json", logger)
     return logger
 
 
 def test_logging_changes_no_result(stores: Stores, tmp_path: Path, kept: Kept) -> None:
     plain = AlignedRun.open(align(config_of(stores, tmp_path / "plain")))
-    logged = AlignedRun.open(align(config_of(stores, tmp_path / "logged", log_to="kept")))
+    logged = AlignedRun.open(align(config_of(stores, tmp_path / "logged", log_to="json")))
     for seed in (1, 2):
         for name in ("image.safetensors", "text.safetensors", "history.jsonl"):
             assert (plain.path / f"seed-{seed}" / name).read_bytes() == (
@@ -160,8 +158,8 @@ def test_logging_changes_no_result(stores: Stores, tmp_path: Path, kept: Kept) -
 def test_finished_seeds_are_logged_without_training(stores: Stores, tmp_path: Path, kept: Kept) -> None:
     first = AlignedRun.open(align(config_of(stores, tmp_path / "run")))
     said: list[Update] = []
-    align(config_of(stores, tmp_path / "run", log_to="kept"), said.append)
-    align(config_of(stores, tmp_path / "run", log_to="kept"))
+    align(config_of(stores, tmp_path / "run", log_to="json"), said.append)
+    align(config_of(stores, tmp_path / "run", log_to="json"))
     assert any("Reused" in str(sentence) and "seed 1, 2" in str(sentence) for sentence in said)
     assert [seed.seed for seed in kept.seeds] == [1, 2, 1, 2]
     assert kept.seeds[0].record == first.record["seeds"][0]
@@ -171,9 +169,9 @@ def test_a_logger_that_fails_costs_no_training(stores: Stores, tmp_path: Path, m
     def fails(seed: LoggedSeed, folder: Path) -> None:
         raise OSError("no space")
 
-    monkeypatch.setitem(LOGGERS, "kept", Logger("json", fails))
+    monkeypatch.setitem(LOGGERS, "json", fails)
     with pytest.raises(PipelineError, match="expected a log by json, found OSError: no space; the run itself is whole"):
-        align(config_of(stores, tmp_path / "run", log_to="kept"))
+        align(config_of(stores, tmp_path / "run", log_to="json"))
     assert AlignedRun.open(tmp_path / "run").seeds == (1, 2)
 
 
@@ -181,7 +179,7 @@ def test_a_logger_that_fails_costs_no_training(stores: Stores, tmp_path: Path, m
 def test_a_missing_package_is_one_sentence_before_the_work(
     stores: Stores, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "find_spec", lambda package: None)
+    monkeypatch.setattr("pipeline.align.loggers.find_spec", lambda package: None)
     with pytest.raises(MissingExtraError, match=rf"'{name}' .*not installed; run: pip install 'fewpairs\[loggers\]'"):
         align(config_of(stores, tmp_path / "run", log_to=name))
     assert not (tmp_path / "run").exists()

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.align.fit import initial_projectors
 from pipeline.align.lr_finder import FoundRate, RateRow, find_learning_rate
 from pipeline.align.lr_finder import _has_diverged as has_diverged
 from pipeline.align.lr_finder import _suggestion as suggestion
-from pipeline.align.recipe import Recipe, make_recipe
-from pipeline.align.start import starting_projectors
-from pipeline.align.tensors import PairTensors
+from pipeline.align.methods import make_recipe
+from pipeline.align.pairs import PairFeatures
+from pipeline.align.recipe import Recipe
 from pipeline.align.train import train
 from pipeline.align.validation import selection_score
 from pipeline.errors import PipelineError, UserError
@@ -26,9 +27,9 @@ def recipe(method: str = "info_nce", **training: float) -> Recipe:
     return make_recipe(method, {"dim": 6, "training": {"batch_size": 64, "max_steps": 40, **training}})
 
 
-def find(method: str = "info_nce", data: PairTensors = DATA, **changes: Any) -> FoundRate:
+def find(method: str = "info_nce", data: PairFeatures = DATA, **changes: Any) -> FoundRate:
     made = recipe(method)
-    return find_learning_rate(data, made, starting_projectors(data, data, made, ([12], [10]), 1), seed=1, **changes)
+    return find_learning_rate(data, made, initial_projectors(data, data, made, 1), seed=1, **changes)
 
 
 def test_rates_rise_exponentially_and_the_average_is_the_formula() -> None:
@@ -60,7 +61,7 @@ def test_suggested_rate_learns_where_a_timid_or_a_reckless_one_does_not() -> Non
 
     def score(rate: float) -> float:
         made = recipe(learning_rate=rate)
-        start = starting_projectors(DATA, validation, made, ([12], [10]), 1)
+        start = initial_projectors(DATA, validation, made, 1)
         return selection_score(train(DATA, validation, made, start, seed=1).validation)
 
     assert score(find().rate) > max(score(1e-5), score(100.0)) + 0.1
@@ -68,7 +69,7 @@ def test_suggested_rate_learns_where_a_timid_or_a_reckless_one_does_not() -> Non
 
 def test_projectors_and_random_state_are_left_alone() -> None:
     made = recipe()
-    projectors = starting_projectors(DATA, DATA, made, ([12], [10]), 1)
+    projectors = initial_projectors(DATA, DATA, made, 1)
     before = [{name: value.clone() for name, value in each.state_dict().items()} for each in projectors]
     state = torch.random.get_rng_state()
     one = find_learning_rate(DATA, made, projectors, seed=1)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from pipeline.align.losses.directions import SIGNALS
 from pipeline.align.losses.table import LOSSES
-from pipeline.align.objective import Batch, Moment, Objective
-from pipeline.align.options import (
+from pipeline.align.objective import Batch, Objective, StepContext
+from pipeline.align.recipe import (
     DirectionOptions,
     MixOptions,
     ObjectiveOptions,
@@ -47,11 +47,13 @@ def batch(n: int = 8, ids: list[int] | None = None) -> Batch:
     return Batch(image, text, None if ids is None else torch.tensor(ids))
 
 
-def moment(step: int = 50, seed: int = 0) -> Moment:
-    return Moment(step, 100, torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed))
+def moment(step: int = 50, seed: int = 0) -> StepContext:
+    return StepContext(step, 100, torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed))
 
 
-def step_of(options: ObjectiveOptions, at: Moment | None = None, data: Batch | None = None) -> tuple[Tensor, Tensor]:
+def step_of(
+    options: ObjectiveOptions, at: StepContext | None = None, data: Batch | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the loss and the image projector's gradient."""
     image, text = Unit(1), Unit(2)
     objective = Objective(options).double()

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.pairs import PairSet, Splits, draw, split_pairs, subset
+from pipeline.align.pairs import PairFeatures, PairSet, Splits, draw, split_pairs, subset
 from pipeline.align.run import align
-from pipeline.align.tensors import PairTensors
 from pipeline.errors import UserError
 from pipeline.progress import Update, silent
 from pipeline.projectors.run_record import AlignedRun
@@ -168,10 +167,10 @@ def test_duplicate_images_and_captions_are_harmless(make_stores: MakeStores, tmp
         assert align(config_for(make_stores(change=double), tmp_path / method, method=method, settings=settings))
 
 
-def tensors(stores: Stores) -> PairTensors:
+def tensors(stores: Stores) -> PairFeatures:
     sides = open_sides(stores)
     splits = split_pairs(*sides, config_for(stores), silent)
-    return PairTensors.read(sides, ALL_LAYERS, splits.train, torch.device("cpu"))
+    return PairFeatures.read(sides, ALL_LAYERS, splits.train, torch.device("cpu"))
 
 
 def test_epoch_draws_one_own_caption_of_each_image(stores: Stores) -> None:
@@ -195,7 +194,7 @@ def test_epoch_of_all_captions(stores: Stores) -> None:
 
 def test_taking_images_takes_their_captions(stores: Stores) -> None:
     data = tensors(stores)
-    some = data.take(torch.tensor([7, 3]))
+    some = data.take(np.array([7, 3]))
     assert torch.equal(some.image, data.image[[7, 3]])
     assert torch.equal(some.text, data.text[[14, 15, 6, 7]])
     assert data.head(3).text.shape[0] == 6
@@ -247,3 +246,11 @@ def test_all_captions_said_or_unsaid_are_the_same_run(stores: Stores, tmp_path: 
     assert torch.equal(weights[0], weights[1])
     assert not torch.allclose(weights[0], weights[2])
     assert runs[2].record["pairs"]["captions_per_image"] == 1
+
+
+def test_captions_in_another_order_are_not_taken_for_the_whole(stores: Stores) -> None:
+    data = tensors(stores)
+    order = np.arange(len(data.text)).reshape(-1, 2)[::-1].ravel().copy()
+    turned = data.pick(PairSet(np.arange(len(data)), order, data.starts.numpy()))
+    assert torch.equal(turned.text, data.text[order])
+    assert data.pick(PairSet(np.arange(len(data)), np.sort(order), data.starts.numpy())) is data

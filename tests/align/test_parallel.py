@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.align.fit import initial_projectors
+from pipeline.align.methods import make_recipe
+from pipeline.align.pairs import PairFeatures
 from pipeline.align.parallel import one_thread, run_side_by_side
-from pipeline.align.recipe import make_recipe
-from pipeline.align.start import starting_projectors
-from pipeline.align.tensors import PairTensors
 from pipeline.align.train import train
 from pipeline.errors import PipelineError, UserError
 from tests.align.misbehaving import misbehave
@@ -22,18 +22,18 @@ from tests.align.misbehaving import misbehave
 ROOT = Path(__file__).parents[2]
 
 
-def pairs(images: int, captions: int = 2) -> PairTensors:
+def pairs(images: int, captions: int = 2) -> PairFeatures:
     generator = torch.Generator().manual_seed(images)
     image = torch.randn(images, 12, generator=generator)
     text = torch.randn(images * captions, 10, generator=generator)
-    return PairTensors(image, text, torch.arange(images + 1) * captions)
+    return PairFeatures(image, text, torch.arange(images + 1) * captions)
 
 
 def train_seed(item: tuple[int, int]) -> tuple[list[float], int, int]:
     """Return the losses of a short run, the process and its number of threads."""
     data = pairs(item[0])
     recipe = make_recipe("combined", {"dim": 6, "training": {"max_steps": 6, "validations": 2, "batch_size": 40}})
-    projectors = starting_projectors(data, data, recipe, ([12], [10]), item[1])
+    projectors = initial_projectors(data, data, recipe, item[1])
     found = train(data, data, recipe, projectors, seed=item[1])
     return [row["loss"] for row in found.history], os.getpid(), torch.get_num_threads()
 

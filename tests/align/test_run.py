@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.align import resume, run
+from pipeline.align import fit, run
 from pipeline.align.config import AlignConfig
 from pipeline.align.methods import METHODS
 from pipeline.align.run import align
@@ -84,14 +84,14 @@ def test_same_seed_gives_the_same_weights(stores: Stores, tmp_path: Path) -> Non
 
 def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = AlignedRun.open(align(config_for(stores, tmp_path / "whole", seeds=(1, 2, 3))))
-    trained: Callable[..., Any] = vars(run)["train"]
+    trained: Callable[..., Any] = vars(fit)["train"]
 
     def dies_at_seed_2(*arguments: Any, seed: int, **more: Any) -> Any:
         if seed == 2:
             raise KeyboardInterrupt
         return trained(*arguments, seed=seed, **more)
 
-    monkeypatch.setattr(run, "train", dies_at_seed_2)
+    monkeypatch.setattr(fit, "train", dies_at_seed_2)
     config = config_for(stores, tmp_path / "killed", seeds=(1, 2, 3))
     with pytest.raises(KeyboardInterrupt):
         align(config)
@@ -104,7 +104,7 @@ def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatc
         seeds.append(seed)
         return trained(*arguments, seed=seed, **more)
 
-    monkeypatch.setattr(run, "train", counted)
+    monkeypatch.setattr(fit, "train", counted)
     said: list[Update] = []
     again = AlignedRun.open(align(config, said.append))
     assert seeds == [2, 3]
@@ -181,7 +181,7 @@ def test_other_features_are_trained_anew(stores: Stores, make_stores: Any, tmp_p
 
 def test_older_revision_is_trained_anew(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     align(config_for(stores, tmp_path / "run"))
-    monkeypatch.setattr(resume, "REVISION", 10**6)
+    monkeypatch.setattr(run, "REVISION", 10**6)
     said: list[Update] = []
     align(config_for(stores, tmp_path / "run"), said.append)
     assert not any("Reused" in str(sentence) for sentence in said)

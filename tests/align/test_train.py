@@ -5,32 +5,34 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.align import train as module
-from pipeline.align.recipe import Recipe, TrainingOptions, make_recipe
-from pipeline.align.start import starting_projectors
-from pipeline.align.tensors import PairTensors
-from pipeline.align.train import Trained, learning_rate, planned_steps, train
+from pipeline.align.fit import initial_projectors
+from pipeline.align.methods import make_recipe
+from pipeline.align.pairs import PairFeatures
+from pipeline.align.recipe import Recipe, TrainingOptions
+from pipeline.align.train import Trained, learning_rate, make_optimiser, planned_steps, train
 from pipeline.align.validation import selection_score, validate
 from pipeline.errors import PipelineError
 
 Changes = Callable[[dict[str, float]], dict[str, float]]
 
 
-def pairs(images: int, seed: int, captions: int = 2) -> PairTensors:
+def pairs(images: int, seed: int, captions: int = 2) -> PairFeatures:
     mixes = torch.Generator().manual_seed(99)
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(images, 6, generator=generator)
     image = latent @ torch.randn(6, 12, generator=mixes)
     text = latent.repeat_interleave(captions, 0) @ torch.randn(6, 10, generator=mixes)
     text += 0.3 * torch.randn(text.shape, generator=generator)
-    return PairTensors(image, text, torch.arange(images + 1) * captions)
+    return PairFeatures(image, text, torch.arange(images + 1) * captions)
 
 
-def run(recipe: Recipe, seed: int = 1, data: PairTensors | None = None) -> Trained:
+def run(recipe: Recipe, seed: int = 1, data: PairFeatures | None = None) -> Trained:
     data = data or pairs(120, 0)
     validation = pairs(50, 1)
-    projectors = starting_projectors(data, validation, recipe, ([12], [10]), seed)
+    projectors = initial_projectors(data, validation, recipe, seed)
     return train(data, validation, recipe, projectors, seed=seed)
 
 
@@ -65,14 +67,14 @@ def test_planned_steps(images: int, changes: dict[str, int], steps: int) -> None
 
 def test_epochs_show_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = PairTensors.epoch
+    original = PairFeatures.epoch
 
-    def counted(self: PairTensors, *arguments: Any) -> Any:
+    def counted(self: PairFeatures, *arguments: Any) -> Any:
         images, captions = original(self, *arguments)
         seen.append(len(set(images.tolist())))
         return images, captions
 
-    monkeypatch.setattr(PairTensors, "epoch", counted)
+    monkeypatch.setattr(PairFeatures, "epoch", counted)
     assert run(short(batch_size=50)).history[-1]["epoch"] == 10
     assert seen == [120] * 10
 
@@ -92,7 +94,7 @@ def test_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     states: list[torch.Tensor] = []
     scores = iter([0.1, 0.3, 0.2, 0.2, 0.2])
 
-    def scripted(image: Any, text: Any, data: PairTensors) -> dict[str, float]:
+    def scripted(image: Any, text: Any, data: PairFeatures) -> dict[str, float]:
         states.append(image.map.weight.detach().clone())
         return {"x_recall@1": next(scores, 0.0)}
 
@@ -139,10 +141,54 @@ def test_temperature_stays_between_its_bounds() -> None:
 def test_start_from_cca_begins_good_and_goes_on() -> None:
     recipe = short("cca_then_train", max_steps=4, learning_rate=1e-4)
     data, validation = pairs(120, 0), pairs(50, 1)
-    projectors = starting_projectors(data, validation, recipe, ([12], [10]), seed=1)
+    projectors = initial_projectors(data, validation, recipe, seed=1)
     start = selection_score(validate(*projectors, validation))
     before = {name: value.clone() for name, value in projectors[0].state_dict().items()}
     found = train(data, validation, recipe, projectors, seed=1)
     assert start > 0.5
     assert selection_score(found.validation) > start - 0.05
     assert any(not torch.equal(before[name], value) for name, value in found.image.state_dict().items())
+
+
+SHAPES = [(5, 7), (7,), (), (3, 2, 2)]
+
+
+def parameters(seed: int = 0) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in SHAPES]
+
+
+def test_fused_steps_are_the_plain_ones() -> None:
+    ours, theirs = parameters(), parameters()
+    groups = [{"params": theirs[:1] + theirs[3:], "weight_decay": 0.1}, {"params": theirs[1:3], "weight_decay": 0.0}]
+    oracle = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=False, foreach=False)
+    optimiser = make_optimiser(ours, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(1, 6):
+        for each in (optimiser, oracle):
+            for group in each.param_groups:
+                group["lr"] = 0.1 / step
+        for one, other, source in zip(ours, theirs, parameters(step), strict=True):
+            one.grad, other.grad = source.detach().clone(), source.detach().clone()
+        optimiser.step()
+        oracle.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    idle = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    optimiser = make_optimiser([matrix, vector, idle], betas=(0.9, 0.9), weight_decay=0.5)
+    for parameter in (matrix, vector):
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimiser.param_groups:
+        group["lr"] = 0.1
+    optimiser.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
+    torch.testing.assert_close(vector.detach(), torch.ones(2))
+    torch.testing.assert_close(idle, torch.ones(2, 2))
+
+
+def test_no_vectors_is_no_group() -> None:
+    optimiser = make_optimiser([nn.Parameter(torch.ones(2, 2))], betas=(0.9, 0.95), weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.1]

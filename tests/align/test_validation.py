@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from pipeline.align.tensors import PairTensors
+from pipeline.align.pairs import PairFeatures
 from pipeline.align.validation import quick_recalls, selection_score, validate
 from pipeline.errors import UserError
 from pipeline.projectors.table import build_projector
 
 
-def pairs(images: int, counts: torch.Tensor, seed: int = 0) -> PairTensors:
+def pairs(images: int, counts: torch.Tensor, seed: int = 0) -> PairFeatures:
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(images, 5, generator=generator)
     text = latent.repeat_interleave(counts, 0)
     text = text + 0.8 * torch.randn(text.shape, generator=generator)
-    return PairTensors(latent, text, torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
+    return PairFeatures(latent, text, torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
 
 
 @pytest.mark.parametrize("most", [1 << 25, 10], ids=["one matrix", "blocked"])
@@ -32,7 +32,7 @@ def test_quick_recalls_are_those_of_the_metrics(counts: list[int], most: int, mo
 
 
 def test_ties_count_against_the_match() -> None:
-    data = PairTensors(torch.ones(12, 5), torch.ones(12, 5), torch.arange(13))
+    data = PairFeatures(torch.ones(12, 5), torch.ones(12, 5), torch.arange(13))
     image = text = build_projector("identity", {"d_in": 5})
     assert set(quick_recalls(image, text, data).values()) == {0.0}
 

@@ -6,18 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.align.pairs import Drawn
+from pipeline.align.pairs import PairSet
 from pipeline.sweep.bench import swap_captions
 from pipeline.sweep.measure import add_noise
 
 
-def drawn_of(counts: list[int]) -> Drawn:
+def drawn_of(counts: list[int]) -> PairSet:
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Drawn(np.arange(len(counts)), 100 + np.arange(starts[-1]), starts)
+    return PairSet(np.arange(len(counts)), 100 + np.arange(starts[-1]), starts)
 
 
-def captions_by_image(drawn: Drawn) -> list[tuple[int, ...]]:
-    return [tuple(drawn.captions[a:b].tolist()) for a, b in zip(drawn.starts[:-1], drawn.starts[1:], strict=True)]
+def captions_by_image(drawn: PairSet) -> list[tuple[int, ...]]:
+    return [tuple(drawn.caption_rows[a:b].tolist()) for a, b in zip(drawn.starts[:-1], drawn.starts[1:], strict=True)]
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.floats(0, 1), st.integers(0, 9))
@@ -28,7 +28,7 @@ def test_swapping_moves_whole_groups_of_the_right_share(counts: list[int], share
     assert sorted(after) == sorted(before)
     wanted = round(share * len(counts))
     assert sum(a != b for a, b in zip(after, before, strict=True)) == (wanted if wanted > 1 else 0)
-    assert found.images.tolist() == list(range(len(counts)))
+    assert found.image_rows.tolist() == list(range(len(counts)))
 
 
 def test_a_smaller_share_swaps_a_part_of_a_larger_one() -> None:

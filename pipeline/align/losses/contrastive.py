@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.align.losses.targets import Targets
 from pipeline.align.losses.temperature import Temperature
-from pipeline.align.options import TemperatureOptions
+from pipeline.align.recipe import TemperatureOptions
 
 
 class Directions(NamedTuple):

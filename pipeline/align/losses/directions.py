@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.align.losses.contrastive import Directions
-from pipeline.align.options import DirectionOptions
+from pipeline.align.recipe import DirectionOptions
 from pipeline.errors import UnknownNameError
 
 Signal = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.align.options import MixOptions
+from pipeline.align.recipe import MixOptions
 from pipeline.errors import UserError
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.align.options import PerturbationOptions
+from pipeline.align.recipe import PerturbationOptions
 
 
 def perturb(features_ND: Tensor, options: PerturbationOptions, generator: torch.Generator) -> Tensor:

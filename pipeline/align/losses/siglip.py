@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from pipeline.align.losses.contrastive import ContrastiveLoss, Directions
 from pipeline.align.losses.targets import Targets, check_square
-from pipeline.align.options import TemperatureOptions
+from pipeline.align.recipe import TemperatureOptions
 
 
 class SigLIPLoss(ContrastiveLoss):

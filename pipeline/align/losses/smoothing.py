@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.align.losses.targets import IdentityTargets, Targets
-from pipeline.align.options import SmoothingOptions
+from pipeline.align.recipe import SmoothingOptions
 
 
 class SmoothedTargets(Targets):

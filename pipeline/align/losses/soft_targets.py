@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.align.losses.targets import DenseTargets
-from pipeline.align.options import SoftTargetOptions
+from pipeline.align.recipe import SoftTargetOptions
 
 
 def intra_modal_targets(image_ND: Tensor, text_ND: Tensor, options: SoftTargetOptions) -> DenseTargets:

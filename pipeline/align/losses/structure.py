@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.align.losses.divergence import row_divergence
 from pipeline.align.losses.neighbour_divergence import neighbour_divergence
-from pipeline.align.options import StructureOptions
+from pipeline.align.recipe import StructureOptions
 from pipeline.errors import UserError
 
 

@@ -4,7 +4,7 @@ from pipeline.align.losses.contrastive import ContrastiveLoss
 from pipeline.align.losses.dcl import DCLLoss
 from pipeline.align.losses.info_nce import InfoNCELoss
 from pipeline.align.losses.siglip import SigLIPLoss
-from pipeline.align.options import TemperatureOptions
+from pipeline.align.recipe import TemperatureOptions
 from pipeline.errors import UnknownNameError
 
 LOSSES: dict[str, type[ContrastiveLoss]] = {

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pipeline.align.options import TemperatureOptions
+from pipeline.align.recipe import TemperatureOptions
 
 
 class Temperature(nn.Module):

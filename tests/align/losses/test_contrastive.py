@@ -14,7 +14,7 @@ from pipeline.align.losses.siglip import SigLIPLoss
 from pipeline.align.losses.smoothing import SmoothedTargets
 from pipeline.align.losses.table import LOSSES, make_loss
 from pipeline.align.losses.targets import DenseTargets, IdentityTargets, distinct_images
-from pipeline.align.options import TemperatureOptions
+from pipeline.align.recipe import TemperatureOptions
 from pipeline.errors import UnknownNameError, UserError
 
 TAU = 0.1

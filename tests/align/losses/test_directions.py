@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.align.losses.directions import SIGNALS, DirectionWeights
-from pipeline.align.options import DirectionOptions
+from pipeline.align.recipe import DirectionOptions
 from pipeline.errors import UnknownNameError, UserError
 
 Cosines = Callable[..., Tensor]

@@ -8,7 +8,7 @@ from pipeline.align.losses.divergence import row_divergence
 from pipeline.align.losses.neighbour_divergence import neighbour_divergence
 from pipeline.align.losses.structure import neighbourhoods, structure_term
 from pipeline.align.losses.symmetric import add_transpose_, self_product
-from pipeline.align.options import StructureOptions
+from pipeline.align.recipe import StructureOptions
 
 
 def rows(n: int, width: int, seed: int) -> Tensor:

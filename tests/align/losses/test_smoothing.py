@@ -12,7 +12,7 @@ from pipeline.align.losses.info_nce import InfoNCELoss
 from pipeline.align.losses.smoothing import SmoothedTargets, smoothed_targets
 from pipeline.align.losses.soft_targets import intra_modal_targets
 from pipeline.align.losses.targets import DenseTargets, IdentityTargets, distinct_images
-from pipeline.align.options import SmoothingOptions, SoftTargetOptions, TemperatureOptions
+from pipeline.align.recipe import SmoothingOptions, SoftTargetOptions, TemperatureOptions
 from pipeline.errors import UserError
 
 Cosines = Callable[..., Tensor]

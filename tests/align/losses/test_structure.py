@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pipeline.align.losses.divergence import row_divergence
 from pipeline.align.losses.structure import neighbourhoods, structure_term, structure_weight
-from pipeline.align.options import StructureOptions
+from pipeline.align.recipe import StructureOptions
 from pipeline.errors import UserError
 
 FORMS = ["js", "as_coded"]

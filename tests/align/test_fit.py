@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.hubness import without_hubs
-from pipeline.align.options import HubnessOptions
-from pipeline.align.recipe import make_recipe
-from pipeline.align.run import align, make_seed
-from pipeline.align.tensors import PairTensors
+from pipeline.align.fit import corrected, fit_seed
+from pipeline.align.methods import make_recipe
+from pipeline.align.pairs import PairFeatures
+from pipeline.align.recipe import HubnessOptions
+from pipeline.align.run import align
 from pipeline.errors import UserError
 from pipeline.progress import Update
 from pipeline.projectors.base import unit_rows
@@ -22,7 +22,7 @@ from pipeline.projectors.run_record import AlignedRun
 from tests.align.conftest import Stores
 
 
-def pairs(images: int, seed: int, captions: int = 3) -> PairTensors:
+def pairs(images: int, seed: int, captions: int = 3) -> PairFeatures:
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(images, 6, generator=generator)
     mix = torch.Generator().manual_seed(99)
@@ -30,13 +30,13 @@ def pairs(images: int, seed: int, captions: int = 3) -> PairTensors:
     repeated = latent.repeat_interleave(captions, dim=0)
     text = repeated @ to_text + 0.3 * torch.randn(images * captions, 10, generator=generator)
     image = latent @ to_image + 0.3 * torch.randn(images, 12, generator=generator)
-    return PairTensors(image, text, captions * torch.arange(images + 1))
+    return PairFeatures(image, text, captions * torch.arange(images + 1))
 
 
 def test_banks_hold_training_images_and_means_of_their_captions() -> None:
-    data = PairTensors(torch.eye(4)[:3], unit_rows(torch.rand(5, 4)), torch.tensor([0, 2, 4, 5]))
+    data = PairFeatures(torch.eye(4)[:3], unit_rows(torch.rand(5, 4)), torch.tensor([0, 2, 4, 5]))
     sides = IdentityProjector(4), IdentityProjector(4)
-    image, text = without_hubs(*sides, data, HubnessOptions(neighbours=2))
+    image, text = corrected(*sides, data, HubnessOptions(neighbours=2))
     assert isinstance(image, CslsProjector)
     assert isinstance(text, CslsProjector)
     torch.testing.assert_close(text.bank, data.image)
@@ -47,7 +47,7 @@ def test_banks_hold_training_images_and_means_of_their_captions() -> None:
 def test_a_small_bank_is_drawn_the_same_way_again() -> None:
     data = pairs(40, 0)
     sides = LinearProjector(12, 5), LinearProjector(10, 5)
-    found = [without_hubs(*sides, data, HubnessOptions(neighbours=1, bank=7)) for _ in range(2)]
+    found = [corrected(*sides, data, HubnessOptions(neighbours=1, bank=7)) for _ in range(2)]
     banks = [text.state_dict()["bank"] for _, text in found]
     assert banks[0].shape == (7, 5)
     assert torch.equal(banks[0], banks[1])
@@ -55,7 +55,7 @@ def test_a_small_bank_is_drawn_the_same_way_again() -> None:
 
 def test_no_neighbours_is_no_correction() -> None:
     sides = IdentityProjector(12), IdentityProjector(10)
-    assert without_hubs(*sides, pairs(5, 0), HubnessOptions()) == sides
+    assert corrected(*sides, pairs(5, 0), HubnessOptions()) == sides
 
 
 @pytest.mark.parametrize("method", ["info_nce", "fewpairs", "asif"])
@@ -63,11 +63,11 @@ def test_every_kind_of_method_can_ask_for_it(method: str) -> None:
     settings: dict[str, Any] = {"dim": 6, "training": {"max_steps": 20}}
     data, validation = pairs(60, 0), pairs(30, 1)
     recipe = make_recipe(method, {**settings, "hubness": {"neighbours": 5}})
-    made = make_seed(recipe, data, validation, ([12], [10]), seed=1)
+    made = fit_seed(recipe, data, validation, seed=1)
     assert isinstance(made.image, CslsProjector)
     assert made.temperature_source == "validation"
-    bare = make_seed(make_recipe(method, {**settings, "hubness": {"neighbours": 0}}), data, validation, ([12], [10]), 1)
-    again = make_seed(recipe, data, validation, ([12], [10]), seed=1)
+    bare = fit_seed(make_recipe(method, {**settings, "hubness": {"neighbours": 0}}), data, validation, 1)
+    again = fit_seed(recipe, data, validation, seed=1)
     with torch.no_grad():
         assert torch.equal(made.image.base(data.image), bare.image(data.image))
         assert torch.equal(again.image(validation.image), made.image(validation.image))
