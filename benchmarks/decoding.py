@@ -22,8 +22,7 @@ from pipeline.engines.hire import hire
 from pipeline.engines.places import Place
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.items import Items, image_items
-from pipeline.extract.prepare import Here, Preparing
+from pipeline.extract.items import Here, Items, Preparing, image_items
 from pipeline.extract.run import loaded
 from pipeline.runtime import keep_freed_memory
 
@@ -31,7 +30,7 @@ from pipeline.runtime import keep_freed_memory
 def making_ready(preparing: Preparing, encoder: Encoder, items: Items) -> Work:
     """Return making all images ready, by as many threads as may ask."""
     edges = range(0, len(items), IMAGES_AT_ONCE)
-    tasks = [[items.source(at) for at in range(start, min(start + IMAGES_AT_ONCE, len(items)))] for start in edges]
+    tasks = [[items.at(at) for at in range(start, min(start + IMAGES_AT_ONCE, len(items)))] for start in edges]
 
     def run() -> None:
         with ThreadPoolExecutor(preparing.threads("image")) as pool:

@@ -31,8 +31,7 @@ from pipeline.encoders.torch_encoder import TorchEncoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.forward import batches_by_length, batches_in_order
-from pipeline.extract.items import caption_items, image_items
-from pipeline.extract.prepare import prepare
+from pipeline.extract.items import caption_items, image_items, prepare
 from pipeline.extract.run import extract
 from pipeline.runtime import keep_freed_memory
 
@@ -44,7 +43,7 @@ def prepared_batches(encoder: TorchEncoder, raw: Path, batch_size: int) -> Batch
     dataset = open_dataset(raw)
     items = image_items(dataset, 1) if encoder.modality == "image" else caption_items(dataset)
     cut = batches_in_order if encoder.modality == "image" else batches_by_length
-    ready = [prepare(encoder, items.source(position)) for position in range(len(items))]
+    ready = [prepare(encoder, items.at(position)) for position in range(len(items))]
     return [[item.tensor for item in batch if item.tensor is not None] for batch in cut(ready, batch_size)]
 
 
@@ -55,7 +54,7 @@ def preparing(encoder: TorchEncoder, raw: Path) -> Work:
 
     def run() -> None:
         for position in range(len(items)):
-            prepare(encoder, items.source(position))
+            prepare(encoder, items.at(position))
 
     return run
 

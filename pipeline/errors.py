@@ -154,6 +154,10 @@ class UnfinishedStoreError(UserError):
         )
 
 
+class RejectedInputError(Exception):
+    """An image or a text that cannot be used and is left out; its text is the reason as rejected.csv gives it."""
+
+
 @contextmanager
 def exit_with_sentence() -> Iterator[None]:
     """End the program with one sentence on standard error and an exit code, in place of a traceback.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config import load_params
 from pipeline.errors import exit_with_sentence
-from pipeline.extract.params import extract_config
+from pipeline.extract.config import extract_config
 from pipeline.extract.run import extract
 from pipeline.progress import progress_bar
 from pipeline.words import on_stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.extract.shares import share_of
+from pipeline.runtime import share_of
 from tests.commands.encoders import PIXELS
 from tests.commands.project import DATA, make_source
 from tests.commands.running import Outcome, done, refused

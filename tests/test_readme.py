@@ -17,7 +17,7 @@ from pipeline.align.methods import METHODS, make_recipe
 from pipeline.cli import app
 from pipeline.encoders.packages import PACKAGES
 from pipeline.evaluate.params import evaluate_config
-from pipeline.extract.params import extract_config, named_stores
+from pipeline.extract.config import extract_config, named_stores
 from pipeline.projectors.run_record import AlignedRun
 from tests.commands.project import DATA, IMAGE, IMAGES, TEXT, make_features
 from tests.commands.running import done

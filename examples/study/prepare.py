@@ -15,8 +15,7 @@ from pipeline.config import build
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
-from pipeline.extract.result import ExtractResult
-from pipeline.extract.run import extract
+from pipeline.extract.run import ExtractResult, extract
 from pipeline.progress import Progress, say
 from pipeline.store.layout import MANIFEST
 from pipeline.store.opening import require_finished

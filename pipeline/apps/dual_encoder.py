@@ -19,10 +19,9 @@ from torch import Tensor
 from pipeline.apps.class_prompts import TEMPLATES, class_prompts
 from pipeline.apps.encoders import Loader, SideEncoder
 from pipeline.apps.export.exported import open_run
-from pipeline.errors import UserError
+from pipeline.errors import RejectedInputError, UserError
 from pipeline.evaluate.data import run_temperature
 from pipeline.extract.decode import MAX_PIXELS, Reduction, decode_bytes, decode_image
-from pipeline.extract.rejected import RejectedInputError
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import SIDES, AlignedRun
 

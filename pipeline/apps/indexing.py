@@ -25,7 +25,6 @@ from pipeline.apps.own_folder import OwnFolder
 from pipeline.apps.places import open_images, open_texts
 from pipeline.errors import UserError
 from pipeline.evaluate.data import check_side, run_features
-from pipeline.extract.shares import Share
 from pipeline.indexes.index import Gallery, Index, add_rows, train
 from pipeline.indexes.kinds import INDEXES, MEMORY, Kind, choose_kind, need_faiss
 from pipeline.indexes.parts import IndexParts, Wanted
@@ -33,6 +32,7 @@ from pipeline.indexes.recall import Truth, measure
 from pipeline.indexes.stored import RECORD, read_index, read_record, write_index
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.projectors.table import pack_projector
+from pipeline.runtime import Share
 from pipeline.store.join import join
 from pipeline.store.locks import lock
 from pipeline.store.side import Rows, Side

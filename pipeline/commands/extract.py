@@ -59,7 +59,7 @@ def extract(
 
 def _share(worker_index: int | None, num_workers: int | None, engine: str, *, quiet: bool) -> dict[str, int]:
     """Return which worker this is, as fields of the settings; empty where there is only one."""
-    from pipeline.extract.shares import share_of
+    from pipeline.runtime import share_of
 
     if engine != "local":
         if worker_index is not None or num_workers is not None:
@@ -81,7 +81,7 @@ def _share(worker_index: int | None, num_workers: int | None, engine: str, *, qu
 
 def _configs(given: dict[str, Any], params: Path, *, quiet: bool) -> list[ExtractConfig]:
     from pipeline.config import build, load_params
-    from pipeline.extract.params import extract_config, named_stores
+    from pipeline.extract.config import extract_config, named_stores
 
     if together(given, ("dataset", "encoder", "out"), where="pipeline extract"):
         return [build(ExtractConfig, given, where="pipeline extract")]

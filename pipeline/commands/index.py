@@ -56,7 +56,7 @@ def index(
         expected = "--parts with --worker-index and --num-workers"
         raise UserError(expected=expected, found="no --parts", where="pipeline index")
     from pipeline.apps.indexing import IndexConfig, build, make_parts
-    from pipeline.extract.shares import Share, share_of
+    from pipeline.runtime import Share, share_of
 
     config = IndexConfig(
         run=run,

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.result import ExtractResult
+from pipeline.extract.run import ExtractResult
 from pipeline.progress import Progress, silent
 
 Item = TypeVar("Item")

@@ -18,8 +18,7 @@ from pipeline.encoders.base import Encoder, Modality
 from pipeline.engines.worker import Failed, Seat
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.items import Source
-from pipeline.extract.prepare import Here, Prepared, Preparing
+from pipeline.extract.items import Here, Item, Prepared, Preparing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,7 +73,7 @@ def load(config: ExtractConfig, seat: Seat) -> None:
         _loaded(config)
 
 
-def decode(task: tuple[ExtractConfig, Sequence[Source]], seat: Seat) -> Answer:
+def decode(task: tuple[ExtractConfig, Sequence[Item]], seat: Seat) -> Answer:
     """Make some images ready."""
     config, sources = task
     with _loading:
@@ -154,7 +153,7 @@ class Decoding(Preparing):
         """Return some images, or as many texts as without decoders."""
         return IMAGES_AT_ONCE if modality == "image" else self._local.at_once(modality)
 
-    def __call__(self, encoder: Encoder, sources: Sequence[Source]) -> list[Prepared]:
+    def __call__(self, encoder: Encoder, sources: Sequence[Item]) -> list[Prepared]:
         """Make them ready wherever there is room first."""
         if encoder.modality != "image":
             return self._local(encoder, sources)
@@ -169,7 +168,7 @@ class Decoding(Preparing):
             finally:
                 self._leave(helper)
 
-    def _asked(self, helper: _Helper, encoder: Encoder, sources: Sequence[Source]) -> list[Prepared]:
+    def _asked(self, helper: _Helper, encoder: Encoder, sources: Sequence[Item]) -> list[Prepared]:
         import torch
 
         asked = helper.hand.actor.run.remote(decode, (self._asks, sources))

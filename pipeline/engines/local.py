@@ -3,7 +3,7 @@
 from pipeline.align.parallel import run_side_by_side
 from pipeline.engines.base import Engine
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.result import ExtractResult
+from pipeline.extract.run import ExtractResult
 from pipeline.progress import Progress, silent
 
 

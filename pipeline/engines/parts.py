@@ -12,7 +12,7 @@ from pipeline.engines.cluster import load_ray
 from pipeline.engines.decoding import Decoding, Hand
 from pipeline.engines.worker import Seat
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.result import ExtractResult
+from pipeline.extract.run import ExtractResult
 from pipeline.remote.binding import address, bind, bound, urls_in_errors
 
 

@@ -25,7 +25,7 @@ from pipeline.engines.together import Together
 from pipeline.engines.worker import Seat
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.result import ExtractResult
+from pipeline.extract.run import ExtractResult
 from pipeline.progress import Progress, Update, silent
 
 

@@ -5,6 +5,7 @@ an interruption changes what a row is computed with. A GPU is given the next bat
 In memory: the shard at work, the one being written, and a few decoded items.
 """
 
+import csv
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -12,20 +13,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.extract.forward import Arrays, Forward, batches_by_length, batches_in_order
-from pipeline.extract.items import Items
-from pipeline.extract.others import Others
-from pipeline.extract.prepare import Prepared, Preparing
-from pipeline.extract.rejected import check_share, write_rejected
-from pipeline.extract.shares import Share, in_turn
+from pipeline.extract.items import Items, Prepared, Preparing
 from pipeline.progress import Meter
+from pipeline.runtime import Share
+from pipeline.store.commit import writing
+from pipeline.store.distant import push_table
 from pipeline.store.events import EventLog
-from pipeline.store.layout import MANIFEST, REJECTED
+from pipeline.store.layout import MANIFEST, REJECTED, is_record, shard_index
 from pipeline.store.records import PendingShard, committed
 from pipeline.store.writer import StoreWriter
 
@@ -36,6 +37,8 @@ Rows = tuple[list[str], Arrays, list[tuple[str, str]]]
 
 _POLL = 0.5
 """Seconds between the first two looks at shards that other processes are computing."""
+_LOOK = 1.0
+"""Seconds between two looks at what others have committed."""
 _LONGEST_POLL = 5.0
 """Seconds between two looks after many: each reads the records of the whole store."""
 
@@ -84,7 +87,7 @@ class Computation:
     events: EventLog
     shards: set[int] = field(default_factory=set)
     """Shards that this run computed (some layers of)."""
-    others: Others = field(init=False)
+    others: "OtherWorkers" = field(init=False)
     """Counts what other workers commit."""
     rejected: dict[str, str] = field(default_factory=dict)
     """Id → reason of the items that this run and the ones before it found broken."""
@@ -99,7 +102,7 @@ class Computation:
         self.rejected |= rejected_before(self.writer)
         self._check_rejected([])
         wait = _POLL
-        self.others = Others(self.writer.root, self.shards)
+        self.others = OtherWorkers(self.writer.root, self.shards)
         self.meter.begin(self.others.watch(self.writer.pending(self.forward.layers)))
         while left := self.writer.pending(self.forward.layers):
             turns = in_turn(left, self.writer.header.shards, self.share.index, self.share.count)
@@ -144,7 +147,7 @@ class Computation:
 
     def _prepare(self, task: tuple[PendingShard, range]) -> tuple[PendingShard, list[Prepared]]:
         shard, positions = task
-        return shard, self.preparing(self.forward.encoder, [self.items.source(position) for position in positions])
+        return shard, self.preparing(self.forward.encoder, [self.items.at(position) for position in positions])
 
     def _encode(self, shard: PendingShard, items: Iterable[Prepared]) -> Rows:
         rejected: list[Prepared] = []
@@ -206,7 +209,7 @@ class Computation:
         self.rejected |= dict(rejected)
         table, found = self.writer.root / REJECTED, list(self.rejected.items())
         try:
-            check_share(found, len(self.items), self.max_rejected, what=self.items.what, table=table)
+            self.items.require_sound(found, self.max_rejected, table)
         except UserError:
             if not (self.writer.root / MANIFEST).exists():  # a finished store has its whole table already
                 write_rejected(table, found)
@@ -251,3 +254,63 @@ class Claims:
     def release(self, index: int) -> None:
         """Let a shard go."""
         self._held.pop(index).close()
+
+
+def in_turn(pending: Sequence[PendingShard], shards: int, index: int, count: int) -> list[PendingShard]:
+    """Return the pending shards in the order in which worker `index` of `count` takes them.
+
+    Args:
+        pending: What is missing, in order.
+        shards: How many shards the store has.
+        index: Which worker.
+        count: How many workers.
+    """
+    blocks = [(worker * shards // count, (worker + 1) * shards // count) for worker in range(count)]
+    turns = [blocks[(index + step) % count] for step in range(count)]
+    own, *others = ([shard for shard in pending if start <= shard.index < stop] for start, stop in turns)
+    return [*own, *(shard for block in others for shard in reversed(block))]
+
+
+class OtherWorkers:
+    """Counts the rows of shards that were pending when this worker began and that others have committed since.
+
+    Make it first and ask what is pending then: a shard that is committed in between is done, and not counted here.
+
+    Args:
+        root: The store.
+        own: Shards that this worker committed; grows while it works.
+    """
+
+    def __init__(self, root: Path, own: set[int]) -> None:
+        self._root, self._own = root, own
+        self._rows: dict[int, int] = {}
+        self._before = self._names()
+        self._looked, self._found = time.monotonic(), 0
+
+    def watch(self, pending: Sequence[PendingShard]) -> int:
+        """Count these shards from now on; return how many rows they have."""
+        self._rows = {shard.index: shard.stop - shard.start for shard in pending}
+        return sum(self._rows.values())
+
+    def rows(self, again: float = _LOOK) -> int:
+        """Return how many there are; what was found less than `again` seconds ago counts as now."""
+        if time.monotonic() - self._looked >= again:
+            self._looked = time.monotonic()
+            new = {shard_index(name) for name in self._names() - self._before} - self._own
+            self._found = sum(self._rows.get(index, 0) for index in new if index is not None)
+        return self._found
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self._root.iterdir() if is_record(path.name)}
+
+
+def write_rejected(table: Path, rejected: Sequence[tuple[str, str]]) -> None:
+    """Write the table of a store that is not finished.
+
+    Raises:
+        PipelineError: The disk does not take it.
+    """
+    with writing(table):
+        with table.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
+        push_table(table)

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.encoders.transform import REDUCED, Reduced
-from pipeline.extract.rejected import RejectedInputError
+from pipeline.errors import RejectedInputError
 
 DECODE_VERSION = 2
 """Part of the feature key: raised whenever the same file would give other pixels or another verdict."""

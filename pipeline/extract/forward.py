@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
-from pipeline.extract.prepare import Prepared
+from pipeline.extract.items import Prepared
 from pipeline.runtime import torch_dtype
 from pipeline.store.dtypes import storage_dtype
 

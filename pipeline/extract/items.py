@@ -5,18 +5,19 @@ in order; splits, labels and which image a caption belongs to are metadata and d
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Optional, Union
 
-from pipeline.errors import UserError
+from pipeline.encoders.base import Encoder, Modality
+from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.datasets.layout import RawDataset
 from pipeline.extract.datasets.record import Classes
 from pipeline.extract.datasets.table import is_utf8
-from pipeline.extract.rejected import RejectedInputError
 from pipeline.files import file_sha256
 from pipeline.remote.binding import address, local_path
 from pipeline.remote.folder import bring
@@ -24,6 +25,7 @@ from pipeline.store.samples import Samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from pipeline.extract.decode import Reduction
 
@@ -34,7 +36,7 @@ _START = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(ABC):
+class Item(ABC):
     """Where one item comes from; small, and it can be sent to another process or machine that sees the same files."""
 
     position: int
@@ -54,7 +56,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSource(Source):
+class ImageItem(Item):
     """An image file of a data set."""
 
     root: str
@@ -93,7 +95,7 @@ class ImageSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSource(Source):
+class TextItem(Item):
     """A caption or a prompt."""
 
     text: str
@@ -117,13 +119,34 @@ class Items:
     """Their metadata, in order."""
     digest: str
     """sha256 over (id, sha256 of the content) of each item in order."""
-    source: Callable[[int], Source]
+    at: Callable[[int], Item]
     """Position → where that item comes from."""
     table: Path = field(default=Path())
     """The file that the items come from, for messages."""
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def require_sound(self, rejected: Sequence[tuple[str, str]], limit: float, table: Path) -> None:
+        """Stop where more than the allowed share of the items is broken.
+
+        Args:
+            rejected: (id, reason) of those found so far.
+            limit: Share that is allowed.
+            table: The rejected.csv that the message points at.
+
+        Raises:
+            UserError: Too many.
+        """
+        if len(rejected) <= math.floor(limit * len(self) + 1e-6):  # 0.29 of 100 is a little less than 29
+            return
+        first, reason = rejected[0]
+        raise UserError(
+            expected=f"at most {limit:.1%} broken {self.what}",
+            found=f"{len(rejected)} of {len(self)}, the first {first!r}: {reason}",
+            where=str(table),
+            remedy="that table lists those found so far: mend them, or allow more with --max-rejected",
+        )
 
 
 def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif: str = "reject") -> Items:
@@ -144,8 +167,8 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
 
     root = address(dataset.root)
 
-    def source(position: int) -> Source:
-        return ImageSource(
+    def at(position: int) -> Item:
+        return ImageItem(
             position=position,
             root=root,
             file=files[position],
@@ -155,7 +178,7 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
         )
 
     samples = Samples(ids, ids, [row.split for row in dataset.images], [row.label for row in dataset.images], files)
-    return Items(what="images", samples=samples, digest=digest, source=source, table=dataset.root / "images.csv")
+    return Items(what="images", samples=samples, digest=digest, at=at, table=dataset.root / "images.csv")
 
 
 def caption_items(dataset: RawDataset) -> Items:
@@ -188,10 +211,10 @@ def _texts(what: str, samples: Samples, texts: list[str], table: Path) -> Items:
     digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts)
     digest = _digest(samples.sample_id, digests)
 
-    def source(position: int) -> Source:
-        return TextSource(position=position, text=texts[position])
+    def at(position: int) -> Item:
+        return TextItem(position=position, text=texts[position])
 
-    return Items(what=what, samples=samples, digest=digest, source=source, table=table)
+    return Items(what=what, samples=samples, digest=digest, at=at, table=table)
 
 
 def _shown(text: str) -> str:
@@ -222,3 +245,81 @@ def _digest(ids: Iterable[str], contents: Iterable[bytes]) -> str:
         name = item_id.encode()
         total.update(len(name).to_bytes(8, "little") + name + len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
+
+
+# ---- made ready for the encoder --------------------------------------------------------------------------------------
+
+TEXTS_AT_ONCE = 32
+"""Texts a thread tokenises in one go."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An item that is ready for the encoder, or the reason why it never will be."""
+
+    position: int
+    """Which item of the data set."""
+    tensor: Optional["Tensor"] = None
+    """[3, H, W] or [T]; None if rejected."""
+    reason: str = ""
+    """Why it was rejected."""
+
+
+def prepare(encoder: Encoder, item: Item) -> Prepared:
+    """Load and prepare one item.
+
+    Raises:
+        UserError: The item is not the one that was digested.
+    """
+    position = item.position
+    try:
+        sample = item.load(encoder.reduction)
+    except RejectedInputError as error:
+        return Prepared(position, reason=str(error))
+    try:
+        return Prepared(position, encoder.prepare(sample))
+    except UserError as error:
+        return Prepared(position, reason=f"the encoder refuses it: {error.sentence()}")
+
+
+class Preparing(ABC):
+    """Where items are made ready: threads of this process, or with an engine also other machines."""
+
+    @abstractmethod
+    def threads(self, modality: Modality) -> int:
+        """Return how many threads may call at once."""
+
+    @abstractmethod
+    def at_once(self, modality: Modality) -> int:
+        """Return how many items a call had best be given."""
+
+    @abstractmethod
+    def __call__(self, encoder: Encoder, items: Sequence[Item]) -> list[Prepared]:
+        """Make some items ready, in their order.
+
+        Raises:
+            UserError: An item is not the one that was digested.
+        """
+
+
+class Here(Preparing):
+    """Makes items ready in the thread that asks.
+
+    Args:
+        workers: Threads that may ask.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def threads(self, modality: Modality) -> int:
+        """Return the number of workers."""
+        return self._workers
+
+    def at_once(self, modality: Modality) -> int:
+        """Return one image, or some texts: handing over a single one costs more than tokenising it."""
+        return TEXTS_AT_ONCE if modality == "text" else 1
+
+    def __call__(self, encoder: Encoder, items: Sequence[Item]) -> list[Prepared]:
+        """Make them ready."""
+        return [prepare(encoder, item) for item in items]

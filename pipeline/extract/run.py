@@ -5,35 +5,99 @@ prompts into `<out>/classes`. Only what is missing is computed; where nothing is
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.cost import Cost, estimate, seconds_a_row
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
-from pipeline.extract.items import Items
-from pipeline.extract.plan import Job, batch_size_of, header_of, jobs_of, pending_of, require_free, workers_of
-from pipeline.extract.prepare import Here, Preparing
+from pipeline.extract.items import Here, Preparing
+from pipeline.extract.plan import (
+    Cost,
+    Job,
+    batch_size_of,
+    estimate,
+    header_of,
+    jobs_of,
+    pending_of,
+    require_free,
+    seconds_a_row,
+    workers_of,
+)
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
-from pipeline.extract.rejected import check_share
-from pipeline.extract.result import ExtractResult
-from pipeline.extract.shares import Share
 from pipeline.layers import select_layers
 from pipeline.progress import Meter, Progress, Update, silent
 from pipeline.remote.binding import address
+from pipeline.runtime import Share, keep_freed_memory
 from pipeline.store.distant import leases_of, pull_tables
 from pipeline.store.events import EventLog
 from pipeline.store.holder import this_process
-from pipeline.store.key import FeatureKey
 from pipeline.store.layout import CLASSES, REJECTED
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import Header, Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.records import PendingShard
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult:
+    """One store, made or found."""
+
+    path: Path
+    """The feature store."""
+    what: str
+    """What its rows are: images, captions or class prompts."""
+    rows: int
+    """N rows in it; 0 after a dry run of a new store."""
+    layers: tuple[str, ...]
+    """Layers that were asked for."""
+    computed_shards: int
+    """Shards of which this run computed something."""
+    skipped_shards: int
+    """Shards that were there already or came from another process."""
+    rejected: int
+    """Items that were left out; rejected.csv lists them."""
+    nonfinite: int
+    """Values that are infinite or not a number: fp16 overflows at 65504."""
+    nonfinite_layers: dict[str, int]
+    """How many of them each layer has; layers without any are left out."""
+    seconds: float
+    """Time that this run took."""
+    content_digest: str
+    """Digest of ids and values; empty after a dry run."""
+    cost: Cost | None = None
+    """What was to be done; None where nothing was."""
+    classes: "ExtractResult | None" = None
+    """The nested store of class prompts, where a text encoder has made one as well."""
+
+    def sentence(self) -> str:
+        """Return what was done, for people; the class prompts' sentence on a line of its own."""
+        return "\n".join([self._own_sentence(), *([self.classes.sentence()] if self.classes else [])])
+
+    def _own_sentence(self) -> str:
+        if self.cost is not None and not self.content_digest:
+            return f"{self.path}: {self.cost.sentence()}"
+        if not self.computed_shards:
+            return f"{self.path}: nothing to do, {self.rows} {self.what} are there ({self.seconds:.1f} s)"
+        parts = [
+            f"{self.path}: {self.rows} {self.what}, {len(self.layers)} layers, {self.seconds:.1f} s",
+            f"{self.computed_shards} shards computed, {self.skipped_shards} found",
+        ]
+        if self.rejected:
+            parts.append(f"{self.rejected} items left out, see {self.path / 'rejected.csv'}")
+        if self.nonfinite:
+            layers = ", ".join(f"{name} {count}" for name, count in self.nonfinite_layers.items())
+            parts.append(f"{self.nonfinite} values are no finite numbers ({layers})")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain JSON data."""
+        classes = self.classes.to_json() if self.classes else None
+        return {**asdict(self), "path": str(self.path), "layers": list(self.layers), "classes": classes}
 
 
 def extract(config: ExtractConfig, progress: Progress = silent, preparing: Preparing | None = None) -> ExtractResult:
@@ -105,7 +169,8 @@ def _unchanged(config: ExtractConfig, dataset: RawDataset) -> list[ExtractResult
     return results
 
 
-def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | None:
+def _finished(config: ExtractConfig, job: Job, receipt: Mapping[str, Any]) -> ExtractResult | None:
+    """Return the result of a finished store, if the receipt is of its key and it holds all layers asked for."""
     try:
         layers = select_layers(config.layers, receipt["layer_names"])
         store = FeatureStore.open(job.root)
@@ -116,11 +181,13 @@ def _finished(config: ExtractConfig, job: Job, receipt: Any) -> ExtractResult | 
     if not fits or not set(layers) <= set(widths):
         return None
     manifest = store.manifest
-    if not config.dry_run and samples_digest(job.items.samples) != manifest.samples:
+    if config.dry_run:
+        cost = estimate(job.root, job.items, [(name, widths[name]) for name in layers], (), config.storage)
+        return _result(job, layers, manifest, cost=cost)
+    if samples_digest(job.items.samples) != manifest.samples:
         manifest = StoreWriter(job.root, manifest.header).refresh_samples(job.items.samples)
-    asked = [(name, widths[name]) for name in layers]
-    cost = estimate(job.root, job.items, asked, (), config.storage) if config.dry_run else None
-    return _result(config, job, manifest, layers, (), cost)
+    _require_sound(config, job, manifest)
+    return _result(job, layers, manifest)
 
 
 # ---- something to do -------------------------------------------------------------------------------------------------
@@ -148,121 +215,118 @@ def loaded(config: ExtractConfig) -> Encoder:
 def _with_encoder(
     config: ExtractConfig, dataset: RawDataset, progress: Progress, preparing: Preparing
 ) -> list[ExtractResult]:
-    from pipeline.runtime import keep_freed_memory
-
     keep_freed_memory()
     prepared = prepare_receipt(config)
     encoder = loaded(config)
     layers = encoder.resolve_layers(config.layers)
     results = []
     for job in jobs_of(config, dataset, encoder.modality):
-        result, key = _one_store(config, job, encoder, layers, progress, preparing)
+        making = _Making(config, job, encoder, layers, header_of(config, job.items, encoder, layers), progress)
+        results.append(making.run(preparing))
         if not config.dry_run:
-            write_receipt(job.root, prepared, key, encoder.modality, [layer.name for layer in encoder.layers])
-        results.append(result)
+            names = [layer.name for layer in encoder.layers]
+            write_receipt(job.root, prepared, making.header.key, encoder.modality, names)
     return results
 
 
-def _one_store(
-    config: ExtractConfig,
-    job: Job,
-    encoder: Encoder,
-    layers: tuple[str, ...],
-    progress: Progress,
-    preparing: Preparing,
-) -> tuple[ExtractResult, FeatureKey]:
-    header = header_of(config, job.items, encoder, layers)
-    pending = pending_of(config, job.root, header, layers)
-    widths = [(name, encoder.width(name)) for name in layers]
-    cost = estimate(job.root, job.items, widths, pending, config.storage)
-    if config.dry_run:
-        cost = _timed(cost, encoder, job.items, pending, batch_size_of(config, encoder.modality))
-    if pending or config.dry_run:
-        progress(Update(what=job.items.what, message=f"{address(job.root)}: {cost.sentence()}"))
-    if config.dry_run:
-        return _result(config, job, None, layers, (), cost), header.key
-    holder = this_process()
-    writer = StoreWriter(job.root, header, leases_of(job.root, config.lease_seconds, holder))
-    with EventLog(job.root, holder) as events:
-        if pending:
-            events.start(
-                index=config.worker_index,
-                of=config.num_workers,
-                shards=len(pending),
-                rows=cost.missing_rows,
-                layers=layers,
-                lease_seconds=config.lease_seconds,
-                kernel=holder.kernel,
-            )
-        computed = _compute(config, job, encoder, layers, writer, cost, progress, events, preparing)
-        manifest = writer.finish(job.items.samples, _provenance(config, encoder))
-        events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
-    return _result(config, job, manifest, layers, computed, cost), header.key
+@dataclass(frozen=True)
+class _Making:
+    """One store in the making."""
+
+    config: ExtractConfig
+    job: Job
+    encoder: Encoder
+    layers: tuple[str, ...]
+    header: Header
+    progress: Progress
+
+    def run(self, preparing: Preparing) -> ExtractResult:
+        """Compute what is missing and finish the store; of a dry run only the cost."""
+        config, root, items = self.config, self.job.root, self.job.items
+        pending = pending_of(config, root, self.header, self.layers)
+        widths = [(name, self.encoder.width(name)) for name in self.layers]
+        cost = estimate(root, items, widths, pending, config.storage)
+        if config.dry_run:
+            cost = self._timed(cost, pending)
+        if pending or config.dry_run:
+            self._tell(f"{address(root)}: {cost.sentence()}")
+        if config.dry_run:
+            return _result(self.job, self.layers, None, cost=cost)
+        holder = this_process()
+        writer = StoreWriter(root, self.header, leases_of(root, config.lease_seconds, holder))
+        with EventLog(root, holder) as events:
+            if pending:
+                events.start(
+                    index=config.worker_index,
+                    of=config.num_workers,
+                    shards=len(pending),
+                    rows=cost.missing_rows,
+                    layers=self.layers,
+                    lease_seconds=config.lease_seconds,
+                    kernel=holder.kernel,
+                )
+            computed = self._compute(writer, cost, events, preparing)
+            manifest = writer.finish(items.samples, self._provenance())
+            events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
+        _require_sound(config, self.job, manifest)
+        return _result(self.job, self.layers, manifest, computed=computed, cost=cost)
+
+    def _tell(self, message: str) -> None:
+        self.progress(Update(what=self.job.items.what, message=message))
+
+    def _timed(self, cost: Cost, pending: Sequence[PendingShard]) -> Cost:
+        if not pending:
+            return replace(cost, seconds=0.0)
+        layers = max((shard.layers for shard in pending), key=len)
+        batch_size = batch_size_of(self.config, self.encoder.modality)
+        seconds = seconds_a_row(self.encoder, self.job.items, layers, batch_size, pending[0].start)
+        return replace(cost, seconds=seconds * cost.missing_rows)
+
+    def _compute(self, writer: StoreWriter, cost: Cost, events: EventLog, preparing: Preparing) -> int:
+        """Compute the missing shards; return of how many this process computed something."""
+        from pipeline.extract.compute import Computation
+        from pipeline.extract.forward import Forward
+
+        items, batch_size = self.job.items, batch_size_of(self.config, self.encoder.modality)
+        work = Computation(
+            writer=writer,
+            items=items,
+            forward=Forward(self.encoder, self.layers, self.config.storage, batch_size),
+            preparing=preparing,
+            max_rejected=self.config.max_rejected,
+            meter=Meter(self.progress, items.what, cost.rows, cost.rows - cost.missing_rows),
+            batch_size=batch_size,
+            events=events,
+            share=Share(index=self.config.worker_index, count=self.config.num_workers),
+        )
+        work.run()
+        for note in work.forward.notes:
+            self._tell(note)
+        return len(work.shards)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "spec": self.config.encoder,
+            "modality": self.encoder.modality,
+            "dataset": address(self.config.dataset),
+            "device": self.config.device,
+            "batch_size": batch_size_of(self.config, self.encoder.modality),
+            "versions": versions(),
+        }
 
 
-def _timed(cost: Cost, encoder: Encoder, items: Items, pending: Sequence[PendingShard], batch_size: int) -> Cost:
-    if not pending:
-        return replace(cost, seconds=0.0)
-    layers = max((shard.layers for shard in pending), key=len)
-    seconds = seconds_a_row(encoder, items, layers, batch_size, pending[0].start)
-    return replace(cost, seconds=seconds * cost.missing_rows)
+def _require_sound(config: ExtractConfig, job: Job, manifest: Manifest) -> None:
+    job.items.require_sound(_rejected(manifest), config.max_rejected, job.root / REJECTED)
 
 
-def _compute(
-    config: ExtractConfig,
-    job: Job,
-    encoder: Encoder,
-    layers: tuple[str, ...],
-    writer: StoreWriter,
-    cost: Cost,
-    progress: Progress,
-    events: EventLog,
-    preparing: Preparing,
-) -> tuple[int, ...]:
-    from pipeline.extract.compute import Computation
-    from pipeline.extract.forward import Forward
-
-    batch_size = batch_size_of(config, encoder.modality)
-    work = Computation(
-        writer=writer,
-        items=job.items,
-        forward=Forward(encoder, layers, config.storage, batch_size),
-        preparing=preparing,
-        max_rejected=config.max_rejected,
-        meter=Meter(progress, job.items.what, cost.rows, cost.rows - cost.missing_rows),
-        batch_size=batch_size,
-        events=events,
-        share=Share(index=config.worker_index, count=config.num_workers),
-    )
-    work.run()
-    for note in work.forward.notes:
-        progress(Update(what=job.items.what, message=note))
-    return tuple(work.shards)
-
-
-def _provenance(config: ExtractConfig, encoder: Encoder) -> dict[str, Any]:
-    return {
-        "spec": config.encoder,
-        "modality": encoder.modality,
-        "dataset": address(config.dataset),
-        "device": config.device,
-        "batch_size": batch_size_of(config, encoder.modality),
-        "versions": versions(),
-    }
+def _rejected(manifest: Manifest) -> list[tuple[str, str]]:
+    by_shard = {file.index: file.rejected for file in manifest.shards}
+    return [pair for index in sorted(by_shard) for pair in by_shard[index]]
 
 
 def _result(
-    config: ExtractConfig,
-    job: Job,
-    manifest: Manifest | None,
-    layers: tuple[str, ...],
-    computed: Sequence[int],
-    cost: Cost | None,
+    job: Job, layers: tuple[str, ...], manifest: Manifest | None, *, computed: int = 0, cost: Cost | None = None
 ) -> ExtractResult:
-    rejected = _rejected(manifest) if manifest else []
-    if manifest and not config.dry_run:
-        table = job.root / REJECTED
-        check_share(rejected, len(job.items), config.max_rejected, what=job.items.what, table=table)
     counts = {layer.name: layer.nonfinite for layer in manifest.layers} if manifest else {}
     nonfinite = {name: counts[name] for name in layers if counts.get(name)}
     return ExtractResult(
@@ -270,17 +334,12 @@ def _result(
         what=job.items.what,
         rows=manifest.rows if manifest else 0,
         layers=layers,
-        computed_shards=len(computed),
-        skipped_shards=manifest.header.shards - len(computed) if manifest else 0,
-        rejected=len(rejected),
+        computed_shards=computed,
+        skipped_shards=manifest.header.shards - computed if manifest else 0,
+        rejected=len(_rejected(manifest)) if manifest else 0,
         nonfinite=sum(nonfinite.values()),
         nonfinite_layers=nonfinite,
         seconds=0.0,
         content_digest=manifest.content_digest if manifest else "",
         cost=cost,
     )
-
-
-def _rejected(manifest: Manifest) -> list[tuple[str, str]]:
-    by_shard = {file.index: file.rejected for file in manifest.shards}
-    return [pair for index in sorted(by_shard) for pair in by_shard[index]]

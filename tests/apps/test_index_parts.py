@@ -14,8 +14,8 @@ from pipeline.apps import indexing
 from pipeline.apps.indexing import Subject, build, in_turn, make_parts
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, UserError
-from pipeline.extract.shares import Share
 from pipeline.indexes.stored import read_index
+from pipeline.runtime import Share
 from pipeline.store import sources
 from pipeline.store.locks import lock
 from tests.apps.index_runs import ROWS, config, index_bytes, write_run

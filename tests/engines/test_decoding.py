@@ -18,8 +18,7 @@ from pipeline.engines.worker import Setup, Worker
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.items import Items, Source, caption_items, image_items
-from pipeline.extract.prepare import Here, Prepared
+from pipeline.extract.items import Here, Item, Items, Prepared, caption_items, image_items
 from tests.extract.building import IMAGE, TEXT, write_raw
 from tests.extract.tiny_encoders import TinyImage, TinyText
 
@@ -93,10 +92,10 @@ def decoding_with(raw: Path, actors: Sequence[FakeActor], *, workers: int = 1, c
     return Decoding(FakeRay, config_of(raw), workers, [Hand(actor, calls) for actor in actors])
 
 
-def cut(items: Items) -> list[list[Source]]:
+def cut(items: Items) -> list[list[Item]]:
     positions = range(len(items))
     return [
-        [items.source(position) for position in positions[start : start + IMAGES_AT_ONCE]]
+        [items.at(position) for position in positions[start : start + IMAGES_AT_ONCE]]
         for start in range(0, len(items), IMAGES_AT_ONCE)
     ]
 
@@ -109,7 +108,7 @@ def all_of(preparing: Decoding, items: Items) -> list[Prepared]:
 
 def assert_same(found: Sequence[Prepared], items: Items, number: int = IMAGES) -> None:
     encoder = TinyImage(LoadOptions())
-    expected = Here(1)(encoder, [items.source(position) for position in range(number)])
+    expected = Here(1)(encoder, [items.at(position) for position in range(number)])
     assert [(item.position, item.reason) for item in found] == [(item.position, item.reason) for item in expected]
     for mine, other in zip(found, expected, strict=True):
         if mine.tensor is None or other.tensor is None:
@@ -193,7 +192,7 @@ def test_texts_stay_here(raw: Path) -> None:
     actor = FakeActor(raw.parent)
     preparing = Decoding(FakeRay, config_of(raw, TEXT), 1, [Hand(actor, 2)])
     items = caption_items(open_dataset(raw))
-    sources = [items.source(position) for position in range(len(items))]
+    sources = [items.at(position) for position in range(len(items))]
     found = preparing(TinyText(LoadOptions()), sources)
     assert [item.position for item in found] == list(range(len(items)))
     assert actor.images == 0
@@ -225,7 +224,7 @@ def test_builds_of_one_version_for_cpus_and_gpus_do_not_differ(raw: Path, monkey
 
 def test_a_file_that_changed_is_the_users_error_and_no_loss(raw: Path) -> None:
     items = image_items(open_dataset(raw), 1)
-    source = items.source(0)
+    source = items.at(0)
     actor = FakeActor(raw.parent)
     (raw / open_dataset(raw).images[0].file).write_bytes(b"other bytes")
     with pytest.raises(UserError, match=r"as it was when this run began, found other bytes; run again"):

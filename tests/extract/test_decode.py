@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.encoders.transform import REDUCED, Reduced
+from pipeline.errors import RejectedInputError
 from pipeline.extract.decode import decode_bytes, decode_image
-from pipeline.extract.rejected import RejectedInputError
 from tests.extract.building import encoded, picture
 
 

@@ -13,9 +13,9 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.transform import REDUCED, ImageTransform, Reduced
+from pipeline.errors import RejectedInputError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.decode import decode_image
-from pipeline.extract.rejected import RejectedInputError
 from pipeline.extract.run import extract
 from pipeline.store.reader import FeatureStore
 from tests.extract.building import IMAGE, encoded, write_raw, write_table

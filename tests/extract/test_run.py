@@ -316,7 +316,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(raw: Path, tmp_path: Path) -
 
 
 def test_a_full_disk_is_told_before_the_work(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.extract.cost.free_bytes", lambda path: 500)
+    monkeypatch.setattr("pipeline.extract.plan.free_disk", lambda path: 500)
     with pytest.raises(PipelineError, match="expected 960 B of free disk, found 500 B"):
         extract(config(raw, tmp_path / "out"))
     assert tiny_encoders.CALLS == []
@@ -338,13 +338,13 @@ def test_progress_counts_what_earlier_runs_did(raw: Path, tmp_path: Path) -> Non
 def test_names_and_numbers_of_options_are_checked(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"known dtype .*fp32"):
         config(raw, tmp_path, dtype="float")
-    with pytest.raises(UnknownNameError, match="known storage_dtype"):
+    with pytest.raises(UnknownNameError, match="known storage dtype"):
         config(raw, tmp_path, storage_dtype="int8")
-    with pytest.raises(UnknownNameError, match="known texts"):
+    with pytest.raises(UnknownNameError, match="known kind of texts"):
         config(raw, tmp_path, texts="some")
     with pytest.raises(UserError, match="--batch-size: expected 1 or more, found 0"):
         config(raw, tmp_path, batch_size=0)
-    with pytest.raises(UserError, match="a share of 0 to 1, found 5"):
+    with pytest.raises(UserError, match="--max-rejected: expected 0 to 1, found 5"):
         config(raw, tmp_path, max_rejected=5)
     with pytest.raises(UnknownNameError, match="layer"):
         extract(config(raw, tmp_path / "out", layers="middle"))

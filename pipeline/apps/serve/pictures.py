@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline.apps.serve.limits import THUMBNAIL_BYTES, THUMBNAIL_EDGES
 from pipeline.apps.serve.problems import ApiError
 from pipeline.apps.serve.served import ServedRun
+from pipeline.errors import RejectedInputError
 from pipeline.extract.decode import decode_image
-from pipeline.extract.rejected import RejectedInputError
 from pipeline.remote.folder import bring
 
 MEDIA_TYPE = "image/jpeg"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.extract.cost import Cost, default_shard_rows
+from pipeline.extract.plan import Cost, default_shard_rows
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.extract.compute import in_turn
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.shares import Share, in_turn, share_of
+from pipeline.runtime import Share, share_of
 from pipeline.store.records import PendingShard
 
 SRUN = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}
@@ -55,7 +56,12 @@ def test_who_says_which_worker_this_is(
         (-1, 2, {}, "--worker-index: expected 0 to 1, as --num-workers says, found -1"),
         (0, 0, {}, "--num-workers: expected 1 or more, found 0"),
         (None, None, {**SRUN, "SLURM_PROCID": "4"}, "SLURM_PROCID: expected 0 to 3, as SLURM_NTASKS says, found 4"),
-        (None, None, {**TORCHRUN, "WORLD_SIZE": "many"}, "WORLD_SIZE: expected a whole number, found 'many'; mend it"),
+        (
+            None,
+            None,
+            {**TORCHRUN, "WORLD_SIZE": "many"},
+            "WORLD_SIZE: expected a whole number, found 'many'; corr",
+        ),
         (None, None, {**TORCHRUN, "WORLD_SIZE": "-3"}, "WORLD_SIZE: expected 1 or more, found -3"),
         (None, None, {**ARRAY, "SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_ID: expected 0 to 4, .*, found -1"),
     ],
