@@ -16,10 +16,8 @@ from pathlib import Path
 from benchmarks.alternate import Work, alternate, show
 from benchmarks.raw import make_raw
 from pipeline.encoders.base import Encoder
-from pipeline.engines.cluster import Cluster
-from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoding, hands
-from pipeline.engines.hire import hire
-from pipeline.engines.places import Place
+from pipeline.engines.cluster import Bundle, connect
+from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoding, decoder_shares, start_decoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.items import Here, Items, Preparing, image_items
@@ -54,18 +52,17 @@ def main() -> None:
         config = ExtractConfig(dataset=raw, encoder="package:efficientnet-lite0", out=out, device="cpu")
         keep_freed_memory()
         encoder, items = loaded(config), image_items(open_dataset(raw), 1)
-        cluster = Cluster()
-        actor = hire(cluster.ray, Place(cpus=1), calls=1)
-        others = hands([(actor, 1)], 1)
+        ray = connect()
+        others = decoder_shares([(start_decoder(ray, Bundle(1)), 1)], 1)
         ways: dict[str, Preparing] = {
             "here": Here(1),
-            "a decoder": Decoding(cluster.ray, config, 0, others),
-            "both": Decoding(cluster.ray, config, 1, others),
+            "a decoder": Decoding(ray, config, 0, others),
+            "both": Decoding(ray, config, 1, others),
         }
         tasks = {name: making_ready(way, encoder, items) for name, way in ways.items()}
         alternate(tasks, 1)  # the decoder loads the encoder
         found = alternate(tasks, arguments.repeat)
-        cluster.close()
+        ray.shutdown()
     show(
         f"{len(items)} JPEGs of {arguments.width} × {arguments.height}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}",

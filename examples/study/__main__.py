@@ -18,7 +18,7 @@ from pipeline.commands import engine as engines
 from pipeline.commands.checks import at_least_one, writable_file, writable_folder
 from pipeline.commands.data import make_missing
 from pipeline.commands.urls import takes_urls
-from pipeline.engines.table import open_engine
+from pipeline.engines import open_engine
 from pipeline.errors import exit_with_sentence
 from pipeline.progress import progress_bar
 from pipeline.words import on_stderr

@@ -37,7 +37,7 @@ def extract(
 
     Example: pipeline extract --layers all --engine ray --address auto
     """
-    from pipeline.engines.table import open_engine
+    from pipeline.engines import open_engine
     from pipeline.progress import progress_bar
 
     if "decode_cpus" in given and engine == "local":

@@ -61,7 +61,7 @@ def sweep(
     Example: pipeline sweep --image STORE --text STORE --method cca --method info_nce --pairs 250 --pairs 1000
     --seed 1 --seed 42 --split test --out data/4_study/mine
     """
-    from pipeline.engines.table import open_engine
+    from pipeline.engines import open_engine
     from pipeline.sweep.results import flat_row, summary
     from pipeline.sweep.run import sweep as run
     from pipeline.sweep.run import worklist

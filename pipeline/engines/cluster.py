@@ -1,25 +1,33 @@
-"""A connection to Ray: to the cluster at an address, or to one that is started here for as long as it is needed.
+"""A connection to Ray, what the nodes of a cluster have room for, and how work is called there.
 
 Ray is imported here and nowhere else, when a cluster is asked for.
 """
 
 import logging
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from pipeline.engines.places import Node
-from pipeline.errors import MissingExtraError, UserError
+from pipeline.align.parallel import THREADS
+from pipeline.errors import MissingExtraError, PipelineError, UserError
 from pipeline.runtime import cpu_cores
 
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_task_oom_retries": "3",  # else without end
+}
 _OBJECTS = 80 * 2**20
 """Bytes of a local Ray's object store: features go to the disk, only small messages pass through Ray."""
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
 _SLOW = "timed out during startup"
-"""What Ray says if a node needs more than 30 s to start, as on a machine that is busy; the next try is quicker."""
+"""What Ray says if a node needs more than 30 s to start, as on a busy machine; the next try is quicker."""
+_THREADS = 32
+"""Decoding threads of one worker, at most, as without a cluster."""
 
 
 def load_ray() -> Any:
@@ -28,7 +36,7 @@ def load_ray() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         return import_module("ray")
@@ -36,55 +44,31 @@ def load_ray() -> Any:
         raise MissingExtraError("ray", "pip install 'fewpairs[ray]'", "--engine ray") from error
 
 
-class Cluster:
-    """A connected Ray.
+def connect(address: str | None = None) -> Any:
+    """Connect to a cluster and return the module `ray`; its `shutdown` ends the connection and all that works for it.
 
     Args:
-        address: `host:port` of a cluster's head, `auto` for the one that this machine belongs to; nothing means
-            RAY_ADDRESS, or else a Ray of this machine's own, which ends with the connection.
+        address: `host:port` of the head, or `auto` for the cluster that this machine belongs to. None means
+            RAY_ADDRESS, or else a Ray on this machine alone, which ends with the connection.
 
     Raises:
         MissingExtraError: Ray is not installed.
         UserError: There is no cluster at the address.
     """
-
-    def __init__(self, address: str | None = None) -> None:
-        self.ray = load_ray()
-        _hush()
-        found = address or os.environ.get("RAY_ADDRESS")
-        options = {"address": found} if found else _own()
+    ray = load_ray()
+    _hush()
+    found = address or os.environ.get("RAY_ADDRESS")
+    alone = {"address": "local", "num_cpus": cpu_cores(), "object_store_memory": _OBJECTS, "include_dashboard": False}
+    for tries_left in (2, 1, 0):
         try:
-            self._init(options)
+            ray.init(**({"address": found} if found else alone), logging_level=logging.CRITICAL, log_to_driver=False)
         except Exception as error:  # Ray raises nothing more special
-            raise _no_cluster(found, error) from error
-
-    def _init(self, options: Mapping[str, Any]) -> None:
-        for last in (False, False, True):
-            try:
-                self.ray.init(**options, logging_level=logging.CRITICAL, log_to_driver=False)
-            except Exception as error:
-                if last or _SLOW not in str(error):
-                    raise
-                self.ray.shutdown()
-            else:
-                return
-
-    def nodes(self) -> list[Node]:
-        """Return the nodes that are alive."""
-        return [
-            Node(name=node["NodeID"], cpus=int(offered.get("CPU", 0)), gpus=int(offered.get("GPU", 0)))
-            for node in self.ray.nodes()
-            if node["Alive"] and (offered := node["Resources"]) is not None
-        ]
-
-    def close(self) -> None:
-        """Leave the cluster: workers of this connection end, and so does a Ray that was started for it."""
-        self.ray.shutdown()
-
-
-def _own() -> dict[str, Any]:
-    """Return the options of a Ray on this machine alone."""
-    return {"address": "local", "num_cpus": cpu_cores(), "object_store_memory": _OBJECTS, "include_dashboard": False}
+            if not tries_left or _SLOW not in str(error):
+                raise _no_cluster(found, error) from error
+            ray.shutdown()
+        else:
+            break
+    return ray
 
 
 def _hush() -> None:
@@ -95,13 +79,160 @@ def _hush() -> None:
 
 
 def _no_cluster(address: str | None, error: Exception) -> UserError:
-    said = [str(error), str(error.__cause__ or "")]
-    token = any("token" in text.lower() for text in said)
     if not address:
-        found, remedy = " ".join(said[0].split()), "start one with `ray start --head` and give --address auto"
+        found, remedy = " ".join(str(error).split()), "start one with `ray start --head` and give --address auto"
         return UserError(expected="a Ray that starts on this machine", found=found, where="--engine ray", remedy=remedy)
-    remedy = "start one with `ray start --head`, or leave --address out to work on this machine"
-    if token:
-        remedy = "export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as `ray get-auth-token` says it on the head"
-    found = "one that wants another token" if token else "none that answers"
+    found, remedy = "none that answers", "start one with `ray start --head`, or leave --address out"
+    if "token" in f"{error} {error.__cause__}".lower():
+        found = "one that wants another token"
+        remedy = "export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as `ray get-auth-token` prints it on the head"
     return UserError(expected="a Ray cluster", found=found, where=f"--address {address}", remedy=remedy)
+
+
+class Node(NamedTuple):
+    """A live node of a cluster."""
+
+    id: str
+    cpus: int
+    gpus: int = 0
+
+
+class Bundle(NamedTuple):
+    """The resources of one worker, in Ray's word: threads that decode, and compute where there is no GPU."""
+
+    cpus: int
+    gpus: int = 0
+    node: str = ""
+    """Id of the node that it is meant for; any other will do once that one is gone."""
+
+
+def live_nodes(ray: Any) -> list[Node]:
+    """Return the nodes that are alive."""
+    alive = [(node["NodeID"], node["Resources"] or {}) for node in ray.nodes() if node["Alive"]]
+    return [Node(name, int(offers.get("CPU", 0)), int(offers.get("GPU", 0))) for name, offers in alive]
+
+
+def extraction_bundles(
+    nodes: Sequence[Node], device: str, workers: int | None, decode_cpus: int | None
+) -> tuple[list[Bundle], list[Bundle]]:
+    """Return the resources of encoders, and of workers that only decode.
+
+    Args:
+        nodes: The nodes.
+        device: auto (GPUs where there are any), cpu or cuda.
+        workers: CPUs of an encoder; None means a fair share of the node's beside a GPU, else all of the node's.
+        decode_cpus: CPUs that only decode, those of nodes without a GPU first; None means all of those nodes' where
+            encoders have GPUs, else none.
+
+    Raises:
+        UserError: There is no room, no GPU where one is asked for, or so many CPUs cannot be spared.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        remedy = "use --device cuda: Ray gives each worker a GPU of its own"
+        raise UserError(expected="auto, cpu or cuda with an engine", found=device, where="--device", remedy=remedy)
+    on_gpus = device != "cpu" and any(node.gpus for node in nodes)
+    if device == "cuda" and not on_gpus:
+        raise UserError(expected="a cluster with a GPU", found="none", where="--device cuda")
+    spare = [max(node.cpus - node.gpus, 0) if on_gpus else node.cpus for node in nodes]
+    most = max(sum(spare) - (not on_gpus), 0)  # without GPUs, encoders keep a CPU
+    if decode_cpus is None:
+        decode_cpus = sum(node.cpus for node in nodes if on_gpus and not node.gpus)
+    elif decode_cpus > most:
+        where, remedy = "--decode-cpus", "the others are for the encoders"
+        raise UserError(expected=f"{most} or fewer", found=str(decode_cpus), where=where, remedy=remedy)
+    encoders: list[Bundle] = []
+    decoders: list[Bundle] = []
+    for node, limit in sorted(zip(nodes, spare, strict=True), key=lambda pair: pair[0].gpus > 0):
+        taken = min(decode_cpus, limit)
+        decode_cpus -= taken
+        decoders += [Bundle(min(_THREADS, taken - start), node=node.id) for start in range(0, taken, _THREADS)]
+        encoders += _encoders(node._replace(cpus=node.cpus - taken), workers, on_gpus=on_gpus)
+    return _some(encoders), decoders
+
+
+def _encoders(node: Node, workers: int | None, *, on_gpus: bool) -> list[Bundle]:
+    if on_gpus:
+        count = min(node.gpus, node.cpus)
+        share = node.cpus // max(count, 1)
+        return [Bundle(min(workers or _THREADS, share), 1, node.id)] * count
+    size = min(workers or node.cpus, node.cpus)
+    return [Bundle(size, node=node.id)] * (node.cpus // size if size else 0)
+
+
+def run_bundles(nodes: Sequence[Node], device: str) -> list[Bundle]:
+    """Return the resources of each small run that fits: one a GPU where `device` allows and there are any, else a CPU.
+
+    Raises:
+        UserError: There is no room.
+    """
+    gpus = sum(min(node.gpus, node.cpus) for node in nodes) if device != "cpu" else 0
+    return [Bundle(1, 1)] * gpus or _some([Bundle(1)] * sum(node.cpus for node in nodes))
+
+
+def _some(bundles: list[Bundle]) -> list[Bundle]:
+    if not bundles:
+        remedy = "wait until nodes have joined (`ray status`), or start some: `ray start --address HEAD:PORT`"
+        raise UserError(expected="a cluster with CPUs for workers", found="none", where="--engine ray", remedy=remedy)
+    return bundles
+
+
+# ---- calls -----------------------------------------------------------------------------------------------------------
+
+
+def options_of(ray: Any, bundle: Bundle, *, soft: bool = True) -> dict[str, Any]:
+    """Return Ray's options for a task or an actor with these resources; not `soft`: on the bundle's node or nowhere."""
+    options: dict[str, Any] = {"num_cpus": bundle.cpus, "num_gpus": bundle.gpus}
+    if bundle.node:
+        affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        options["scheduling_strategy"] = affinity(bundle.node, soft=soft)
+    return options
+
+
+def queue_here(ray: Any) -> Any:
+    """Return a queue of Ray (`ray.util.queue.Queue`) on this process's node."""
+    here = Bundle(0, node=ray.get_runtime_context().get_node_id())
+    return import_module("ray.util.queue").Queue(actor_options=options_of(ray, here, soft=False))
+
+
+class Origin(NamedTuple):
+    """What a worker takes over from the process that asks for its work; relative paths and own classes need it."""
+
+    folder: str
+    """Its working folder, used where a node has it."""
+    python_path: list[str]
+    """Folders of its PYTHONPATH."""
+    environment: dict[str, str]
+    """Variables that say with how many threads to compute."""
+
+    @classmethod
+    def here(cls, cpus: int, threads: int | None = None) -> "Origin":
+        """Return this process as an origin; a worker computes with `threads`, or as the environment or its CPUs say."""
+        own = {} if threads else os.environ
+        environment = {name: own.get(name, str(threads or cpus)) for name in THREADS}
+        return cls(str(Path.cwd()), os.environ.get("PYTHONPATH", "").split(os.pathsep), environment)
+
+    def adopt(self) -> None:
+        """Take it over; before torch is loaded, which reads the environment then."""
+        os.environ.update(self.environment)
+        if Path(self.folder).is_dir():
+            os.chdir(self.folder)
+        sys.path += [path for path in self.python_path if path and path not in sys.path]
+
+
+def result_of(ray: Any, call: Any, timeout: float | None = None) -> Any:
+    """Return what a call to a worker gave.
+
+    Raises:
+        PipelineError: As the work raised it, or the work failed with an error that nobody foresaw.
+        OSError: As the work raised it.
+        RayError: The worker is lost, or it does not answer in time [seconds].
+    """
+    try:
+        return ray.get(call, timeout=timeout)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError | OSError):
+            raise error.cause from None
+        found = f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
+        node = re.search(r"ip=([^,)]+)", str(error))
+        where = f"worker on {node[1]}" if node else "--engine ray"
+        raise PipelineError(expected="work that ends", found=found, where=where) from error

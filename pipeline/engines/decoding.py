@@ -2,20 +2,20 @@
 
 An encoder's worker asks with a few images at a time and waits in a thread: never more are asked for than two a CPU that
 decodes, so nothing piles up, and whoever is quick does more. What comes back are the very bytes that this process would
-have made: each answer says what made it, and another version of a library anywhere ends the run. A decoder that is lost
-is left out until Ray has started it again; its images are asked for again, or made here.
+have made: each answer says what made it, and another version of a library anywhere ends the run. What a lost decoder
+was at is made elsewhere; Ray starts it again, and it is asked again once it has answered.
 """
 
 import json
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.encoders.base import Encoder, Modality
-from pipeline.engines.worker import Failed, Seat
+from pipeline.engines.cluster import Bundle, Origin, options_of, result_of
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.items import Here, Item, Prepared, Preparing
@@ -27,29 +27,21 @@ IMAGES_AT_ONCE = 4
 """Images a call: four of 224 × 224 cost about 2 ms to hand over, and 3 ms each or more to decode."""
 _CALLS_A_CPU = 2
 """Calls under way for each CPU that decodes: one at work, one that waits or travels."""
-_LOOK = 0.2
-"""Seconds between two looks whether a decoder is there."""
-_PAUSE = 5.0
-"""Seconds until a lost decoder is asked again whether it is back."""
 _SILENCE = 120.0
 """Seconds without an answer after which a decoder counts as lost, whatever Ray thinks of it."""
 
 
-class _SilentError(Exception):
-    """A decoder does not answer."""
-
-
-class Hand(NamedTuple):
-    """A decoder as an encoder's worker knows it."""
+class DecoderShare(NamedTuple):
+    """A decoder as one of the encoders may use it."""
 
     actor: Any
     calls: int
-    """How many calls it takes from this worker at once."""
+    """How many calls it takes from this encoder at once."""
 
 
-def hands(decoders: Sequence[tuple[Any, int]], encoders: int) -> list[Hand]:
+def decoder_shares(decoders: Sequence[tuple[Any, int]], encoders: int) -> list[DecoderShare]:
     """Return the decoders, (actor, CPUs) each, as each of several encoders may use them: by equal shares of all."""
-    return [Hand(actor, max(1, _CALLS_A_CPU * cpus // encoders)) for actor, cpus in decoders]
+    return [DecoderShare(actor, max(1, _CALLS_A_CPU * cpus // encoders)) for actor, cpus in decoders]
 
 
 # ---- in the decoder --------------------------------------------------------------------------------------------------
@@ -58,30 +50,41 @@ def hands(decoders: Sequence[tuple[Any, int]], encoders: int) -> list[Hand]:
 class Answer(NamedTuple):
     """What a decoder made of some images."""
 
-    origin: str
-    """What made it; see `origin_of`."""
+    fingerprint: str
+    """What made it; see `fingerprint`."""
     items: list[tuple[int, "NDArray[Any] | None", str]]
     """(position, array, reason) as in `Prepared`."""
 
 
-_loading = threading.Lock()
+class Decoder:
+    """Makes images ready; an actor of Ray, whose methods several threads call.
+
+    Args:
+        origin: What it takes over from the process that asked for it.
+    """
+
+    def __init__(self, origin: Origin) -> None:
+        origin.adopt()
+        self._loading = threading.Lock()
+
+    def load(self, config: ExtractConfig) -> None:
+        """Load the encoder, for what it does before the forward pass."""
+        with self._loading:
+            _loaded(config)
+
+    def decode(self, config: ExtractConfig, items: Sequence[Item]) -> Answer:
+        """Make some images ready."""
+        with self._loading:
+            encoder, made_by = _loaded(config)
+        made = Here(1)(encoder, items)
+        arrays = [None if item.tensor is None else item.tensor.numpy() for item in made]
+        return Answer(made_by, [(item.position, array, item.reason) for item, array in zip(made, arrays, strict=True)])
 
 
-def load(config: ExtractConfig, seat: Seat) -> None:
-    """Load the encoder, for what it does before the forward pass."""
-    with _loading:
-        _loaded(config)
-
-
-def decode(task: tuple[ExtractConfig, Sequence[Item]], seat: Seat) -> Answer:
-    """Make some images ready."""
-    config, sources = task
-    with _loading:
-        encoder, origin = _loaded(config)
-    made = Here(1)(encoder, sources)
-    return Answer(
-        origin, [(item.position, None if item.tensor is None else item.tensor.numpy(), item.reason) for item in made]
-    )
+def start_decoder(ray: Any, bundle: Bundle) -> Any:
+    """Return the actor of a new decoder, which Ray starts again each time that it is lost."""
+    actor = ray.remote(max_concurrency=bundle.cpus, max_restarts=-1, **options_of(ray, bundle))(Decoder)
+    return actor.remote(Origin.here(bundle.cpus))
 
 
 @lru_cache(maxsize=1)
@@ -91,10 +94,10 @@ def _loaded(config: ExtractConfig) -> tuple[Encoder, str]:
 
     keep_freed_memory()
     encoder = loaded(replace(config, device="cpu"))
-    return encoder, origin_of(encoder)
+    return encoder, fingerprint(encoder)
 
 
-def origin_of(encoder: Encoder) -> str:
+def fingerprint(encoder: Encoder) -> str:
     """Return what an encoder does before the forward pass, and with which versions, as JSON."""
     from pipeline.encoders.custom import own_source
     from pipeline.extract.receipt import versions
@@ -106,133 +109,76 @@ def origin_of(encoder: Encoder) -> str:
 # ---- in the encoder's worker -----------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Helper:
-    """A decoder at work."""
-
-    hand: Hand
-    asked: Any = None
-    """Its unanswered (or answered) question whether it has loaded the encoder."""
-    ready: bool = False
-    rests_until: float = 0.0
-    calls: int = 0
-    """Calls under way."""
-
-
-@dataclass
 class Decoding(Preparing):
     """Makes images ready here and in decoders, texts here.
 
     Args:
         ray: The module.
         config: What is extracted; the same for all workers.
-        workers: Threads that decode here.
-        hands: The decoders.
+        threads: Threads that decode here.
+        decoders: The decoders.
     """
 
-    ray: Any
-    config: ExtractConfig
-    workers: int
-    hands: Sequence[Hand]
-    _here: int = 0
-    _free: threading.Condition = field(default_factory=threading.Condition)
-    _origin: str = ""
-
-    def __post_init__(self) -> None:
+    def __init__(self, ray: Any, config: ExtractConfig, threads: int, decoders: Sequence[DecoderShare]) -> None:
+        self._ray, self._threads, self._decoders = ray, threads, decoders
+        self._local = Here(threads)
         # Which worker asks is nothing to a decoder: one encoder there serves all.
-        self._asks = replace(self.config, worker_index=0, num_workers=1, workers=None)
-        self._local = Here(self.workers)
-        self._helpers = [_Helper(hand) for hand in self.hands]
+        self._config = replace(config, worker_index=0, num_workers=1, workers=None)
+        self._fingerprint = ""
+        self._room: SimpleQueue[Any] = SimpleQueue()
+        """Who could take a call now: decoders, None for this process."""
+        for _ in range(threads):
+            self._room.put(None)
+        for decoder in decoders:
+            for _ in range(decoder.calls):
+                self._open(decoder.actor)
 
     def threads(self, modality: Modality) -> int:
         """Return the threads that decode here, and one for each call that may be under way."""
-        others = sum(hand.calls for hand in self.hands) if modality == "image" else 0
-        return self.workers + others
+        return self._threads + (sum(decoder.calls for decoder in self._decoders) if modality == "image" else 0)
 
     def at_once(self, modality: Modality) -> int:
         """Return some images, or as many texts as without decoders."""
         return IMAGES_AT_ONCE if modality == "image" else self._local.at_once(modality)
 
-    def __call__(self, encoder: Encoder, sources: Sequence[Item]) -> list[Prepared]:
+    def __call__(self, encoder: Encoder, items: Sequence[Item]) -> list[Prepared]:
         """Make them ready wherever there is room first."""
         if encoder.modality != "image":
-            return self._local(encoder, sources)
+            return self._local(encoder, items)
         while True:
-            helper = self._seat()
+            decoder = self._room.get()
+            lost = False
             try:
-                if helper is None:
-                    return self._local(encoder, sources)
-                return self._asked(helper, encoder, sources)
-            except (self.ray.exceptions.RayError, _SilentError):
-                self._lost(helper)
+                return self._asked(decoder, encoder, items) if decoder else self._local(encoder, items)
+            except self._ray.exceptions.RayError:
+                lost = True
             finally:
-                self._leave(helper)
+                if lost:
+                    self._open(decoder)
+                else:
+                    self._room.put(decoder)
 
-    def _asked(self, helper: _Helper, encoder: Encoder, sources: Sequence[Item]) -> list[Prepared]:
+    def _open(self, decoder: Any) -> None:
+        """Make room for a call at a decoder as soon as it answers that it has loaded the encoder, or why it cannot."""
+
+        def answered(future: Any) -> None:
+            error = future.exception()
+            if error is None or isinstance(error, self._ray.exceptions.RayTaskError):
+                self._room.put(decoder)
+
+        decoder.load.options(max_task_retries=-1).remote(self._config).future().add_done_callback(answered)
+
+    def _asked(self, decoder: Any, encoder: Encoder, items: Sequence[Item]) -> list[Prepared]:
         import torch
 
-        asked = helper.hand.actor.run.remote(decode, (self._asks, sources))
-        if not self.ray.wait([asked], timeout=_SILENCE)[0]:
-            raise _SilentError
-        answer: Answer = _result(self.ray.get(asked))
-        with self._free:
-            self._origin = self._origin or origin_of(encoder)
-        if answer.origin != self._origin:
-            raise _unlike(self._origin, answer.origin)
+        answer: Answer = result_of(self._ray, decoder.decode.remote(self._config, items), _SILENCE)
+        self._fingerprint = self._fingerprint or fingerprint(encoder)
+        if answer.fingerprint != self._fingerprint:
+            raise _unlike(self._fingerprint, answer.fingerprint)
         return [
             Prepared(position, None if array is None else torch.from_numpy(array.copy()), reason)
             for position, array, reason in answer.items
         ]
-
-    # ---- room --------------------------------------------------------------------------------------------------------
-
-    def _seat(self) -> _Helper | None:
-        """Wait for room, and return the decoder that has it; None for room here."""
-        with self._free:
-            while True:
-                if self._here < self.workers:
-                    self._here += 1
-                    return None
-                for helper in sorted(self._helpers, key=lambda each: each.calls / each.hand.calls):
-                    if helper.calls < helper.hand.calls and self._is_ready(helper):
-                        helper.calls += 1
-                        return helper
-                self._free.wait(_LOOK)
-
-    def _leave(self, helper: _Helper | None) -> None:
-        with self._free:
-            if helper is None:
-                self._here -= 1
-            else:
-                helper.calls -= 1
-            self._free.notify()
-
-    def _is_ready(self, helper: _Helper) -> bool:
-        if helper.ready or time.monotonic() < helper.rests_until:
-            return helper.ready
-        if helper.asked is None:
-            helper.asked = helper.hand.actor.run.remote(load, self._asks)
-        answered, _ = self.ray.wait([helper.asked], timeout=0)
-        if answered:
-            question, helper.asked = helper.asked, None
-            try:
-                _result(self.ray.get(question))
-            except self.ray.exceptions.RayError:
-                helper.rests_until = time.monotonic() + _PAUSE
-            else:
-                helper.ready = True
-        return helper.ready
-
-    def _lost(self, helper: _Helper | None) -> None:
-        if helper is not None:
-            with self._free:
-                helper.ready, helper.rests_until = False, time.monotonic() + _PAUSE
-
-
-def _result(answer: Any) -> Any:
-    if isinstance(answer, Failed):
-        raise answer.error
-    return answer.result
 
 
 def _unlike(own: str, other: str) -> PipelineError:

@@ -1,39 +1,54 @@
 """The engine `ray`: encoders on the GPUs or CPUs of a cluster, or small runs on its CPUs. Connects when work is there.
 
-with RayEngine("auto") as engine:
-    engine.extract(config, progress)
-
-Every worker writes shards into the one store itself, so all nodes and this machine need the same folders. Killed
-anywhere, with or without Ray, the next run goes on.
+Encoders and small runs are tasks of Ray, which does a task again, wherever there is room, if its worker is lost. Every
+encoder commits shards to the one store itself, so all nodes and this machine need the same folders, and what is
+committed stays: killed anywhere, with or without Ray, the next run goes on.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from pipeline.engines.base import Engine, Item, Result
-from pipeline.engines.cluster import Cluster, load_ray
-from pipeline.engines.decoding import hands
-from pipeline.engines.hire import hire
-from pipeline.engines.parts import extract_part, make_room, part
-from pipeline.engines.places import Place, cell_places, extraction_places
-from pipeline.engines.pool import Pool
-from pipeline.engines.together import Together
-from pipeline.engines.worker import Seat
-from pipeline.errors import UserError
+import pipeline
+from pipeline.engines import Engine, Item, Result
+from pipeline.engines.cluster import (
+    Bundle,
+    Origin,
+    connect,
+    extraction_bundles,
+    live_nodes,
+    load_ray,
+    options_of,
+    queue_here,
+    result_of,
+    run_bundles,
+)
+from pipeline.engines.decoding import DecoderShare, Decoding, decoder_shares, start_decoder
+from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import ExtractResult
-from pipeline.progress import Progress, Update, silent
+from pipeline.progress import Meter, Progress, Update, say, silent
+from pipeline.remote.binding import address, local_path, urls_in_errors
+
+_RETRIES = 3
+"""Times that work is done again whose worker was lost."""
+_POLL = 0.5
+"""Seconds between two looks at what workers tell."""
+_PATIENCE = 30.0
+"""Seconds without news of any worker before that is said."""
+_GRACE = 30.0
+"""Seconds that encoders have to see that their store is complete, once one has seen it."""
 
 
 class RayEngine(Engine):
     """Works on a Ray cluster.
 
     Args:
-        address: See `pipeline.engines.cluster.Cluster`.
+        address: See `pipeline.engines.cluster.connect`.
         device: What small runs compute on: auto or cuda give each a GPU where there are any, cpu gives them none.
 
     Raises:
@@ -45,20 +60,22 @@ class RayEngine(Engine):
         self._address, self._device = address, device
 
     @cached_property
-    def _cluster(self) -> Cluster:
-        return Cluster(self._address)
+    def _ray(self) -> Any:
+        return connect(self._address)
 
     def close(self) -> None:
         """Leave the cluster, if it was needed."""
-        if "_cluster" in vars(self):
-            self._cluster.close()
+        if "_ray" in vars(self):
+            self._ray.shutdown()
 
-    def jobs(self, said: int | None) -> int:
-        """Return what was said, else how many fit on the cluster."""
-        return said or len(cell_places(self._cluster.nodes(), self._device))
+    def jobs(self, asked: int | None) -> int:
+        """Return the number asked for, else how many fit on the cluster."""
+        return asked or len(run_bundles(live_nodes(self._ray), self._device))
+
+    # ---- extraction --------------------------------------------------------------------------------------------------
 
     def extract(self, config: ExtractConfig, progress: Progress = silent) -> ExtractResult:
-        """Extract with one worker a place; where nothing is left to do, Ray is not even started.
+        """Extract with one encoder a bundle; where nothing is left to do, Ray is not even started.
 
         Raises:
             UserError: As `pipeline.extract.run.extract`, or there is no cluster or no room on it.
@@ -71,48 +88,47 @@ class RayEngine(Engine):
         return replace(result, seconds=time.perf_counter() - start)
 
     def _extracted(self, config: ExtractConfig, progress: Progress) -> ExtractResult:
-        nodes = self._cluster.nodes()
-        places, others = extraction_places(nodes, config.device, config.workers, config.decode_cpus)
-        if config.device == "auto":  # every worker the same: other arithmetic would be another key's
-            config = replace(config, device="cuda" if places[0].gpus else "cpu")
-        together = Together(progress)
-
-        def work(function: Callable[[Any, Seat], Any], items: Sequence[Any]) -> list[Any]:
-            pool = Pool(
-                cluster=self._cluster,
-                work=function,
-                items=items,
-                places=places,
-                one_ends_all=True,  # a worker returns when its store is complete, whoever completed it
-                tell=together.tell,
-                lost=together.forget,
-                say=lambda sentence: progress(_sentence(sentence)),
-            )
-            return [result for result in pool.run() if result is not None]
-
+        bundles, spare = extraction_bundles(live_nodes(self._ray), config.device, config.workers, config.decode_cpus)
+        if config.device == "auto":  # every encoder the same: other arithmetic would be another key's
+            config = replace(config, device="cuda" if bundles[0].gpus else "cpu")
         if config.dry_run:
-            (result,) = work(extract_part, [part(config)])
-            return _shared(result, len(places))
-        if config.replace:  # by one alone: no worker must throw away what another has begun
-            work(make_room, [part(config)])
+            (result,) = self._encoded(bundles[:1], config, [], progress)
+            return _divided(result, len(bundles))
+        if config.replace:  # by one alone: no encoder must throw away what another has begun
+            self._result(self._submit(bundles[0], make_room, _sent(config)))
             config = replace(config, replace=False)
-        count = len(places)
-        with self._decoders(others) as decoders:
-            share = hands(decoders, count)
-            mine = [replace(config, worker_index=index, num_workers=count) for index in range(count)]
-            return _joined(work(extract_part, [part(each, share) for each in mine]))
-
-    @contextmanager
-    def _decoders(self, places: Sequence[Place]) -> Iterator[list[tuple[Any, int]]]:
-        """Hire workers that only decode, (actor, CPUs) each, for as long as the block lasts."""
-        ray = self._cluster.ray
-        hired = [(hire(ray, place, calls=place.cpus, returns=True), place.cpus) for place in places]
+        decoders = [(start_decoder(self._ray, bundle), bundle.cpus) for bundle in spare]
         try:
-            yield hired
+            return _joined(self._encoded(bundles, config, decoder_shares(decoders, len(bundles)), progress))
         finally:
-            for actor, _ in hired:
-                with suppress(Exception):  # one that is lost already, or a cluster that is
-                    ray.kill(actor)
+            for decoder, _ in decoders:
+                self._ray.kill(decoder)
+
+    def _encoded(
+        self, bundles: Sequence[Bundle], config: ExtractConfig, decoders: Sequence[DecoderShare], progress: Progress
+    ) -> list[ExtractResult]:
+        """Run the encoders; once one has seen that the store is complete, the others see it soon or are not needed."""
+        ray, queue, total = self._ray, queue_here(self._ray), Total(progress)
+        configs = [replace(config, worker_index=index, num_workers=len(bundles)) for index in range(len(bundles))]
+        calls = [
+            self._submit(bundle, extract_store, _sent(each), bundle.cpus, decoders, queue)
+            for bundle, each in zip(bundles, configs, strict=True)
+        ]
+        start = time.monotonic()
+        ended: list[Any] = []
+        others: list[Any] = []
+        while not ended:
+            ended, others = ray.wait(calls, timeout=_POLL)
+            for news in queue.get_nowait_batch(queue.qsize()):
+                total.tell(*news)
+            if not total.workers and time.monotonic() - start > _PATIENCE:
+                say(progress, "No news of any worker yet: it loads its encoder, or waits for room (`ray status`).")
+                start = time.monotonic()
+        first = self._result(ended[0])
+        ended, _ = ray.wait(others, num_returns=len(others), timeout=_GRACE) if others else ([], [])
+        return [_moved(result, local_path) for result in (first, *map(self._result, ended))]
+
+    # ---- small runs --------------------------------------------------------------------------------------------------
 
     def side_by_side(
         self,
@@ -122,37 +138,152 @@ class RayEngine(Engine):
         jobs: int,
         on_done: Callable[[int, Result], None] = lambda position, result: None,
     ) -> list[Result]:
-        """Do the items on at most `jobs` workers of one thread each, each with a GPU where there are any to take."""
+        """Do the items, at most `jobs` at once, each with one thread, and with a GPU where there are any to take."""
         if jobs < 1:
             raise UserError(expected="jobs of 1 or more", found=str(jobs))
         if not items:
             return []
-        places = cell_places(self._cluster.nodes(), self._device)[:jobs]
-        tasks = [_Task(work, item) for item in items]
-        return Pool(cluster=self._cluster, work=_do, items=tasks, places=places, threads=1, on_done=on_done).run()
+        bundle = run_bundles(live_nodes(self._ray), self._device)[0]
+        waiting, at_work, results = deque(enumerate(items)), dict[Any, int](), dict[int, Result]()
+        while waiting or at_work:
+            while waiting and len(at_work) < jobs:
+                position, item = waiting.popleft()
+                at_work[self._submit(bundle, work, item, threads=1)] = position
+            (call,), _ = self._ray.wait(list(at_work))
+            position = at_work.pop(call)
+            results[position] = self._result(call)
+            on_done(position, results[position])
+        return [results[position] for position in range(len(items))]
+
+    # ---- tasks -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _tasks(self) -> dict[bool, Any]:
+        """Ray's task, by whether its process does another one afterwards."""
+        return {
+            again: self._ray.remote(max_retries=_RETRIES, max_calls=0 if again else 1)(run) for again in (True, False)
+        }
+
+    def _submit(self, bundle: Bundle, work: Callable[..., Any], *arguments: Any, threads: int | None = None) -> Any:
+        task = self._tasks[threads is not None].options(name=work.__name__, **options_of(self._ray, bundle))
+        return task.remote(Origin.here(bundle.cpus, threads), pipeline.__version__, work, *arguments)
+
+    def _result(self, call: Any) -> Any:
+        try:
+            return result_of(self._ray, call)
+        except self._ray.exceptions.RayError as error:
+            raise _given_up(error) from error
 
 
-class _Task(NamedTuple):
-    """A small run."""
-
-    work: Callable[[Any], Any]
-    item: Any
+# ---- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def _do(task: _Task, seat: Seat) -> Any:
-    return task.work(task.item)
+def run(origin: Origin, version: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do some work as the process that asks for it would.
+
+    Raises:
+        UserError: This node has another version of this package.
+    """
+    if version != pipeline.__version__:
+        expected, remedy = f"fewpairs {version} on every node", "install the same version everywhere"
+        raise UserError(expected=expected, found=pipeline.__version__, where="--engine ray", remedy=remedy)
+    origin.adopt()
+    return work(*arguments)
 
 
-def _sentence(message: str) -> Update:
-    return Update(what="", message=message)
+def extract_store(config: ExtractConfig, threads: int, decoders: Sequence[DecoderShare], queue: Any) -> ExtractResult:
+    """Extract as one of several.
+
+    Args:
+        config: What to extract, and which of several workers this is.
+        threads: Threads that decode where the settings name no number.
+        decoders: Decoders that help.
+        queue: Takes (worker's number, id of this process, update).
+    """
+    from pipeline.extract.run import extract
+
+    ray, config = load_ray(), _received(config)
+    process = ray.get_runtime_context().get_worker_id()
+    threads = config.workers or threads
+
+    def tell(update: Update) -> None:
+        with suppress(ray.exceptions.RayError):
+            queue.put_nowait((config.worker_index, process, update))
+
+    preparing = Decoding(ray, config, threads, decoders) if decoders else None
+    with urls_in_errors():
+        return _moved(extract(replace(config, workers=threads), tell, preparing), address)
 
 
-def _shared(result: ExtractResult, workers: int) -> ExtractResult:
-    """Return a dry run's result with its time shared among workers."""
+def make_room(config: ExtractConfig) -> None:
+    """Remove a store of another key, as `replace` asks for."""
+    from pipeline.extract.run import make_room
+
+    with urls_in_errors():
+        make_room(_received(config))
+
+
+def _sent(config: ExtractConfig) -> ExtractConfig:
+    """Return settings that name URLs and not the folders that stand for them here."""
+    places: dict[str, Any] = {"dataset": address(config.dataset), "out": address(config.out)}
+    return replace(config, **places)
+
+
+def _received(config: ExtractConfig) -> ExtractConfig:
+    return replace(config, dataset=local_path(config.dataset), out=local_path(config.out))
+
+
+def _moved(result: ExtractResult, move: Callable[[Any], Any]) -> ExtractResult:
+    classes = _moved(result.classes, move) if result.classes else None
+    return replace(result, path=move(result.path), classes=classes)
+
+
+# ---- what workers tell and give --------------------------------------------------------------------------------------
+
+
+class Total:
+    """Adds up what the workers on one store tell: their own rows, and the sentences of the first that was heard.
+
+    What a lost worker had not committed is counted again by whoever does it again; the sum is cut at the total.
+
+    Args:
+        progress: Is told the sum.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._meters: dict[str, Meter] = {}
+        self._own: dict[tuple[str, str], int] = {}
+        self.workers: list[int] = []
+        """Numbers of the workers that were heard, in that order."""
+
+    def tell(self, worker: int, process: str, update: Update) -> None:
+        """Take what a worker says.
+
+        Args:
+            worker: Its number; one that is started again keeps it.
+            process: Id of its process, whose own count begins at what was done as it looked first.
+            update: What it says.
+        """
+        if worker not in self.workers:
+            self.workers.append(worker)
+        if update.message:
+            if worker == self.workers[0]:
+                self._progress(update)
+            return
+        own = update.done - update.others
+        if update.what not in self._meters:
+            self._meters[update.what] = Meter(self._progress, update.what, update.total, update.done)
+        self._meters[update.what].advance(own - self._own.get((update.what, process), own))
+        self._own[update.what, process] = own
+
+
+def _divided(result: ExtractResult, workers: int) -> ExtractResult:
+    """Return a dry run's result with its time divided among workers."""
     cost, classes = result.cost, result.classes
     if cost is not None and cost.seconds is not None:
         cost = replace(cost, seconds=cost.seconds / workers)
-    return replace(result, cost=cost, classes=_shared(classes, workers) if classes else None)
+    return replace(result, cost=cost, classes=_divided(classes, workers) if classes else None)
 
 
 def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
@@ -168,4 +299,14 @@ def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
         skipped_shards=max(shards - computed, 0),
         cost=max(costs, key=lambda cost: cost.missing_rows, default=None),
         classes=_joined(classes) if classes else None,
+    )
+
+
+def _given_up(error: Exception) -> PipelineError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return PipelineError(
+        expected="workers that live",
+        found=f"{_RETRIES + 1} that died: {lines[-1] if lines else type(error).__name__}",
+        where="--engine ray",
+        remedy="where memory ran out use fewer or larger workers (--workers, --jobs); what was finished stays",
     )

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.base import Engine
-from pipeline.engines.ray_engine import RayEngine
+from pipeline.engines import Engine, open_engine
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.progress import Update
@@ -160,7 +159,7 @@ def whole(engine: Engine, folder: Path) -> dict[str, Any]:
 def main() -> None:
     which, folder, image, text = sys.argv[1], *map(Path, sys.argv[2:5])
     os.environ["TINY_SLEEP"] = "0.3"
-    with RayEngine() as engine:
+    with open_engine("ray") as engine:
         answers = quick(engine, folder, image, text) if which == "quick" else whole(engine, folder)
     sys.stdout.write(json.dumps(answers))
 

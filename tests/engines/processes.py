@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-WORKER = "ray::Worker"
+WORKER = "ray::extract_store"
 
 
 def below(parent: int) -> list[int]:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 
 from pipeline.encoders.base import LoadOptions
 from pipeline.engines import decoding
-from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoding, Hand, hands
-from pipeline.engines.worker import Setup, Worker
+from pipeline.engines.cluster import Origin
+from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoder, DecoderShare, Decoding, decoder_shares
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
@@ -29,37 +28,70 @@ class RayError(Exception):
     """As Ray's own: a call or an actor is lost."""
 
 
+class RayTaskError(RayError):
+    """As Ray's own: what a call raised is its cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+class GetTimeoutError(RayError):
+    """As Ray's own: no answer came in time."""
+
+
+class Reference:
+    """What a call will give."""
+
+    def __init__(self, future: "Future[Any]") -> None:
+        self._future = future
+
+    def future(self) -> "Future[Any]":
+        return self._future
+
+
 class FakeRay:
-    """What `Decoding` uses of Ray, with futures for references."""
+    """What `Decoding` uses of Ray."""
 
-    exceptions = SimpleNamespace(RayError=RayError)
-
-    @staticmethod
-    def get(reference: "Future[Any]") -> Any:
-        return reference.result()
+    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     @staticmethod
-    def wait(references: "list[Future[Any]]", timeout: float) -> "tuple[list[Future[Any]], list[Future[Any]]]":
-        done, not_done = wait_for(references, timeout)
-        return list(done), list(not_done)
+    def get(reference: Reference, timeout: float) -> Any:
+        try:
+            return reference.future().result(timeout)
+        except TimeoutError as error:
+            raise GetTimeoutError from error
 
 
 class FakeActor:
-    """A worker in threads, which may be held up before it has loaded, or die at its n-th call."""
+    """A decoder in threads, which may be held up before it has loaded, or die at its n-th call."""
 
     def __init__(self, folder: Path, *, gate: threading.Event | None = None, dies_at: int | None = None) -> None:
-        self._worker = Worker(Setup(folder=str(folder), python_path=(), threads=1, environment={}))
+        self._decoder = Decoder(Origin(str(folder), [], {}))
         self._gate, self._dies_at = gate, dies_at
         self._pool = ThreadPoolExecutor(8)
         self._lock = threading.Lock()
         self.calls = self.under_way = self.most = self.images = 0
-        self.run = SimpleNamespace(remote=lambda work, item: self._pool.submit(self._run, work, item))
+        self.load = SimpleNamespace(options=lambda max_task_retries: SimpleNamespace(remote=self._method(self._load)))
+        self.decode = SimpleNamespace(remote=self._method(self._decode))
 
-    def _run(self, work: Callable[..., Any], item: Any) -> Any:
-        if work is decoding.load:
-            if self._gate is not None:
-                self._gate.wait()
-            return self._worker.run(work, item)
+    def _method(self, function: Callable[..., Any]) -> Callable[..., Reference]:
+        def method(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except RayError:
+                raise
+            except Exception as error:
+                raise RayTaskError(error) from error
+
+        return lambda *arguments: Reference(self._pool.submit(method, *arguments))
+
+    def _load(self, config: ExtractConfig) -> None:
+        if self._gate is not None:
+            self._gate.wait()
+        self._decoder.load(config)
+
+    def _decode(self, config: ExtractConfig, some: Sequence[Item]) -> Any:
         with self._lock:
             self.calls += 1
             if self.calls == self._dies_at:
@@ -67,11 +99,11 @@ class FakeActor:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
         try:
-            answer = self._worker.run(work, item)
+            answer = self._decoder.decode(config, some)
         finally:
             with self._lock:
                 self.under_way -= 1
-        self.images += len(item[1])
+        self.images += len(some)
         return answer
 
 
@@ -89,7 +121,7 @@ def config_of(raw: Path, encoder: str = IMAGE) -> ExtractConfig:
 
 
 def decoding_with(raw: Path, actors: Sequence[FakeActor], *, workers: int = 1, calls: int = 2) -> Decoding:
-    return Decoding(FakeRay, config_of(raw), workers, [Hand(actor, calls) for actor in actors])
+    return Decoding(FakeRay, config_of(raw), workers, [DecoderShare(actor, calls) for actor in actors])
 
 
 def cut(items: Items) -> list[list[Item]]:
@@ -147,8 +179,7 @@ def test_one_that_has_not_loaded_is_not_waited_for(raw: Path) -> None:
     assert late.images == 0
 
 
-def test_what_a_lost_one_was_at_is_done_again_and_it_rests(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_PAUSE", 0.0)
+def test_what_a_lost_one_was_at_is_done_again_and_it_comes_back(raw: Path) -> None:
     dying, other = FakeActor(raw.parent, dies_at=2), FakeActor(raw.parent)
     items = image_items(open_dataset(raw), 1)
     preparing = decoding_with(raw, [dying, other], workers=0)
@@ -160,28 +191,26 @@ def test_what_a_lost_one_was_at_is_done_again_and_it_rests(raw: Path, monkeypatc
 
 def test_silence_is_a_loss(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(FakeActor):
-        def _run(self, work: Callable[..., Any], item: Any) -> Any:
-            if work is not decoding.load:
-                asked.set()
-                never.wait()
-            return super()._run(work, item)
+        def _decode(self, config: ExtractConfig, some: Sequence[Item]) -> Any:
+            asked.set()
+            never.wait()
 
     asked, never = threading.Event(), threading.Event()
     monkeypatch.setattr(decoding, "_SILENCE", 0.05)
     items = image_items(open_dataset(raw), 1)
     preparing = decoding_with(raw, [Silent(raw.parent)])
-    assert preparing._seat() is None  # the room here is taken, so the silent one is asked
+    assert preparing._room.get() is None  # the room here is taken, so the silent one is asked
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(all_of, preparing, items)
         asked.wait()
-        preparing._leave(None)
+        preparing._room.put(None)
         assert_same(found.result(), items)
     never.set()
 
 
 def test_all_lost_leaves_this_process(raw: Path) -> None:
     class Gone(FakeActor):
-        def _run(self, work: Callable[..., Any], item: Any) -> Any:
+        def _load(self, config: ExtractConfig) -> None:
             raise RayError("the actor died")
 
     items = image_items(open_dataset(raw), 1)
@@ -190,10 +219,10 @@ def test_all_lost_leaves_this_process(raw: Path) -> None:
 
 def test_texts_stay_here(raw: Path) -> None:
     actor = FakeActor(raw.parent)
-    preparing = Decoding(FakeRay, config_of(raw, TEXT), 1, [Hand(actor, 2)])
+    preparing = Decoding(FakeRay, config_of(raw, TEXT), 1, [DecoderShare(actor, 2)])
     items = caption_items(open_dataset(raw))
-    sources = [items.at(position) for position in range(len(items))]
-    found = preparing(TinyText(LoadOptions()), sources)
+    some = [items.at(position) for position in range(len(items))]
+    found = preparing(TinyText(LoadOptions()), some)
     assert [item.position for item in found] == list(range(len(items)))
     assert actor.images == 0
     assert preparing.at_once("text") == Here(1).at_once("text")
@@ -202,10 +231,10 @@ def test_texts_stay_here(raw: Path) -> None:
 def test_another_version_of_a_library_ends_the_run(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.extract import receipt
 
-    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
     here = receipt.versions()
     answers = iter([{**here, "pillow": "1.0"}, here])  # the decoder's, then this process's
     monkeypatch.setattr(receipt, "versions", lambda: next(answers))
+    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
     items = image_items(open_dataset(raw), 1)
     with pytest.raises(PipelineError, match=r"expected the same pillow on every node \(.*\), found 1\.0; install"):
         preparing(TinyImage(LoadOptions()), cut(items)[0])
@@ -214,10 +243,10 @@ def test_another_version_of_a_library_ends_the_run(raw: Path, monkeypatch: pytes
 def test_builds_of_one_version_for_cpus_and_gpus_do_not_differ(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.extract import receipt
 
-    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
     here = receipt.versions()
     answers = iter([{**here, "torch": "9.1.0+cpu"}, {**here, "torch": "9.1.0+cu130"}])
     monkeypatch.setattr(receipt, "versions", lambda: next(answers))
+    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
     items = image_items(open_dataset(raw), 1)
     assert_same(preparing(TinyImage(LoadOptions()), cut(items)[0]), items, IMAGES_AT_ONCE)
 
@@ -233,7 +262,7 @@ def test_a_file_that_changed_is_the_users_error_and_no_loss(raw: Path) -> None:
 
 
 def test_an_encoder_that_a_node_lacks_is_said(raw: Path) -> None:
-    preparing = Decoding(FakeRay, config_of(raw, "nowhere_at_all:Class"), 0, [Hand(FakeActor(raw.parent), 1)])
+    preparing = Decoding(FakeRay, config_of(raw, "nowhere_at_all:Class"), 0, [DecoderShare(FakeActor(raw.parent), 1)])
     items = image_items(open_dataset(raw), 1)
     with pytest.raises(UserError, match="nowhere_at_all"):
         preparing(TinyImage(LoadOptions()), cut(items)[0])
@@ -243,4 +272,4 @@ def test_an_encoder_that_a_node_lacks_is_said(raw: Path) -> None:
     ("cpus", "encoders", "expected"), [([8, 32], 4, [4, 16]), ([1], 8, [1]), ([], 2, []), ([3], 1, [6])]
 )
 def test_every_encoder_has_the_same_share(cpus: list[int], encoders: int, expected: list[int]) -> None:
-    assert [hand.calls for hand in hands([(object(), count) for count in cpus], encoders)] == expected
+    assert [share.calls for share in decoder_shares([(object(), count) for count in cpus], encoders)] == expected
