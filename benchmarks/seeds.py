@@ -24,8 +24,8 @@ from benchmarks.bare_steps import features
 from pipeline.align.fit import initial_projectors
 from pipeline.align.methods import make_recipe
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.parallel import one_thread, run_side_by_side
 from pipeline.align.train import train
+from pipeline.parallel import one_thread, run_side_by_side
 
 DIM, BATCH = 256, 512
 Item = tuple[int, int, int]

@@ -23,6 +23,7 @@ FLOORS = {
     "runtime": 1,
     "words": 1,
     "files": 1,
+    "parallel": 1,
     "progress": 2,
     "remote": 2,
     "store": 3,

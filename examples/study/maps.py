@@ -15,10 +15,10 @@ from torch import Tensor
 from examples.study.config import Maps, Part, StudyConfig
 from examples.study.figures import Cloud
 from pipeline.align.fit import initial_projectors
-from pipeline.align.parallel import one_thread
 from pipeline.align.train import Trained
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.files import write_atomically
+from pipeline.parallel import one_thread
 from pipeline.sweep.bench import AlignedCell, Workbench
 from pipeline.sweep.cells import Cell, Digests
 from pipeline.sweep.measure import embed, first_captions

@@ -15,10 +15,10 @@ from typing import Any
 
 from examples.study.config import Part, StudyConfig, sweeps_of
 from examples.study.prepare import Extraction, missing_stores, prepare
-from pipeline.align.parallel import SideBySide, run_side_by_side
 from pipeline.errors import PipelineError
 from pipeline.extract.run import extract
 from pipeline.files import write_atomically
+from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.projectors.table import read_json
 from pipeline.runtime import installed_version

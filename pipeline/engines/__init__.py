@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager
 from importlib import import_module
 from typing import TypeVar
 
-from pipeline.align.parallel import run_side_by_side
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import ExtractResult
+from pipeline.parallel import run_side_by_side
 from pipeline.progress import Progress, silent
 
 Item = TypeVar("Item")

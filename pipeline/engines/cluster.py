@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.align.parallel import THREADS
 from pipeline.errors import MissingExtraError, PipelineError, UserError
+from pipeline.parallel import THREADS
 from pipeline.runtime import cpu_cores
 
 _SETTINGS = {

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.align.layer_choice import ChosenLayers
-from pipeline.align.parallel import SideBySide, run_side_by_side
 from pipeline.align.run import record_of, save_seed
 from pipeline.align.train import Trained
 from pipeline.errors import PipelineError
+from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, Update, say, silent
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.sweep.bench import SCORED, AlignedCell, Workbench, takes_work

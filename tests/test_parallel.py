@@ -14,12 +14,12 @@ import torch
 from pipeline.align.fit import initial_projectors
 from pipeline.align.methods import make_recipe
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.parallel import one_thread, run_side_by_side
 from pipeline.align.train import train
 from pipeline.errors import PipelineError, UserError
+from pipeline.parallel import one_thread, run_side_by_side
 from tests.align.misbehaving import misbehave
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def pairs(images: int, captions: int = 2) -> PairFeatures:
@@ -75,7 +75,7 @@ def test_nothing_to_do_and_no_jobs() -> None:
 SCRIPT = """
 import sys
 from tests.align.misbehaving import write_and_hang
-from pipeline.align.parallel import run_side_by_side
+from pipeline.parallel import run_side_by_side
 if __name__ == "__main__":
     try:
         run_side_by_side(write_and_hang, [sys.argv[1] + "/a", sys.argv[1] + "/b"], jobs=2)
