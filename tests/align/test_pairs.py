@@ -222,7 +222,7 @@ def test_drawn_captions_are_nested_and_belong_to_the_drawn_images(make_stores: M
     other = train.pick(draw(image, text, train, config_for(paths, captions_per_image=1), 8))
     same = train.pick(draw(image, text, train, config_for(paths, captions_per_image=1), 7))
     assert set(other.caption_rows) != set(same.caption_rows)
-    with pytest.raises(UserError, match="captions_per_image of 1 or more"):
+    with pytest.raises(UserError, match="captions_per_image: expected 1 or more"):
         config_for(paths, captions_per_image=0)
 
 
