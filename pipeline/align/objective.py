@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.align.losses.augmentation import allowed_after_mixing, draw_coefficient, mix_halves, perturb
 from pipeline.align.losses.directions import DirectionWeights
-from pipeline.align.losses.mixing import allowed_after_mixing, draw_coefficient, mix_halves
-from pipeline.align.losses.perturbation import perturb
 from pipeline.align.losses.smoothing import smoothed_targets
 from pipeline.align.losses.soft_targets import intra_modal_targets
-from pipeline.align.losses.structure import structure_term, structure_weight
+from pipeline.align.losses.structure import mean_of_modalities, structure_term, structure_weight
 from pipeline.align.losses.table import make_loss
 from pipeline.align.losses.targets import Targets, distinct_images
 from pipeline.align.recipe import ObjectiveOptions
@@ -130,11 +129,10 @@ class Objective(nn.Module):
         """Return λ(t)·½(R_S of images + R_S of texts), on the clean batch, and note its terms."""
         options = self.options.structure
         weight = structure_weight(options, context.step, context.total_steps)
-        image = structure_term(batch.image, image_Nd, options)
-        text = structure_term(batch.text, text_Nd, options)
-        value = (image.value + text.value) / 2
-        terms["structure"] = value.detach()
+        image, text = structure_term(batch.image, image_Nd, options), structure_term(batch.text, text_Nd, options)
+        both = mean_of_modalities(image, text)
+        terms["structure"] = both.value.detach()
         terms["structure_weight"] = weight
-        terms["diagonal_features"] = (image.diagonal_features + text.diagonal_features) / 2
-        terms["diagonal_embeddings"] = (image.diagonal_embeddings + text.diagonal_embeddings) / 2
-        return weight * value
+        terms["diagonal_features"] = both.diagonal_features
+        terms["diagonal_embeddings"] = both.diagonal_embeddings
+        return weight * both.value

@@ -95,7 +95,7 @@ def test_each_method_switched_off_is_the_plain_loss_bit_for_bit(off: dict[str, A
 def test_smoothing_and_noise_off_is_fusemix() -> None:
     """Modest-Align without its two parts is its base system: the halves mixed by one coefficient on both sides."""
     loss, _ = step_of(ObjectiveOptions(temperature=FIXED, mix=MixOptions(enabled=True)))
-    from pipeline.align.losses.mixing import draw_coefficient
+    from pipeline.align.losses.augmentation import draw_coefficient
 
     share = draw_coefficient(MixOptions(enabled=True), torch.Generator().manual_seed(0))
     data = batch()

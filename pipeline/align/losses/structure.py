@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.align.losses.divergence import row_divergence
-from pipeline.align.losses.neighbour_divergence import neighbour_divergence
+from pipeline.align.losses.divergence import neighbour_divergence, row_divergence
 from pipeline.align.recipe import StructureOptions
 from pipeline.errors import UserError
 
 
 class StructureTerm(NamedTuple):
-    """What one modality contributes, and how much a row's mass sits on the sample itself."""
+    """What one modality contributes (or both on average), and how much a row's mass sits on the sample itself."""
 
     value: Tensor
     """R_S, a scalar ≥ 0."""
@@ -64,6 +63,11 @@ def structure_term(features_ND: Tensor, embeddings_Nd: Tensor, options: Structur
         value = _compare_levels(original_NN, aligned_NN, options)
         masses = (matrix_NN.detach().diagonal().mean() for matrix_NN in (original_NN, aligned_NN))
         return StructureTerm(value, *masses)
+
+
+def mean_of_modalities(image: StructureTerm, text: StructureTerm) -> StructureTerm:
+    """Return ½(R_S of images + R_S of texts), and the means of what stands beside it."""
+    return StructureTerm(*((one + other) / 2 for one, other in zip(image, text, strict=True)))
 
 
 def neighbourhoods(features_ND: Tensor, options: StructureOptions) -> Tensor:

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.align.losses.divergence import row_divergence
-from pipeline.align.losses.neighbour_divergence import neighbour_divergence
+from pipeline.align.losses.blocks import add_transpose_, self_product
+from pipeline.align.losses.divergence import neighbour_divergence, row_divergence
 from pipeline.align.losses.structure import neighbourhoods, structure_term
-from pipeline.align.losses.symmetric import add_transpose_, self_product
 from pipeline.align.recipe import StructureOptions
 
 
@@ -17,8 +16,8 @@ def rows(n: int, width: int, seed: int) -> Tensor:
 
 @pytest.fixture(params=[3, 4, 512], ids=lambda tile: f"tiles of {tile}")
 def tiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.align.losses.symmetric.TILE", request.param)
-    monkeypatch.setattr("pipeline.align.losses.symmetric.WIDE", 1)
+    monkeypatch.setattr("pipeline.align.losses.blocks.TILE", request.param)
+    monkeypatch.setattr("pipeline.align.losses.blocks.WIDE", 1)
     monkeypatch.setattr("pipeline.align.losses.blocks.CPU_ELEMENTS", 11 * request.param)
 
 

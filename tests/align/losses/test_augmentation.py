@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.align.losses.mixing import allowed_after_mixing, draw_coefficient, mix_halves
-from pipeline.align.losses.perturbation import perturb
+from pipeline.align.losses.augmentation import allowed_after_mixing, draw_coefficient, mix_halves, perturb
 from pipeline.align.losses.targets import distinct_images
 from pipeline.align.recipe import MixOptions, PerturbationOptions
 from pipeline.errors import UserError
