@@ -58,6 +58,17 @@ def test_mixed_pairs_that_share_an_image_are_left_out() -> None:
     assert allowed.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 
 
+def test_the_last_pair_of_an_odd_batch_is_left_out_of_the_mask_too() -> None:
+    allowed = allowed_after_mixing(distinct_images(torch.tensor([0, 1, 2, 1, 2])))
+    assert allowed.tolist() == [[True, True], [True, True]]
+
+
+def test_coefficients_hardly_ever_repeat() -> None:
+    source = generator()
+    drawn = {draw_coefficient(MixOptions(enabled=True), source) for _ in range(400)}
+    assert len(drawn) > 390
+
+
 def test_too_small_a_batch_cannot_be_mixed() -> None:
     with pytest.raises(UserError, match="at least 4 pairs"):
         mix_halves(torch.ones(3, 2), 0.5)

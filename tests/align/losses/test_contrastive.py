@@ -51,14 +51,25 @@ def slow_dcl(s: Tensor, t: Tensor, allowed: Tensor | None = None) -> float:
     return total / n
 
 
-def slow_siglip(s: Tensor, allowed: Tensor | None = None) -> float:
+def slow_siglip(s: Tensor, t: Tensor | None = None, allowed: Tensor | None = None) -> float:
     n, keep, total = len(s), allowed_or_all(allowed, len(s)), 0.0
     for i in range(n):
         for j in range(n):
             if keep[i, j]:
-                sign = 1.0 if i == j else -1.0
-                total -= math.log(1 / (1 + math.exp(-sign * (s[i, j].item() / TAU - 10.0))))
+                yes = float(i == j) if t is None else (t[i, j].item() + t[j, i].item()) / 2
+                sure = 1 / (1 + math.exp(-(s[i, j].item() / TAU - 10.0)))
+                total -= yes * math.log(sure) + (1 - yes) * math.log(1 - sure)
     return total / n
+
+
+def slow_masked(t: Tensor, allowed: Tensor) -> Tensor:
+    """Return targets whose rows give the mass of the left-out pairs to the others, in proportion."""
+    out = torch.zeros_like(t)
+    for i in range(len(t)):
+        total = sum(t[i, j].item() for j in range(len(t)) if allowed[i, j])
+        for j in range(len(t)):
+            out[i, j] = t[i, j] / total if allowed[i, j] else 0.0
+    return out
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.3])
@@ -81,8 +92,46 @@ def test_siglip_agrees_with_slow_loop(cosines: Cosines, ids: list[int] | None) -
     s = cosines()
     allowed = None if ids is None else distinct_images(torch.tensor(ids))
     found = loss_of("siglip")(s, IdentityTargets(), allowed)
-    assert found.i2t.item() == pytest.approx(slow_siglip(s, allowed), abs=1e-12)
+    assert found.i2t.item() == pytest.approx(slow_siglip(s, None, allowed), abs=1e-12)
     assert found.i2t is found.t2i
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_targets_over_the_allowed_pairs_agree_with_slow_loop(cosines: Cosines, name: str) -> None:
+    """Any T, rows renormalised over the pairs that count."""
+    s, allowed = cosines(), distinct_images(torch.tensor([0, 1, 0, 2, 3, 3, 4]))
+    t = torch.softmax(cosines(seed=3).detach(), dim=1)
+    oracle = {"info_nce": slow_info_nce, "dcl": slow_dcl, "siglip": slow_siglip}[name]
+    found, masked = loss_of(name)(s, DenseTargets(t), allowed), slow_masked(t, allowed)
+    assert found.i2t.item() == pytest.approx(oracle(s, masked, allowed), abs=1e-12)
+    if name != "siglip":
+        assert found.t2i.item() == pytest.approx(oracle(s.T, masked, allowed), abs=1e-12)
+
+
+def test_smoothed_siglip_asks_the_smoothed_targets(cosines: Cosines) -> None:
+    s, allowed = cosines(), distinct_images(torch.tensor([0, 1, 0, 2, 3, 3, 4]))
+    targets = SmoothedTargets(0.3)
+    dense = targets.dense(s.detach(), allowed)
+    found = loss_of("siglip")(s, targets, allowed)
+    assert found.i2t.item() == pytest.approx(slow_siglip(s, dense, allowed), abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.3, torch.linspace(0, 0.6, 7, dtype=torch.float64)])
+@pytest.mark.parametrize("ids", [None, [0, 1, 0, 2, 3, 3, 4]])
+def test_expectations_are_those_of_the_targets_row_by_row(
+    cosines: Cosines, ids: list[int] | None, alpha: float | Tensor
+) -> None:
+    z = cosines().detach()
+    allowed = None if ids is None else distinct_images(torch.tensor(ids))
+    for targets in (IdentityTargets(), SmoothedTargets(alpha), DenseTargets(torch.softmax(z.T, dim=1))):
+        expected = (targets.dense(z, allowed) * z).sum(dim=1)
+        torch.testing.assert_close(targets.expectation(z, allowed), expected, atol=1e-12, rtol=0)
+
+
+def test_targets_take_the_type_of_the_similarities() -> None:
+    like = torch.zeros(3, 3, dtype=torch.float64)
+    for targets in (IdentityTargets(), SmoothedTargets(0.1), DenseTargets(torch.eye(3))):
+        assert targets.dense(like, None).dtype == torch.float64
 
 
 def test_siglip_sums_over_pairs_and_divides_by_n() -> None:
@@ -174,6 +223,14 @@ def test_temperature_is_clamped_and_keeps_its_gradient(form: str) -> None:
     gradient = loss.temperature.parameter.grad
     assert gradient is not None
     assert gradient.abs().item() > 0
+
+
+@pytest.mark.parametrize("form", ["raw", "log"])
+def test_temperature_is_clamped_from_above(form: str) -> None:
+    loss = make_loss("info_nce", TemperatureOptions(initial=0.07, form=form))  # type: ignore[arg-type]
+    loss.temperature.parameter.data.fill_(9.0)
+    loss.temperature.clamp()
+    assert loss.temperature.parameter.item() == pytest.approx(math.log(0.5) if form == "log" else 0.5, rel=1e-5)
 
 
 def test_fixed_temperature_is_no_parameter() -> None:

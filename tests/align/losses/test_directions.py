@@ -131,6 +131,52 @@ def test_hardest_mismatch_is_no_caption_of_the_same_image() -> None:
     assert signal(s, TAU, allowed).item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("schedule", ["entropy", "cosine_spread", "variance"])
+def test_signals_are_the_papers_numbers(cosines: Cosines, schedule: str) -> None:
+    """Not only their ratio: an entropy of 1 is that of a row that knows nothing, whatever N."""
+    signal = SIGNALS[schedule].signal
+    assert signal is not None
+    s = cosines().detach()
+    assert signal(s, TAU, None).item() == pytest.approx(slow_signal(schedule, s), rel=1e-12)
+    if schedule == "entropy":
+        assert signal(torch.zeros(5, 5, dtype=torch.float64), TAU, None).item() == pytest.approx(1.0)
+
+
+def test_a_match_without_a_mismatch_is_as_far_as_a_cosine_can_be() -> None:
+    signal = SIGNALS["cosine_spread"].signal
+    assert signal is not None
+    s = torch.full((2, 2), 0.3, dtype=torch.float64)
+    alone = torch.eye(2, dtype=torch.bool)
+    assert signal(s, TAU, alone).item() == pytest.approx(0.3 - -1.0)
+    assert signal(-torch.ones(2, 2, dtype=torch.float64), TAU, None).item() == 0.0
+
+
+def test_captions_of_one_image_count_in_neither_direction(cosines: Cosines) -> None:
+    """The mask reaches the signal of both directions: the hardest *allowed* mismatch of each row and column."""
+    s = cosines(4).detach()
+    s[0, 1] = s[1, 0] = 5.0
+    allowed = torch.ones(4, 4, dtype=torch.bool)
+    allowed[0, 1] = allowed[1, 0] = False
+    hidden = torch.where(allowed, s, -2.0)
+    first, second = (max(0.0, slow_signal("cosine_spread", m)) for m in (hidden, hidden.T))
+    module = DirectionWeights(DirectionOptions(schedule="cosine_spread", **FREE))
+    module(s, TAU, allowed)
+    assert module.average.tolist() == pytest.approx([slow_signal("cosine_spread", m) for m in (hidden, hidden.T)])
+    found = module.eval()(s, TAU, allowed)
+    assert found.i2t.item() == pytest.approx(1 / (first + 0.01) / (1 / (first + 0.01) + 1 / (second + 0.01)))
+
+
+def test_weights_are_clipped_at_both_ends() -> None:
+    s = torch.linspace(0, 1, 8, dtype=torch.float64)[None, :].expand(8, 8)
+    assert weights_of("variance", s.T, beta=0.0, minimum=0.2) == pytest.approx((0.2, 0.8))
+
+
+def test_weights_have_the_type_of_the_similarities_and_averages_float64(cosines: Cosines) -> None:
+    module = DirectionWeights(DirectionOptions(schedule="variance"))
+    found = module(cosines().detach().float(), TAU.float())
+    assert (found.i2t.dtype, found.t2i.dtype, module.average.dtype) == (torch.float32, torch.float32, torch.float64)
+
+
 def test_unknown_schedule_lists_the_known() -> None:
     with pytest.raises(UnknownNameError, match="fixed, entropy, cosine_spread, variance"):
         DirectionWeights(DirectionOptions(schedule="linear"))

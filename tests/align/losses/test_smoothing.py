@@ -111,6 +111,18 @@ def test_soft_targets_follow_the_formula() -> None:
         torch.testing.assert_close(found[i], torch.tensor(row, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("given", "exact"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.float16, 1e-6)]
+)
+def test_soft_targets_are_computed_in_float32_at_least(given: torch.dtype, exact: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(6, width, generator=generator, dtype=torch.float64).to(given) for width in (4, 3))
+    like, options = torch.zeros(6, 6, dtype=torch.float64), SoftTargetOptions(weight=0.4, temperature=0.2)
+    found = intra_modal_targets(image, text, options).dense(like, None)
+    expected = intra_modal_targets(image.double(), text.double(), options).dense(like, None)
+    torch.testing.assert_close(found, expected, atol=exact, rtol=0)
+
+
 @pytest.mark.parametrize("alpha", [-0.1, 1.0, math.nan])
 def test_impossible_shares_are_refused(alpha: float) -> None:
     with pytest.raises(UserError, match=r"smoothing\.alpha in \[0, 1\)"):

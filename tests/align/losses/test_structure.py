@@ -226,6 +226,30 @@ def test_warm_up() -> None:
     assert structure_weight(StructureOptions(weight=10.0, warm_up=0.0), 0, 100) == 10.0
 
 
+def test_a_warm_up_of_less_than_a_step_is_over_at_once() -> None:
+    """λ(t) = λ₀·min(1, t/warm-up): step 0 has no weight yet, step 1 all of it."""
+    short = StructureOptions(weight=10.0, warm_up_steps=1)
+    assert [structure_weight(short, step, 100) for step in (0, 1)] == [0.0, 10.0]
+    half = StructureOptions(weight=10.0, warm_up=0.005)
+    assert [structure_weight(half, step, 100) for step in (0, 1)] == [0.0, 10.0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gradient_of_a_probability_of_zero_is_that_of_the_floor(form: str) -> None:
+    """Where q counts as the floor in a logarithm, only M moves: ½·∂/∂q of the formula with ln q held at ln(floor)."""
+    q = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    row_divergence(q, p, form).backward()  # type: ignore[no-untyped-call]
+    m = (p[0] + q[0].detach()) / 2
+    floor = torch.tensor(1e-200, dtype=torch.float64)
+    logs = [torch.log(torch.maximum(each, floor)) for each in (q[0].detach(), p[0], m)]
+    ratio = torch.where(q[0] > 0, m / q[0], 0.0).detach()
+    coded = (logs[2] - logs[1] / 2 - logs[0] / 2 + 1 - ratio) / 2
+    expected = coded if form == "as_coded" else (logs[0] - logs[2]) / 2
+    assert q.grad is not None
+    torch.testing.assert_close(q.grad[0], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_refuses_other_shapes() -> None:
     with pytest.raises(UserError, match="as many embeddings as features"):
         structure_term(torch.ones(3, 2), torch.ones(4, 2), StructureOptions())
