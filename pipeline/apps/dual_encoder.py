@@ -16,16 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.apps.class_prompts import TEMPLATES, class_prompts
 from pipeline.apps.encoders import Loader, SideEncoder
-from pipeline.apps.export.exported import open_run
+from pipeline.apps.opening import open_run
 from pipeline.errors import RejectedInputError, UserError
-from pipeline.evaluate.data import run_temperature
 from pipeline.extract.decode import MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import SIDES, AlignedRun
 
 Picture = Image.Image | str | Path
+TEMPLATES = ("a photo of a {c}.",)
 
 
 class DualEncoder:
@@ -60,7 +59,7 @@ class DualEncoder:
     @property
     def temperature(self) -> float:
         """What cosines are divided by to become probabilities: learned, or fitted on validation pairs."""
-        return run_temperature(self.run.record, self.seed)[0]
+        return self.run.temperature(self.seed)[0]
 
     def at_seed(self, seed: int) -> "DualEncoder":
         """Return the same run with another seed's projectors; the encoders are shared.
@@ -158,6 +157,34 @@ def load_model(path: str | Path, *, seed: int | None = None, device: str = "cpu"
     for side in SIDES:
         model.side(side)
     return model
+
+
+def class_prompts(
+    classes: Sequence[str], templates: Sequence[str] | Mapping[str, Sequence[str]]
+) -> tuple[list[str], list[int]]:
+    """Return the prompts of all classes and the position of the class that each belongs to.
+
+    Args:
+        classes: C names.
+        templates: Sentences with `{c}` or `{}` where the name goes, or class → its own prompts.
+
+    Raises:
+        UserError: No class, a class twice or without a prompt, or one text in place of a list.
+    """
+    if isinstance(classes, str) or not classes or len(set(classes)) < len(classes):
+        found = "one text" if isinstance(classes, str) else repr(list(classes))
+        raise UserError(expected="a list of class names, each once", found=found)
+    if isinstance(templates, str):
+        raise UserError(expected="a list of templates", found="one text", remedy="write [template]")
+    if isinstance(templates, Mapping):
+        by_class = [list(templates.get(name, ())) for name in classes]
+    else:
+        by_class = [[each.replace("{c}", name).replace("{}", name) for each in templates] for name in classes]
+    missing = [name for name, prompts in zip(classes, by_class, strict=True) if not prompts]
+    if missing:
+        raise UserError(expected="a prompt for each class", found=f"none for {', '.join(missing[:5])}")
+    flat = [(prompt, place) for place, prompts in enumerate(by_class) for prompt in prompts]
+    return [prompt for prompt, _ in flat], [place for _, place in flat]
 
 
 def _picture(image: Picture, reduction: Reduction | None) -> Image.Image:

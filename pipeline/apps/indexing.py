@@ -1,4 +1,4 @@
-"""A stored search index over a run's images: `build(IndexConfig(...))` and, when it is searched, `open_index`.
+"""A stored search index over a run's images: `build(IndexConfig(...))`.
 
 Run by `pipeline index` and `pipeline search --index`. The images' features are projected block by block, so neither
 they nor their embeddings need to lie in memory as a whole. The effort is tuned on captions that the run was not tested
@@ -20,26 +20,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline.apps.export.exported import open_run
-from pipeline.apps.own_folder import OwnFolder
-from pipeline.apps.places import open_images, open_texts
+from pipeline.apps.opening import OpenedRun, open_run
+from pipeline.apps.output_folder import OutputFolder
 from pipeline.errors import UserError
-from pipeline.evaluate.data import check_side, run_features
 from pipeline.indexes.index import Gallery, Index, add_rows, train
 from pipeline.indexes.kinds import INDEXES, MEMORY, Kind, choose_kind, need_faiss
 from pipeline.indexes.parts import IndexParts, Wanted
 from pipeline.indexes.recall import Truth, measure
-from pipeline.indexes.stored import RECORD, read_index, read_record, write_index
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import pack_projector
+from pipeline.indexes.stored import RECORD, read_record, write_index
 from pipeline.runtime import Share
 from pipeline.store.join import join
 from pipeline.store.locks import lock
-from pipeline.store.side import Rows, Side
 
 QUERIES = 1000
 """Queries that the effort is tuned on; as many others measure the recall."""
-INDEX = OwnFolder(
+INDEX = OutputFolder(
     record=RECORD,
     read=lambda path: read_record(path.parent),
     what="an index",
@@ -121,32 +116,29 @@ class Subject:
         need_faiss("stored indexes")
         INDEX.check(config.out)
         self.config = config
-        self.run = open_run(config.run)
-        self.side = open_images(self.run, config.image)
-        check_side(self.run, self.side)
-        self.seed = self.run.seeds[0] if config.seed is None else config.seed
-        self.rows = rows_of(self.side, config.split)
-        self.identity = identity(self.run, self.side, self.seed, config.split)
+        self.opened = opened = OpenedRun(open_run(config.run), config.image, config.text)
+        self.seed = opened.run.seeds[0] if config.seed is None else config.seed
+        self.rows = opened.image_rows(config.split)
+        self.identity = opened.identity(self.seed, config.split)
         self.gallery = Gallery(
             rows=len(self.rows),
-            width=self.run.dim,
-            read=lambda at: embed(self.run, self.side, self.rows[at], self.seed),
+            width=opened.run.dim,
+            read=lambda at: opened.embed(opened.images, self.rows[at], self.seed),
         )
 
     def queries(self) -> tuple[Tensor, str]:
         """Return queries [Q, d] in a drawn order: captions of the splits the run was made with, else gallery images."""
-        texts = open_texts(self.run, self.side, self.config.text)
+        images, texts, config = self.opened.images, self.opened.texts, self.opened.run.config
         draw = np.random.default_rng(self.seed)
         if texts is not None:
-            check_side(self.run, texts)
-            known = [self.run.config.get(name) for name in ("train_split", "validation_split")]
-            found = [join(self.side.samples, texts.samples, str(split)).caption_rows for split in known if split]
+            known = [config.get(name) for name in ("train_split", "validation_split")]
+            found = [join(images.samples, texts.samples, str(split)).caption_rows for split in known if split]
             captions = np.concatenate([np.array([], dtype=np.int64), *found])
             if len(captions) >= 2 * QUERIES:
                 chosen = draw.choice(captions, size=2 * QUERIES, replace=False)
-                return embed(self.run, texts, chosen, self.seed), "captions"
+                return self.opened.embed(texts, chosen, self.seed), "captions"
         chosen = draw.choice(self.rows, size=min(len(self.rows), 2 * QUERIES), replace=False)
-        return embed(self.run, self.side, chosen, self.seed), "images"
+        return self.opened.embed(images, chosen, self.seed), "images"
 
     @cached_property
     def parts(self) -> IndexParts | None:
@@ -159,7 +151,8 @@ class Subject:
             UserError: A part, or a kind that lies in memory as a whole, does not fit the memory.
         """
         config, gallery, count = self.config, self.gallery, self.config.parts
-        units = np.searchsorted(self.side.rows[0][self.rows], self.side.stores[0].shard_edges).tolist()
+        images = self.opened.images
+        units = np.searchsorted(images.rows[0][self.rows], images.stores[0].shard_edges).tolist()
         if count is None:
             most = config.memory // (2 * self.kind.row_bytes(gallery.width, gallery.rows))
             if not self.kind.has_lists:
@@ -253,46 +246,6 @@ def in_turn(parts: int, share: Share) -> list[int]:
     spans = [(worker * parts // share.count, (worker + 1) * parts // share.count) for worker in range(share.count)]
     own, *others = (range(*spans[(share.index + step) % share.count]) for step in range(share.count))
     return [*own, *(number for each in others for number in reversed(each))]
-
-
-def open_index(folder: Path, run: AlignedRun, side: Side, seed: int, split: str | None) -> Index:
-    """Load a stored index over these images.
-
-    Raises:
-        KeyMismatchError: It was built of other features, another projector, seed or split: names each that differs.
-        UserError: It is missing or damaged.
-    """
-    return read_index(folder, identity(run, side, seed, split))
-
-
-def identity(run: AlignedRun, side: Side, seed: int, split: str | None) -> dict[str, Any]:
-    """Return what decides an index's rows and vectors."""
-    return {
-        "features": [
-            {"key_digest": store.key.digest(), "content_digest": store.content_digest} for store in side.stores
-        ],
-        "layers": list(run.layers["image"]),
-        "projector": pack_projector(run.projector("image", seed), "image")[0]["sha256"],
-        "split": split,
-    }
-
-
-def rows_of(side: Side, split: str | None) -> Rows:
-    """Return the positions of the images in a split, of all where it is None.
-
-    Raises:
-        UserError: There are none.
-    """
-    rows = [row for row, name in enumerate(side.samples.split) if split in (None, name)]
-    if not rows:
-        remedy = f"its splits are {', '.join(sorted({name or '(none)' for name in side.samples.split}))}"
-        raise UserError(expected=f"images in split {split}", found="none", where=side.where, remedy=remedy)
-    return np.array(rows, dtype=np.int64)
-
-
-def embed(run: AlignedRun, side: Side, rows: Rows, seed: int) -> Tensor:
-    """Return the unit vectors [n, d] of some samples of a side."""
-    return run.encode(side.modality, run_features(run, side, rows, constant_allowed=True), seed)
 
 
 def _build_at_once(subject: Subject, folder: Path) -> dict[str, Any]:

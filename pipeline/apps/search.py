@@ -5,21 +5,24 @@ search is exact below a million images.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from pipeline.apps.dual_encoder import DualEncoder
-from pipeline.apps.indexing import open_index
-from pipeline.apps.places import dataset_folder, open_images, open_texts
+from pipeline.apps.opening import OpenedRun
 from pipeline.errors import UserError
-from pipeline.evaluate.data import check_side, run_features
 from pipeline.indexes.index import Index, build_index
-from pipeline.store.side import Rows, Side
+from pipeline.indexes.stored import read_index
+from pipeline.remote.folder import bring
+from pipeline.store.side import Rows
+
+EDGE, GAP, LABEL, COLUMNS = 224, 12, 22, 5
+PAPER, INK, EMPTY = (252, 251, 248), (28, 29, 32), (222, 219, 210)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +63,12 @@ class SearchResult:
 
 
 class Searcher:
-    """A run's stores, projected and indexed, to be asked many times.
+    """A run's stores, projected by one seed and indexed when they are first asked, to be asked many times.
 
     Args:
         model: The run as a dual encoder.
-        image: The image stores.
-        text: The text stores; None leaves captions out.
-        split: Only images of this split (and their captions); None takes all.
+        opened: The run with its stores.
+        split: Only images of this split and their captions (default: all).
         index: Search index: auto, torch, flat, ivf, hnsw, sq8 or ivfpq.
         stored: Folder of `pipeline index` with the images' index; what is over other images is refused.
 
@@ -78,27 +80,24 @@ class Searcher:
     def __init__(
         self,
         model: DualEncoder,
-        image: Side,
-        text: Side | None = None,
+        opened: OpenedRun,
         *,
         split: str | None = None,
         index: str = "auto",
         stored: Path | None = None,
     ) -> None:
-        self.model, self.image, self.text = model, image, text
+        self.model, self.opened = model, opened
         self._kind, self._stored, self._split = index, stored, split
-        rows = [row for row, name in enumerate(image.samples.split) if split in (None, name)]
-        if not rows:
-            remedy = f"its splits are {', '.join(sorted({name or '(none)' for name in image.samples.split}))}"
-            raise UserError(expected=f"images in split {split}", found="none", where=image.where, remedy=remedy)
-        self._image_rows = np.array(rows, dtype=np.int64)
-        self._caption_rows = np.array([], dtype=np.int64)
-        self.captions_of: dict[str, list[str]] = {}
+        self._image_rows = opened.image_rows(split)
+        self.captions_of: dict[str, list[str]] = {opened.images.samples.image_id[row]: [] for row in self._image_rows}
         """Image id → its captions."""
-        check_side(model.run, image)
-        if text is not None:
-            check_side(model.run, text)
-            self._add_captions(text, {image.samples.image_id[row] for row in rows})
+        rows = []
+        if opened.texts is not None:
+            texts = opened.texts.samples
+            rows = [row for row, name in enumerate(texts.image_id) if name in self.captions_of]
+            for row in rows:
+                self.captions_of[texts.image_id[row]].append(texts.content[row])
+        self._caption_rows = np.array(rows, dtype=np.int64)
 
     @classmethod
     def open(
@@ -119,8 +118,7 @@ class Searcher:
             UserError: The run or its image store is not there.
         """
         model = DualEncoder.open(run, seed=seed, device=device)
-        images = open_images(model.run, image)
-        return cls(model, images, open_texts(model.run, images, text), split=split, index=index, stored=stored)
+        return cls(model, OpenedRun(model.run, image, text), split=split, index=index, stored=stored)
 
     def by_text(self, text: str, top: int = 10, *, captions: bool = False) -> SearchResult:
         """Return the images (and, where asked, the captions) that fit a text best.
@@ -130,9 +128,7 @@ class Searcher:
         """
         if not text.strip():
             raise UserError(expected="a text to search for", found="an empty one")
-        query = self.model.encode_text([text])
-        told = self.find_captions(query, top)[0] if captions else ()
-        return SearchResult(query=text, images=self.find_images(query, top)[0], captions=told, data=self.data)
+        return self._result(text, self.model.encode_text([text]), top, captions=captions)
 
     def by_image(self, picture: Path | Image.Image, top: int = 10) -> SearchResult:
         """Return the images and the captions that fit a picture best.
@@ -140,11 +136,8 @@ class Searcher:
         Raises:
             UserError: The file is no picture or `top` is not positive.
         """
-        query = self.model.encode_image([picture])
-        found = SearchResult(
-            query="", images=self.find_images(query, top)[0], captions=self.find_captions(query, top)[0]
-        )
-        return replace(found, query=str(picture) if isinstance(picture, Path) else "", data=self.data)
+        query = str(picture) if isinstance(picture, Path) else ""
+        return self._result(query, self.model.encode_image([picture]), top, captions=True)
 
     def require_captions(self) -> None:
         """Make sure that there are captions to be found.
@@ -155,27 +148,21 @@ class Searcher:
         if not len(self._caption_rows):
             raise UserError(
                 expected="captions of the images",
-                found="none" if self.text else "no store of captions",
-                where=self.image.where,
+                found="none" if self.opened.texts else "no store of captions",
+                where=self.opened.images.where,
                 remedy="say where it lies with --text-store",
             )
 
-    @cached_property
-    def data(self) -> str:
-        """The data set's folder, as far as it is known."""
-        recorded = str(self.image.stores[0].manifest.provenance.get("dataset") or "")
-        return str(dataset_folder(self.image) or recorded)
-
     def find_images(self, queries: Tensor, top: int) -> list[tuple[ImageHit, ...]]:
         """Return the `top` images of each of Q query vectors [Q, d], best first."""
-        samples = self.image.samples
+        samples = self.opened.images.samples
         return [
             tuple(
                 ImageHit(
                     image_id=samples.image_id[row],
                     score=score,
                     file=samples.content[row],
-                    captions=tuple(self.captions_of.get(samples.image_id[row], ())),
+                    captions=tuple(self.captions_of[samples.image_id[row]]),
                 )
                 for score, row in hits
             )
@@ -184,9 +171,9 @@ class Searcher:
 
     def find_captions(self, queries: Tensor, top: int) -> list[tuple[CaptionHit, ...]]:
         """Return the `top` captions of each of Q query vectors [Q, d], best first; none without a text store."""
-        if self.text is None or self.captions is None:
+        if self.opened.texts is None or self.captions is None:
             return [() for _ in queries]
-        samples = self.text.samples
+        samples = self.opened.texts.samples
         return [
             tuple(
                 CaptionHit(
@@ -202,44 +189,35 @@ class Searcher:
 
     def vector(self, row: int) -> Tensor:
         """Return the unit vector [1, d] of the image in a row of the store."""
-        return self._encode(self.image, np.array([row], dtype=np.int64))
+        return self.opened.embed(self.opened.images, np.array([row], dtype=np.int64), self.model.seed)
 
     @cached_property
     def images(self) -> Index:
         """The images' index, loaded or built when it is first asked for."""
         if self._stored is not None:
-            return open_index(self._stored, self.model.run, self.image, self.model.seed, self._split)
-        return build_index(self._encode(self.image, self._image_rows), self._kind)
+            return read_index(self._stored, self.opened.identity(self.model.seed, self._split))
+        vectors = self.opened.embed(self.opened.images, self._image_rows, self.model.seed)
+        return build_index(vectors, self._kind)
 
     @cached_property
     def captions(self) -> Index | None:
         """The captions' index, built when it is first asked for; None where there are none."""
-        if self.text is None or not len(self._caption_rows):
+        if self.opened.texts is None or not len(self._caption_rows):
             return None
-        return build_index(self._encode(self.text, self._caption_rows), self._kind)
+        return build_index(self.opened.embed(self.opened.texts, self._caption_rows, self.model.seed), self._kind)
 
-    def _add_captions(self, text: Side, images: set[str]) -> None:
-        rows = [row for row, name in enumerate(text.samples.image_id) if name in images]
-        for row in rows:
-            self.captions_of.setdefault(text.samples.image_id[row], []).append(text.samples.content[row])
-        self._caption_rows = np.array(rows, dtype=np.int64)
-
-    def _encode(self, side: Side, rows: Rows) -> Tensor:
-        features = run_features(self.model.run, side, rows, constant_allowed=True)
-        return self.model.run.encode(side.modality, features, self.model.seed)
-
-
-def _hits(index: Index, rows: Rows, queries: Tensor, top: int) -> list[list[tuple[float, int]]]:
-    """Return (score, row of the store) of each query's hits; an approximate index may find fewer than `top`."""
-    scores, positions = index.search(queries, top)
-    return [
-        [(score, int(rows[at])) for score, at in zip(*pair, strict=True) if at >= 0]
-        for pair in zip(scores.tolist(), positions.tolist(), strict=True)
-    ]
+    def _result(self, query: str, vector: Tensor, top: int, *, captions: bool) -> SearchResult:
+        recorded = str(self.opened.images.stores[0].manifest.provenance.get("dataset") or "")
+        return SearchResult(
+            query=query,
+            images=self.find_images(vector, top)[0],
+            captions=self.find_captions(vector, top)[0] if captions else (),
+            data=str(self.opened.pictures or recorded),
+        )
 
 
 def search(
-    run: Path,
+    run: str | Path,
     query: str | Path,
     *,
     top: int = 10,
@@ -256,9 +234,9 @@ def search(
         run: The run's folder.
         query: A text (`str`) or a picture's file (`Path`).
         top: How many to return.
-        seed: Which seed's projectors; the first where not given.
-        image: Image stores; those of the run where not given.
-        text: Text stores; those of the run where not given and still there.
+        seed: Which seed's projectors (default: the first).
+        image: Image stores (default: those of the run).
+        text: Text stores (default: those of the run, where they are still there).
         split: Only images of this split.
         index: Search index: auto, torch, flat, ivf or hnsw.
         device: A torch device for the encoder.
@@ -267,5 +245,59 @@ def search(
         KeyMismatchError: A store or an encoder does not fit the run.
         UserError: A folder, file, seed or split is missing.
     """
-    searcher = Searcher.open(run, image=image, text=text, seed=seed, split=split, index=index, device=device)
+    searcher = Searcher.open(Path(run), image=image, text=text, seed=seed, split=split, index=index, device=device)
     return searcher.by_image(query, top) if isinstance(query, Path) else searcher.by_text(query, top)
+
+
+def contact_sheet(result: SearchResult, out: Path, data: Path | None = None) -> Path:
+    """Write the found images as one PNG, best first, and return its path.
+
+    A picture that cannot be read, or that lies outside the folder, stays a grey field.
+
+    Args:
+        result: What a search found.
+        out: File to write.
+        data: The data set's folder (default: the one that the store says).
+
+    Raises:
+        UserError: The folder of pictures is not there, or nothing was found.
+    """
+    folder = data or Path(result.data)
+    if not (data or result.data) or not folder.is_dir():
+        found = f"no folder {folder}" if result.data else "no folder"
+        raise UserError(expected="the data set's folder with the pictures", found=found, remedy="say where with --data")
+    if not result.images:
+        raise UserError(expected="one found image at least", found="none")
+    columns = min(COLUMNS, len(result.images))
+    rows = -(-len(result.images) // columns)
+    sheet = Image.new("RGB", (GAP + columns * (EDGE + GAP), GAP + rows * (EDGE + LABEL + GAP)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for place, hit in enumerate(result.images):
+        left = GAP + place % columns * (EDGE + GAP)
+        top = GAP + place // columns * (EDGE + LABEL + GAP)
+        sheet.paste(_picture(folder, hit.file), (left, top))
+        pen.text((left, top + EDGE + 5), f"{place + 1}   {hit.score:.3f}", fill=INK)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out, "PNG")
+    return out
+
+
+def _picture(folder: Path, file: str) -> Image.Image:
+    empty = Image.new("RGB", (EDGE, EDGE), EMPTY)
+    try:
+        path = bring(folder / file).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return empty
+        with Image.open(path) as image:
+            return ImageOps.pad(image.convert("RGB"), (EDGE, EDGE), color=PAPER)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return empty
+
+
+def _hits(index: Index, rows: Rows, queries: Tensor, top: int) -> list[list[tuple[float, int]]]:
+    """Return (score, row of the store) of each query's hits; an approximate index may find fewer than `top`."""
+    scores, positions = index.search(queries, top)
+    return [
+        [(score, int(rows[at])) for score, at in zip(*pair, strict=True) if at >= 0]
+        for pair in zip(scores.tolist(), positions.tolist(), strict=True)
+    ]

@@ -63,7 +63,7 @@ def search(
         searcher.require_captions()
     found = searcher.by_image(image, top) if image else searcher.by_text(query or "", top, captions=captions)
     if show:
-        from pipeline.apps.contact_sheet import contact_sheet
+        from pipeline.apps.search import contact_sheet
 
         contact_sheet(found, show)
     if json:

@@ -20,7 +20,7 @@ from pipeline.metrics.calibration import fit_temperature, reliability
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.join import Pairs, join
 
-DEFAULT, OWN, SCALED = "default", "own", "scaled"
+SCALED = "scaled"
 BINS = 15
 ROWS = 500
 """Validation images that a temperature is fitted on, at most, evenly over the split."""

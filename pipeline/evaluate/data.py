@@ -1,8 +1,6 @@
 """What is evaluated: the test pairs, the sets to classify, and what a run takes from the stores, as one tensor."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +11,6 @@ from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.join import Pairs, join
 from pipeline.store.side import LayerRef, Rows, Side, parse_label
-
-DEFAULT_TEMPERATURE = 0.07
-DEFAULT, OWN, SCALED = "default", "own", "scaled"
 
 
 @dataclass(frozen=True)
@@ -199,16 +194,3 @@ def class_vectors(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:
     known = {label: index for index, label in enumerate(data.classes)}
     owner = np.array([known[labels[row]] for row in rows])
     return classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(known))
-
-
-def run_temperature(record: Mapping[str, Any], seed: int) -> tuple[float, str]:
-    """Return the temperature of a run's seed and where it comes from: learned, fixed, validation, own or default.
-
-    Looked up in the seed's entry of run.json, then in the run's.
-    """
-    entries = [entry for entry in record.get("seeds", []) if isinstance(entry, dict) and entry.get("seed") == seed]
-    for place in (*entries, record):
-        value = place.get("temperature")
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-            return float(value), str(place.get("temperature_source", OWN))
-    return DEFAULT_TEMPERATURE, DEFAULT

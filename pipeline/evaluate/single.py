@@ -22,7 +22,7 @@ from pipeline.evaluate.calibrate import (
     zero_shot_temperatures,
 )
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs, ZeroShotSet, check_side, class_vectors, run_features, run_temperature
+from pipeline.evaluate.data import TestPairs, ZeroShotSet, check_side, class_vectors, run_features
 from pipeline.evaluate.queries import (
     IMAGE_RETRIEVAL,
     TEXT_RETRIEVAL,
@@ -143,7 +143,7 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     ranks: dict[str, list[NDArray[np.int64]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
     precision: dict[str, list[float]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
     sure: dict[str, list[tuple[Answers, ...]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
-    temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
+    temperatures = [run.temperature(seed) for seed in run.seeds]
     fitted = retrieval_temperatures(run, validation_pairs(run, data))
     for seed, (own, _), after in zip(run.seeds, temperatures, fitted, strict=True):
         image, text = run.encode("image", image_features, seed), run.encode("text", text_features, seed)
@@ -199,7 +199,7 @@ def _calibration(
 
 def classify_seeds(run: AlignedRun, data: ZeroShotSet) -> Answered:
     """Return zero-shot classification of a set, all seeds."""
-    temperatures = [run_temperature(run.record, seed) for seed in run.seeds]
+    temperatures = [run.temperature(seed) for seed in run.seeds]
     fitted = [each for each in zero_shot_temperatures(run, data) if each is not None]
     parts = [
         classify(run, data, seed, [own, *fitted[index : index + 1]])

@@ -25,6 +25,9 @@ FORMAT = 1
 SIDES = ("image", "text")
 REMEDY = "run `pipeline align` again to make a whole run"
 T = TypeVar("T")
+DEFAULT_TEMPERATURE = 0.07
+"""Divides the scores of runs of older versions, which recorded none."""
+DEFAULT, OWN = "default", "own"
 RUN_FILES = ("run.json", "layer_pairs.json", "seed-*/*")
 """What a run's folder is made of, as patterns."""
 # The data set is what a run is applied to; every other field of a key says what the features are.
@@ -133,6 +136,19 @@ class AlignedRun:
         write_atomically(path / "run.json", text.encode())
         push_folder(path, RUN_FILES, last="run.json")
         return run
+
+    def temperature(self, seed: int) -> tuple[float, str]:
+        """Return what a seed's cosines are divided by and where that comes from.
+
+        That is learned, fixed, validation, own or default. It is looked up in the seed's entry of run.json, then in the
+        run's.
+        """
+        entries = [each for each in self.record["seeds"] if isinstance(each, dict) and each.get("seed") == seed]
+        for place in (*entries, self.record):
+            value = place.get("temperature")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+                return float(value), str(place.get("temperature_source", OWN))
+        return DEFAULT_TEMPERATURE, DEFAULT
 
     def projector(self, side: str, seed: int | None = None) -> Projector:
         """Return the trained projector of a side, loaded once; the first seed's where none is named.

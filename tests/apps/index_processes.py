@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline import files
-from pipeline.apps import indexing, own_folder
+from pipeline.apps import indexing, output_folder
 from pipeline.apps.indexing import build as build_index
 from pipeline.apps.indexing import make_parts
 from pipeline.indexes import parts as building
@@ -34,7 +34,7 @@ STEPS: list[tuple[Any, str]] = [
     (files, "write_bytes"),
     (building, "merge_lists"),
     (indexing, "write_index"),
-    (own_folder, "_take_place"),
+    (output_folder, "_take_place"),
     (building.IndexParts, "remove"),
 ]
 TORN.update({"write_faiss": 1, "write_tensors": 1, "merge_lists": 2})

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.apps.contact_sheet import EDGE, EMPTY, GAP, LABEL, contact_sheet
-from pipeline.apps.search import ImageHit, SearchResult
+from pipeline.apps.search import EDGE, EMPTY, GAP, LABEL, ImageHit, SearchResult, contact_sheet
 from pipeline.errors import UserError
 
 

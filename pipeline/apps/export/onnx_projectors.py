@@ -7,7 +7,7 @@ onnxruntime before it is handed over, and its answers are compared with the proj
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class _Float(nn.Module):
         return embeddings
 
 
-def write_onnx(run: AlignedRun, seed: int, model: dict[str, Any], files: dict[str, bytes], folder: Path) -> str:
+def write_onnx(run: AlignedRun, seed: int, files: Mapping[str, bytes], folder: Path) -> str:
     """Write the package's own form and one ONNX file a side.
 
     Raises:
@@ -45,7 +45,7 @@ def write_onnx(run: AlignedRun, seed: int, model: dict[str, Any], files: dict[st
         PipelineError: What onnxruntime computes is not what the projector computes.
     """
     session = _runtime()
-    usage = write_folder(run, seed, model, files, folder)
+    usage = write_folder(run, seed, files, folder)
     for side in SIDES:
         projector = run.projector(side, seed)
         path = folder / f"{side}.onnx"

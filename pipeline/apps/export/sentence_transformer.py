@@ -34,9 +34,7 @@ POOLING = {"mean": "mean", "cls": "cls", "eos": "lasttoken"}
 _REMEDY = "export without --format: that folder takes every run, and its text side is model.encode_text"
 
 
-def write_sentence_transformer(
-    run: AlignedRun, seed: int, model: dict[str, Any], files: Mapping[str, bytes], folder: Path
-) -> str:
+def write_sentence_transformer(run: AlignedRun, seed: int, files: Mapping[str, bytes], folder: Path) -> str:
     """Write the text side, encoder included, as a folder of sentence-transformers.
 
     Raises:

@@ -4,39 +4,35 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
 from pipeline import __version__
-from pipeline.apps.search import ImageHit
-from pipeline.apps.serve import limits
-from pipeline.apps.serve.pictures import MEDIA_TYPE, Thumbnails
-from pipeline.apps.serve.problems import ApiError, Problem
+from pipeline.apps.serve import schemas
+from pipeline.apps.serve.pictures import MEDIA_TYPE, Form, Thumbnails, read_form
 from pipeline.apps.serve.schemas import (
+    QUEUE,
+    RETRY_SECONDS,
+    SAMPLE,
+    UPLOAD_PIXELS,
+    UPLOADS_AT_ONCE,
+    ApiError,
     ClassAnswer,
-    ClassProbability,
     ClassQuery,
-    FoundCaption,
-    FoundImage,
     Health,
     Identity,
-    Image,
     PictureForm,
     PictureQuery,
-    RunAnswer,
+    Problem,
     RunsAnswer,
     SampleAnswer,
     SearchAnswer,
-    Spent,
     TextQuery,
     form_schema,
 )
-from pipeline.apps.serve.served import Found, Probabilities, ServedRun
 from pipeline.apps.serve.served import Query as Picture
-from pipeline.apps.serve.uploads import Form, read_form
+from pipeline.apps.serve.served import ServedRun
 from pipeline.apps.serve.worker import QueueFullError, Work, Worker
-from pipeline.evaluate.data import run_temperature
 
 PROBLEM = {"model": Problem}
 REFUSED: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 403, 404, 413, 422, 503), PROBLEM)
@@ -57,7 +53,7 @@ class Api:
         self.worker = worker
         self.thumbnails = Thumbnails()
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
-        self.uploads = asyncio.Semaphore(limits.UPLOADS_AT_ONCE)
+        self.uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self.router = APIRouter(prefix="/api", responses=REFUSED)
         get, post = self.router.get, self.router.post
         get("/health")(self.health)
@@ -77,18 +73,17 @@ class Api:
 
     async def describe(self) -> RunsAnswer:
         """List the runs and the limits of questions."""
-        told = [RunAnswer(**run.describe()) for run in self.runs.values()]
-        names = ("TOP", "TEXT_CHARACTERS", "CLASSES", "UPLOAD_BYTES", "UPLOAD_PIXELS")
-        return RunsAnswer(runs=told, limits={name.lower(): getattr(limits, name) for name in names})
+        limits = {name.lower(): getattr(schemas, name) for name in schemas.TOLD}
+        return RunsAnswer(runs=[run.describe() for run in self.runs.values()], limits=limits)
 
     async def sample(
-        self, run: RunParameter = None, count: Annotated[int, Query(ge=1, le=limits.SAMPLE)] = 12
+        self, run: RunParameter = None, count: Annotated[int, Query(ge=1, le=SAMPLE)] = 12
     ) -> SampleAnswer:
         """Show images from all over the store, the same ones every time."""
         served = self._run(run)
-        total = len(served.images.samples)
+        total = len(served.opened.images.samples)
         rows = [place * total // count for place in range(count)] if total > count else range(total)
-        return SampleAnswer(run=served.name, total=total, images=[_image(served, row) for row in rows])
+        return SampleAnswer(run=served.name, total=total, images=[served.image(row) for row in rows])
 
     async def image(
         self, image_id: str, run: RunParameter = None, size: Literal["small", "large"] = "small"
@@ -102,8 +97,9 @@ class Api:
     async def search(self, query: TextQuery) -> SearchAnswer:
         """Find the images that fit a text best."""
         run, seed = self._choose(query.run, query.seed)
-        found = await self._ask(("text", run, seed), lambda items: run.by_texts(seed, items), (query.text, query.top))
-        return _answer(run, seed, found)
+        item = (query.text, query.top)
+        answer: SearchAnswer = await self._ask(("text", run, seed), lambda each: run.by_texts(seed, each), item)
+        return answer
 
     async def search_image(self, request: Request) -> SearchAnswer:
         """Find the images and the captions that fit a picture best."""
@@ -112,8 +108,8 @@ class Api:
             query = PictureQuery.model_validate(_single(form))
             run, seed = self._choose(query.run, query.seed)
             item = (await self._picture(run, form, query), query.top)
-            found = await self._ask(("image", run, seed), lambda items: run.by_pictures(seed, items), item)
-        return _answer(run, seed, found)
+            answer: SearchAnswer = await self._ask(("image", run, seed), lambda each: run.by_pictures(seed, each), item)
+        return answer
 
     async def zero_shot(self, request: Request) -> ClassAnswer:
         """Say how probable each class is for a picture."""
@@ -123,8 +119,8 @@ class Api:
             query = ClassQuery.model_validate(fields)
             run, seed = self._choose(query.run, query.seed)
             item = (await self._picture(run, form, query), tuple(query.classes), query.template)
-            found = await self._ask(("class", run, seed), lambda items: run.classify(seed, items), item)
-        return _classes(run, seed, query, found)
+            answer: ClassAnswer = await self._ask(("class", run, seed), lambda each: run.classify(seed, each), item)
+        return answer
 
     async def _ask(self, key: tuple[str, ServedRun, int], work: Work, item: tuple[Any, ...]) -> Any:
         try:
@@ -132,11 +128,11 @@ class Api:
         except QueueFullError as error:
             raise ApiError(
                 503,
-                expected=f"fewer than {limits.QUEUE} waiting questions",
+                expected=f"fewer than {QUEUE} waiting questions",
                 found="a full queue",
                 where="server",
-                remedy=f"ask again in {limits.RETRY_SECONDS} s",
-                retry_after=limits.RETRY_SECONDS,
+                remedy=f"ask again in {RETRY_SECONDS} s",
+                retry_after=RETRY_SECONDS,
             ) from error
 
     async def _decoded(self, work: Any, *arguments: Any) -> Any:
@@ -176,7 +172,7 @@ class Api:
 
 
 def _decode(run: ServedRun, data: bytes) -> Any:
-    return run.model.decode(data, max_pixels=limits.UPLOAD_PIXELS)
+    return run.model.decode(data, max_pixels=UPLOAD_PIXELS)
 
 
 def _single(form: Form, *lists: str) -> dict[str, str]:
@@ -184,46 +180,3 @@ def _single(form: Form, *lists: str) -> dict[str, str]:
         if len(values) > 1 and name not in lists:
             raise ApiError(422, expected="this field once", found=f"{len(values)} times", where=ascii(name)[1:-1][:100])
     return {name: values[0] for name, values in form.fields.items() if name not in lists}
-
-
-def _image(run: ServedRun, row: int) -> Image:
-    samples = run.images.samples
-    name = samples.image_id[row]
-    path = f"/api/image/{quote(name, safe='')}?run={quote(run.name, safe='')}"
-    told = list(run.captions_of.get(name, ()))
-    return Image(image_id=name, captions=told, label=samples.label[row], thumbnail=path)
-
-
-def _found(run: ServedRun, hit: ImageHit) -> FoundImage:
-    return FoundImage(**_image(run, run.rows[hit.image_id]).model_dump(), score=hit.score)
-
-
-def _answer(run: ServedRun, seed: int, found: Found) -> SearchAnswer:
-    captions = [
-        FoundCaption(caption_id=hit.caption_id, caption=hit.caption, image_id=hit.image_id, score=hit.score)
-        for hit in found.captions
-    ]
-    return SearchAnswer(
-        run=run.name,
-        seed=seed,
-        images=[_found(run, hit) for hit in found.images],
-        captions=captions,
-        milliseconds=Spent(encode=found.encode, search=found.search),
-    )
-
-
-def _classes(run: ServedRun, seed: int, query: ClassQuery, found: Probabilities) -> ClassAnswer:
-    temperature, source = run_temperature(run.model.run.record, seed)
-    told = [
-        ClassProbability(name=name, probability=probability, score=score)
-        for name, probability, score in zip(query.classes, found.probability, found.score, strict=True)
-    ]
-    return ClassAnswer(
-        run=run.name,
-        seed=seed,
-        template=query.template,
-        temperature=temperature,
-        temperature_source=source,
-        classes=sorted(told, key=lambda each: -each.probability),
-        milliseconds=Spent(encode=found.encode, search=0.0),
-    )

@@ -12,8 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.apps.serve.limits import BODY_BYTES, UPLOAD_BYTES
-from pipeline.apps.serve.problems import ApiError, problem_response
+from pipeline.apps.serve.schemas import BODY_BYTES, UPLOAD_BYTES, ApiError, problem_response
 
 UPLOADS = ("/api/search/image", "/api/zero_shot")
 POLICY = (

@@ -1,10 +1,61 @@
-"""What the API takes and gives, as pydantic models; the OpenAPI document is made of them."""
+"""What the API takes, gives and refuses: limits, questions and answers as pydantic models, errors of one shape.
 
+The OpenAPI document is made of the models; /api/runs tells the limits. Raise `ApiError` for what only a web server can
+find wrong; errors of the package are turned into the same shape, {expected, found, where, remedy}.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import Response
 
-from pipeline.apps.serve.limits import CLASSES, ID_CHARACTERS, NAME_CHARACTERS, TEXT_CHARACTERS, TOP
+from pipeline.errors import PipelineError, UserError
+
+# ---- limits ----------------------------------------------------------------------------------------------------------
+
+TEXT_CHARACTERS = 2000
+"""Of a query; encoders cut long before."""
+TOP = 200
+"""Results that can be asked for at once."""
+SAMPLE = 60
+"""Images of /api/sample."""
+CLASSES = 200
+"""Class names of one zero-shot question."""
+NAME_CHARACTERS = 200
+"""Of a class name and of a template."""
+ID_CHARACTERS = 1000
+"""Of an image's id and a run's name."""
+UPLOAD_BYTES = 10_000_000
+"""Of an uploaded picture, as a file."""
+UPLOAD_PIXELS = 50_000_000
+"""Of an uploaded picture, decoded: 150 MB as RGB."""
+UPLOADS_AT_ONCE = 4
+"""Pictures held in memory at a time; others wait before their first byte is read."""
+UPLOAD_SECONDS = 30
+"""For the whole body to arrive."""
+BODY_BYTES = 64_000
+"""Of a request without a picture, and of all that surrounds a picture."""
+QUEUE = 256
+"""Questions that wait for the encoders; one more is answered 503."""
+BATCH = 32
+"""Questions of one kind that are encoded together."""
+RETRY_SECONDS = 1
+"""What a 503 advises."""
+SEEDS_KEPT = 4
+"""Seeds of a run whose embeddings stay in memory."""
+THUMBNAIL_EDGES = {"small": 384, "large": 1280}
+"""Longest edge in pixels; nothing is enlarged."""
+THUMBNAIL_BYTES = 64_000_000
+"""Of finished thumbnails kept in memory."""
+TOLD = ("TOP", "TEXT_CHARACTERS", "CLASSES", "UPLOAD_BYTES", "UPLOAD_PIXELS")
+"""Limits that /api/runs tells."""
+
+# ---- questions and answers -------------------------------------------------------------------------------------------
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS, pattern=r"\S")]
 Identity = Annotated[str, StringConstraints(min_length=1, max_length=ID_CHARACTERS)]
@@ -68,7 +119,7 @@ class ClassQuery(PictureForm):
         return names
 
 
-class Image(BaseModel):
+class StoredImage(BaseModel):
     """A stored image."""
 
     image_id: str
@@ -78,7 +129,7 @@ class Image(BaseModel):
     """Path of its picture; add `&size=large` for more pixels."""
 
 
-class FoundImage(Image):
+class FoundImage(StoredImage):
     """A found image."""
 
     score: float
@@ -164,7 +215,7 @@ class SampleAnswer(BaseModel):
 
     run: str
     total: int
-    images: list[Image]
+    images: list[StoredImage]
 
 
 class Health(BaseModel):
@@ -181,3 +232,99 @@ def form_schema(model: type[BaseModel]) -> dict[str, Any]:
     schema = model.model_json_schema()
     schema["properties"]["image"] = {"type": "string", "format": "binary", "description": "The picture's file."}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+class Problem(BaseModel):
+    """What is wrong with a request."""
+
+    expected: str
+    """What should have been there."""
+    found: str
+    """What was there instead."""
+    where: str
+    """Field, path or header."""
+    remedy: str
+    """What to do; may be empty."""
+
+
+class ApiError(HTTPException):
+    """A request that is refused, with its status."""
+
+    def __init__(
+        self, status: int, *, expected: str, found: str, where: str = "", remedy: str = "", retry_after: int = 0
+    ) -> None:
+        self.problem = Problem(expected=expected, found=found, where=where, remedy=remedy)
+        super().__init__(status, expected, headers={"Retry-After": str(retry_after)} if retry_after else None)
+
+
+def problem_response(status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a problem as JSON; pure ASCII, because what was sent may hold half a surrogate pair."""
+    body = json.dumps(problem.model_dump())
+    return Response(body, status, dict(headers or {}), media_type="application/json")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Let the application answer every error in the one shape."""
+    app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ValidationError, _invalid)
+    app.add_exception_handler(PipelineError, _foreseen)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return problem_response(error.status_code, error.problem, error.headers)
+    if not isinstance(error, StarletteHTTPException):
+        return await _unforeseen(request, error)
+    expected = {404: "a path of this application", 405: "another method for this path"}
+    found = {404: request.url.path, 405: request.method}
+    problem = Problem(
+        expected=expected.get(error.status_code, "a request that can be read"),
+        found=found.get(error.status_code, str(error.detail)),
+        where="request",
+        remedy="see /openapi.json",
+    )
+    return problem_response(error.status_code, problem, error.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    errors = error.errors() if isinstance(error, RequestValidationError | ValidationError) else []
+    return problem_response(422, _from_validation(errors))
+
+
+async def _foreseen(_: Request, error: Exception) -> Response:
+    if not isinstance(error, PipelineError):
+        return await _unforeseen(_, error)
+    problem = Problem(expected=error.expected, found=error.found, where=error.where, remedy=error.remedy)
+    return problem_response(422 if isinstance(error, UserError) else 500, problem)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    problem = Problem(
+        expected="an answer",
+        found=f"a failure of the server ({type(error).__name__})",
+        where=request.url.path,
+        remedy="look at what `pipeline serve` printed",
+    )
+    return problem_response(500, problem)
+
+
+def _from_validation(errors: Iterable[Mapping[str, Any]]) -> Problem:
+    told = [dict(error) for error in errors] or [{}]
+    first = told[0]
+    where = ".".join(str(part) for part in first.get("loc", ()) if part != "body") or "body"
+    message = str(first.get("msg", "a valid request"))
+    expected = message.removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
+    found = ascii(first["input"])[:100] if "input" in first else "something else"
+    if first.get("type") == "missing":
+        expected, found = "this field", "nothing"
+    if first.get("type") == "extra_forbidden":
+        expected, found = "only fields that the API knows", where
+    others = f"{len(told) - 1} more of the kind" if len(told) > 1 else ""
+    if expected[1:2].islower():
+        expected = expected[0].lower() + expected[1:]
+    return Problem(expected=expected, found=found, where=where, remedy=others)

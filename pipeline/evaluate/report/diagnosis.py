@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.calibrate import ROWS, Calibration
-from pipeline.evaluate.data import DEFAULT, DEFAULT_TEMPERATURE, ZeroShotSet
+from pipeline.evaluate.data import ZeroShotSet
 from pipeline.evaluate.figures import COLOURS, Series, confusion_map, layer_map, reliability, step_curves
 from pipeline.evaluate.leaderboard import Leaderboard
 from pipeline.evaluate.queries import ZERO_SHOT, zero_shot_direction
 from pipeline.evaluate.report.page import Cell, Picture, Section, Table, direction_name, percent
 from pipeline.evaluate.report.results import role_of
 from pipeline.evaluate.single import RunResult
+from pipeline.projectors.run_record import DEFAULT, DEFAULT_TEMPERATURE
 from pipeline.words import count, listing
 
 FULL_BIN = 10  # answers

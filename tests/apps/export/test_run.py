@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from pipeline.apps.dual_encoder import DualEncoder, load_model
-from pipeline.apps.export.exported import MODEL
 from pipeline.apps.export.run import export
+from pipeline.apps.opening import MODEL
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
 from pipeline.projectors.run_record import AlignedRun
 from tests.apps import tiny

@@ -8,11 +8,9 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from pipeline.apps.serve.app import create_app
-from pipeline.apps.serve.opening import open_runs
-from pipeline.apps.serve.served import ServedRun
+from pipeline.apps.serve.served import ServedRun, open_runs
 from pipeline.apps.serve.server import address as url
-from pipeline.apps.serve.server import listen
+from pipeline.apps.serve.server import create_app, listen
 from tests.apps.colours import make_run, write_run
 
 BASE = "http://127.0.0.1:8000"

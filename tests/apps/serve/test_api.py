@@ -11,9 +11,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pipeline.apps.search import search
-from pipeline.apps.serve.limits import CLASSES, TEXT_CHARACTERS, TOP
+from pipeline.apps.serve.schemas import CLASSES, TEXT_CHARACTERS, TOP
 from pipeline.apps.serve.served import ServedRun
-from pipeline.evaluate.data import DEFAULT_TEMPERATURE
+from pipeline.projectors.run_record import DEFAULT_TEMPERATURE
 from tests.apps.colours import COLOURS, ODD, ODD_CAPTION
 from tests.apps.serve.asking import PROBLEM, encoded, upload
 

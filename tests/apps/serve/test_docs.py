@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.apps.serve import limits
+from pipeline.apps.serve import schemas as limits
 from tests.apps.serve.asking import encoded
 from tests.commands.running import done
 

@@ -17,11 +17,10 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.apps.serve.app import create_app
-from pipeline.apps.serve.limits import RETRY_SECONDS
-from pipeline.apps.serve.served import Found, ServedRun
+from pipeline.apps.serve.schemas import RETRY_SECONDS, SearchAnswer
+from pipeline.apps.serve.served import ServedRun
 from pipeline.apps.serve.server import address as url
-from pipeline.apps.serve.server import is_loopback, listen
+from pipeline.apps.serve.server import create_app, is_loopback, listen
 from pipeline.errors import UserError
 from tests.apps.colours import COLOURS
 from tests.apps.serve.asking import PROBLEM, encoded, upload
@@ -54,7 +53,7 @@ def test_a_hundred_parallel_questions_get_their_own_answers(address: str) -> Non
 def test_a_full_queue_says_when_to_come_back(runs: list[ServedRun], monkeypatch: pytest.MonkeyPatch) -> None:
     go, real = threading.Event(), ServedRun.by_texts
 
-    def slow(run: ServedRun, seed: int, items: Sequence[tuple[str, int]]) -> list[Found]:
+    def slow(run: ServedRun, seed: int, items: Sequence[tuple[str, int]]) -> list[SearchAnswer]:
         go.wait(300)
         return real(run, seed, items)
 

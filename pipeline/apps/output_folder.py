@@ -17,7 +17,7 @@ from pipeline.files import sync_file, sync_folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnFolder:
+class OutputFolder:
     """A kind of folder.
 
     Args:

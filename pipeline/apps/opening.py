@@ -1,0 +1,219 @@
+"""A run with its stores, opened for use: whatever search, serve, export and indexes read of them, they open here.
+
+    run = open_run(Path("data/2_projectors/combined"))   # a run, or what `pipeline export` made of one
+    opened = OpenedRun(run)
+    opened.images, opened.texts                          # its stores, wherever they lie now
+    opened.embed(opened.images, rows, seed)              # unit vectors [n, d]
+
+A record holds paths as they were typed, mostly relative to a project's folder. They are looked for from the folders
+above the run first, so that a run can be used from anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.evaluate.data import check_side, run_features
+from pipeline.projectors.base import Projector
+from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
+from pipeline.projectors.run_record import AlignedRun, check_record
+from pipeline.projectors.table import pack_projector, read_json, unpack_projector
+from pipeline.remote.binding import bind_recorded, is_url
+from pipeline.store.side import Rows, Side
+
+FORMAT = 1
+KIND = "fewpairs model"
+MODEL = "model.json"
+FOLDER = "folder"
+_REMEDY = "run `pipeline export` again"
+
+
+class OpenedRun:
+    """A run, its image stores and, when they are first asked for, its text stores.
+
+    Args:
+        run: The run.
+        image: Image stores (default: those of the training).
+        text: Text stores (default: those of the training, if they are still there).
+
+    Raises:
+        KeyMismatchError: A store holds features of another key than the run was trained on.
+        UserError: A store is missing or holds features of the other side.
+    """
+
+    def __init__(self, run: AlignedRun, image: Sequence[Path] = (), text: Sequence[Path] = ()) -> None:
+        self.run, self._text = run, text
+        if image:
+            self.images = Side.open("image", image, remedy="give the store of the images with --store")
+        else:
+            found = self._trained_on("image")
+            if not found:
+                raise UserError(
+                    expected="the image store that the run was trained on",
+                    found="no such folder",
+                    where=", ".join(str(Path(record.path)) for record in run.stores["image"]),
+                    remedy="say where it lies with --store",
+                )
+            self.images = Side.open("image", found)
+        check_side(run, self.images)
+
+    @cached_property
+    def texts(self) -> Side | None:
+        """The text stores; None where those of the training are gone, or the images are of another data set.
+
+        Equal ids would give such images the captions of other pictures.
+        """
+        if self._text:
+            texts = Side.open("text", self._text, remedy="give the store of the captions with --text-store")
+        else:
+            trained = [record.key.get("dataset_digest") for record in self.run.stores["image"]]
+            found = self._trained_on("text")
+            if not found or [store.key.dataset_digest for store in self.images.stores] != trained:
+                return None
+            texts = Side.open("text", found)
+        check_side(self.run, texts)
+        return texts
+
+    @cached_property
+    def pictures(self) -> Path | None:
+        """The folder that the images' files are relative to; None where the store does not say or it is gone."""
+        store = self.images.stores[0]
+        return locate(str(store.manifest.provenance.get("dataset") or ""), store.path)
+
+    def image_rows(self, split: str | None) -> Rows:
+        """Return the positions [N] of the images in a split, of all where it is None.
+
+        Raises:
+            UserError: There are none.
+        """
+        splits = self.images.samples.split
+        rows = [row for row, name in enumerate(splits) if split in (None, name)]
+        if not rows:
+            remedy = f"its splits are {', '.join(sorted({name or '(none)' for name in splits}))}"
+            where = self.images.where
+            raise UserError(expected=f"images in split {split}", found="none", where=where, remedy=remedy)
+        return np.array(rows, dtype=np.int64)
+
+    def embed(self, side: Side, rows: Rows, seed: int) -> Tensor:
+        """Return the unit vectors [n, d] of some samples of a side."""
+        return self.run.encode(side.modality, run_features(self.run, side, rows, constant_allowed=True), seed)
+
+    def identity(self, seed: int, split: str | None) -> dict[str, Any]:
+        """Return what decides the rows and vectors of an index over the images of a split."""
+        features = [
+            {"key_digest": each.key.digest(), "content_digest": each.content_digest} for each in self.images.stores
+        ]
+        return {
+            "features": features,
+            "layers": list(self.run.layers["image"]),
+            "projector": pack_projector(self.run.projector("image", seed), "image")[0]["sha256"],
+            "split": split,
+        }
+
+    def _trained_on(self, side: str) -> list[Path]:
+        """Return where the stores of the training lie; none where one of them is gone."""
+        found = [locate(record.path, self.run.path) for record in self.run.stores[side]]
+        return [path for path in found if path is not None] if all(found) else []
+
+
+def locate(recorded: str, near: Path) -> Path | None:
+    """Return the folder that a recorded path means, looked for from the folders above `near`; None where it is gone.
+
+    A recorded URL is bound; whether anything is there shows when it is opened.
+    """
+    if not recorded:
+        return None
+    if is_url(recorded):
+        return bind_recorded(recorded)
+    bases = dict.fromkeys([*near.parents, Path(), *near.resolve().parents])
+    return next((folder for base in bases if (folder := base / recorded).is_dir()), None)
+
+
+class ExportedRun(AlignedRun):
+    """An export, opened as a run with one seed whose projectors lie beside `model.json`."""
+
+    def __init__(self, path: Path, model: Mapping[str, Any]) -> None:
+        self.model = dict(model)
+        super().__init__(path, _as_run(model))
+
+    @classmethod
+    def open(cls, path: Path) -> "ExportedRun":
+        """Open an export's folder and check `model.json`.
+
+        Raises:
+            UserError: It is missing, damaged, of another version, or the folder is of a form that others load.
+        """
+        where = path / MODEL
+        model = read_model(where)
+        if model.get("export") == "sentence-transformers":
+            remedy = f'load it with SentenceTransformer("{path}"), or export again without --format'
+            found = "one for sentence-transformers, which holds the text side alone"
+            raise UserError(expected="a model of both sides", found=found, where=str(path), remedy=remedy)
+        try:
+            check_record(_as_run(model), str(where))
+            return cls(path, model)
+        except UserError as error:
+            raise UserError(expected=error.expected, found=error.found, where=str(where), remedy=_REMEDY) from error
+
+    def _load(self, side: str, seed: int) -> Projector:
+        if seed not in self.seeds:
+            expected = f"the seed {self.seeds[0]}, which was exported"
+            raise UserError(expected=expected, found=str(seed), where=str(self.path))
+        about = self.model.get("projectors", {}).get(side)
+        if not isinstance(about, Mapping):
+            raise UserError(expected=f"a projector of the {side} side", found="none", where=str(self.path / MODEL))
+        projector = unpack_projector(about, str(self.path / MODEL), self.path / f"{side}.safetensors")
+        if projector.d != self.dim:
+            expected, found = f"a projector to {self.dim} dimensions", str(projector.d)
+            raise UserError(expected=expected, found=found, where=str(self.path / MODEL), remedy=_REMEDY)
+        return projector
+
+
+def open_run(path: Path) -> AlignedRun:
+    """Open the folder of a run, or of what `pipeline export` made of one.
+
+    Raises:
+        UserError: It holds neither, or is damaged.
+    """
+    return (ExportedRun if (path / MODEL).is_file() else AlignedRun).open(path)
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """Read a `model.json`.
+
+    Raises:
+        UserError: It is missing, no JSON object, or not of this kind and format.
+    """
+    model = read_json(path, "an exported model")
+    found = {"format": model.get("format"), "kind": model.get("kind")}
+    if found != {"format": FORMAT, "kind": KIND}:
+        raise UserError(
+            expected=f"format {FORMAT} and kind {KIND!r}",
+            found=f"format {found['format']!r} and kind {found['kind']!r}",
+            where=str(path),
+            remedy=_REMEDY,
+        )
+    return model
+
+
+def _as_run(model: Mapping[str, Any]) -> dict[str, Any]:
+    training = model.get("training")
+    about: Mapping[str, Any] = training if isinstance(training, Mapping) else {}
+    return {
+        "format": RUN_FORMAT,
+        "method": model.get("method"),
+        "config": about.get("config", {}),
+        "layers": model.get("layers"),
+        "stores": model.get("encoders"),
+        "dim": model.get("dim"),
+        "temperature": model.get("temperature"),
+        "temperature_source": model.get("temperature_source"),
+        "seeds": [{"seed": model.get("seed"), "folder": FOLDER, "validation": about.get("validation") or {}}],
+        "pairs": about.get("pairs"),
+        "created": about.get("created"),
+    }
