@@ -9,31 +9,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.options import Json, Quiet, takes_settings
 from pipeline.commands.output import emit_json
 from pipeline.commands.urls import takes_urls
+from pipeline.extract.datasets.records import ImportOptions
 
 if TYPE_CHECKING:
-    from pipeline.extract.datasets.writing import Summary
+    from pipeline.extract.datasets.writing import MadeDataset
 
 app = typer.Typer(no_args_is_help=True, help="Bring a data set into data/0_raw/<name>: the embedded one, or your own.")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to make, such as data/0_raw/mine.")]
-Split = Annotated[
-    str | None,
-    typer.Option("--split", help="Shares of train/val/test where the source has no splits, such as 0.8/0.1/0.1."),
-]
-Replace = Annotated[bool, typer.Option("--replace", help="Make the data set again in place of the one that is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 @app.command()
 @takes_urls()
 def openmoji(
     out: Out,
-    size: Annotated[int, typer.Option(help="Pixels of a side.")] = 260,
-    split: Split = None,
-    replace: Replace = False,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 260,
+    split: Annotated[str | None, typer.Option(help="Shares of train/val/test. [default: 0.7/0.1/0.2]")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make the data set again in place of the one that is there.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,18 +39,20 @@ def openmoji(
     Example: pipeline data openmoji --out data/0_raw/openmoji
     """
     from pipeline.extract.datasets.openmoji import RULE, make_openmoji
-    from pipeline.extract.datasets.splits import SplitRule
+    from pipeline.extract.datasets.records import SplitRule
     from pipeline.progress import progress_bar
 
     rule = SplitRule.parse(split) if split else RULE
     with progress_bar(quiet=quiet) as progress:
-        summary = make_openmoji(out, size=size, rule=rule, replace=replace, progress=progress)
-    _tell(summary, json)
+        made = make_openmoji(out, size=size, rule=rule, replace=replace, progress=progress)
+    _tell(made, json)
 
 
 @app.command("import")
 @takes_urls()
+@takes_settings(ImportOptions, params=False)
 def import_(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -62,16 +61,7 @@ def import_(
         ),
     ],
     out: Out,
-    kind: Annotated[str, typer.Option(help="What the source is; auto: by what it looks like.")] = "auto",
-    root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
-    filepath: Annotated[str, typer.Option(help="Column of the image's path.")] = "",
-    caption: Annotated[str, typer.Option(help="Column of the caption.")] = "",
-    label: Annotated[str, typer.Option(help="Column of the label.")] = "",
-    split_column: Annotated[str, typer.Option("--split-column", help="Column of the split.")] = "",
-    split: Split = None,
-    link: Annotated[bool, typer.Option("--link", help="Hard-link image files instead of copying.")] = False,
-    replace: Replace = False,
-    licence: Annotated[str, typer.Option(help="Licence, kept in dataset.json.")] = "",
+    given: dict[str, Any],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -80,34 +70,20 @@ def import_(
     Example: pipeline data import photos.csv --out data/0_raw/photos
     """
     from pipeline.extract.datasets.importers import import_dataset
-    from pipeline.extract.datasets.options import ImportOptions
-    from pipeline.extract.datasets.splits import SplitRule
     from pipeline.progress import progress_bar
 
-    options = ImportOptions(
-        kind=kind,
-        root=root,
-        filepath=filepath,
-        caption=caption,
-        label=label,
-        split=split_column,
-        licence=licence,
-    )
-    rule = SplitRule.parse(split) if split else None
     with progress_bar(quiet=quiet) as progress:
-        summary = import_dataset(
-            source, out, options, rule=rule, replace_existing=replace, link=link, progress=progress
-        )
-    _tell(summary, json)
+        made = import_dataset(source, out, ImportOptions(**given), progress=progress)
+    _tell(made, json)
 
 
-def _tell(summary: "Summary", json: bool) -> None:
+def _tell(made: "MadeDataset", json: bool) -> None:
     if json:
-        emit_json({**vars(summary), "path": str(summary.path)})
+        emit_json({**vars(made), "path": str(made.path)})
         return
     typer.echo(
-        f"{summary.path}: {summary.images} images, {summary.captions} captions, {summary.classes} classes"
-        + (f"; {summary.skipped} left out, see {summary.path / 'skipped.csv'}" if summary.skipped else "")
+        f"{made.path}: {made.images} images, {made.captions} captions, {made.classes} classes"
+        + (f"; {made.skipped} left out, see {made.path / 'skipped.csv'}" if made.skipped else "")
     )
 
 

@@ -28,17 +28,16 @@ Params = Annotated[Path, typer.Option(help="File with the settings that no optio
 PARAMS = Path("params.yaml")
 
 
-def takes_settings(cls: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_settings(cls: type, *, params: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return what puts the options of a class of settings in place of a command's parameter `given`.
 
     Args:
         cls: A class under `@settings`.
-        without: Fields that the command has no option for.
+        params: Whether what is not given may come from params.yaml; if not, options have the defaults of the class.
     """
-    about = {name: each for name, each in declared(cls).items() if each.flag is not None and name not in without}
-    options = {
-        field.name: _option(field, about[field.name]) for field in dataclasses.fields(cls) if field.name in about
-    }
+    about = {name: each for name, each in declared(cls).items() if each.flag is not None}
+    fields = [field for field in dataclasses.fields(cls) if field.name in about]
+    options = {field.name: _option(field, about[field.name], params) for field in fields}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -65,9 +64,10 @@ def _parsed(about: Setting, value: Any) -> Any:
     return about.parse(value) if about.parse else value
 
 
-def _option(field: "dataclasses.Field[Any]", about: Setting) -> inspect.Parameter:
-    """Return the parameter that typer makes an option of: None where it is not given, False for a mere switch."""
+def _option(field: "dataclasses.Field[Any]", about: Setting, params: bool) -> inspect.Parameter:
+    """Return the parameter that typer makes an option of; where params.yaml may have a value, without a default."""
     switch = field.type is bool and "/" not in (about.flag or "")
+    plain = isinstance(field.default, str | int | float) and (switch or not params)
     kind = str if about.parse else _typed(field.type)
     several = typing.get_origin(_without_none(field.type)) in (tuple, dict)
     help_text = about.help + _default(field)
@@ -76,9 +76,8 @@ def _option(field: "dataclasses.Field[Any]", about: Setting) -> inspect.Paramete
     else:
         how = typer.Option(about.flag or about.option(field.name), help=help_text, show_default=False)
     annotation = Annotated[(list[kind] if several else kind) | None, how]  # type: ignore[valid-type]
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=False if switch else None, annotation=annotation
-    )
+    default = field.default if plain else None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _typed(hint: Any) -> Any:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Optional, Union
 
 from pipeline.encoders.base import Encoder, Modality
 from pipeline.errors import RejectedInputError, UserError
-from pipeline.extract.datasets.layout import RawDataset
-from pipeline.extract.datasets.record import Classes
-from pipeline.extract.datasets.table import is_utf8
+from pipeline.extract.datasets.layout import Classes, RawDataset
+from pipeline.extract.datasets.tables import is_utf8
 from pipeline.files import file_sha256
 from pipeline.remote.binding import address, local_path
 from pipeline.remote.folder import bring

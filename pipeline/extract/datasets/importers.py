@@ -5,18 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.extract.datasets import (
-    from_folder,
-    from_huggingface,
-    from_image_parquet,
-    from_karpathy,
-    from_table,
-    from_webdataset,
-)
-from pipeline.extract.datasets.options import ImportOptions
-from pipeline.extract.datasets.record import Source
-from pipeline.extract.datasets.splits import SplitRule
-from pipeline.extract.datasets.writing import Summary, write_dataset
+from pipeline.extract.datasets import image_bytes, image_files, webdataset
+from pipeline.extract.datasets.records import ImportOptions, Records, SplitRule
+from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.progress import Progress, silent
 
 
@@ -28,46 +19,36 @@ class Importer:
     """What it reads, in a few words."""
     recognises: Callable[[str], bool]
     """Whether a source looks like it."""
-    read: Callable[[str, ImportOptions], Source]
+    read: Callable[[str, ImportOptions], Records]
     """Open a source."""
 
 
 IMPORTERS: dict[str, Importer] = {
     "huggingface": Importer(
-        "folder of save_to_disk, or hf:ORG/NAME", from_huggingface.recognises, from_huggingface.read
+        "folder of save_to_disk, or hf:ORG/NAME", image_bytes.recognises_hugging_face, image_bytes.read_hugging_face
     ),
-    "webdataset": Importer(
-        "tar, tars by {000..012} or a folder of tars", from_webdataset.recognises, from_webdataset.read
+    "webdataset": Importer("tar, tars by {000..012} or a folder of tars", webdataset.recognises, webdataset.read),
+    "karpathy": Importer("JSON with images and sentences", image_files.recognises_karpathy, image_files.read_karpathy),
+    "image-parquet": Importer("Parquet of image bytes", image_bytes.recognises_parquet, image_bytes.read_parquet),
+    "table": Importer(
+        "CSV, TSV, JSONL or Parquet of image paths", image_files.recognises_table, image_files.read_table
     ),
-    "karpathy": Importer("JSON with images and sentences", from_karpathy.recognises, from_karpathy.read),
-    "image-parquet": Importer("Parquet of image bytes", from_image_parquet.recognises, from_image_parquet.read),
-    "table": Importer("CSV, TSV, JSONL or Parquet of image paths", from_table.recognises, from_table.read),
-    "captions": Importer("images with same-stem .txt", from_folder.recognises_captions, from_folder.read_captions),
-    "classes": Importer("a folder a class", from_folder.recognises_classes, from_folder.read_classes),
-    "images": Importer("a folder of images", from_folder.recognises_images, from_folder.read_images),
+    "captions": Importer("images with same-stem .txt", image_files.recognises_captions, image_files.read_captions),
+    "classes": Importer("a folder a class", image_files.recognises_classes, image_files.read_classes),
+    "images": Importer("a folder of images", image_files.recognises_images, image_files.read_images),
 }
 """Importers by name, asked in this order where the kind is `auto`."""
 
 
 def import_dataset(
-    source: str | Path,
-    out: Path,
-    options: ImportOptions | None = None,
-    *,
-    rule: SplitRule | None = None,
-    replace_existing: bool = False,
-    link: bool = False,
-    progress: Progress = silent,
-) -> Summary:
+    source: str | Path, out: Path, options: ImportOptions | None = None, *, progress: Progress = silent
+) -> MadeDataset:
     """Make a raw data set of a user's table, folder or archive.
 
     Args:
         source: File, folder, or a pattern of tars.
         out: The new folder.
         options: Columns, root and the like.
-        rule: Split of the images where the source has none (0.8/0.1/0.1 by sha256 of the id).
-        replace_existing: Make the data set of this name again in its place.
-        link: Hard-link image files instead of copying.
         progress: Is told how far it is.
 
     Raises:
@@ -83,7 +64,8 @@ def import_dataset(
         licence=options.licence or found.licence,
         attribution=options.attribution or found.attribution,
     )
-    return write_dataset(out, found, rule=rule or SplitRule(), replace=replace_existing, link=link, progress=progress)
+    rule = options.rule or SplitRule()
+    return write_dataset(out, found, rule=rule, replace=options.replace, link=options.link, progress=progress)
 
 
 def detect(source: str) -> str:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.paths import Fence
-from pipeline.extract.datasets.record import Classes
-from pipeline.extract.datasets.table import is_utf8, read_columns
+from pipeline.extract.datasets.tables import Fence, is_utf8, read_columns
 from pipeline.remote.binding import name_of
 from pipeline.remote.folder import pull_files
 
@@ -39,6 +37,24 @@ class CaptionRow(NamedTuple):
     caption_id: str
     image_id: str
     caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Class names and the prompts made of them, as classes.json holds them."""
+
+    names: tuple[str, ...]
+    """C class names, unique, in order."""
+    templates: tuple[str, ...] = ("{c}",)
+    """Sentences with `{c}` or `{}` where the class name goes."""
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class name → its own sentences, used instead of the templates."""
+
+    def sentences(self, name: str) -> tuple[str, ...]:
+        """Return the prompts of a class: its own ones, or every template filled in."""
+        if name in self.prompts:
+            return self.prompts[name]
+        return tuple(template.replace("{c}", name).replace("{}", name) for template in self.templates)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingExtraError, UserError
-from pipeline.extract.datasets.record import Classes, Record, Skipped, Source
-from pipeline.extract.datasets.splits import SplitRule
-from pipeline.extract.datasets.writing import Summary, write_dataset
+from pipeline.extract.datasets.layout import Classes
+from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule
+from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.progress import Progress, silent
 from pipeline.runtime import installed_version
 
@@ -41,7 +41,7 @@ _PURPOSE = "the default data set is made of it"
 
 def make_openmoji(
     out: Path, *, size: int = SIZE, rule: SplitRule = RULE, replace: bool = False, progress: Progress = silent
-) -> Summary:
+) -> MadeDataset:
     """Draw and name about 1,900 emoji as a raw data set.
 
     Args:
@@ -60,11 +60,11 @@ def make_openmoji(
     return write_dataset(out, _source(size), name="openmoji", rule=rule, replace=replace, progress=progress)
 
 
-def _source(size: int) -> Source:
+def _source(size: int) -> Records:
     pictures = _pictures()
     entries = _entries(pictures)
     groups = sorted({label for _, label, _ in entries.values()} - {""})
-    return Source(
+    return Records(
         records=_draw(entries, pictures, size),
         total=len(entries),
         classes=Classes(names=tuple(groups), templates=TEMPLATES),

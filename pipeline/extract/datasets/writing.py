@@ -17,15 +17,13 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.extract.datasets.layout import FORMAT, read_json
-from pipeline.extract.datasets.paths import safe_name
-from pipeline.extract.datasets.record import Record, Skipped, Source, suffix_of
-from pipeline.extract.datasets.splits import SplitRule, official_split
-from pipeline.extract.datasets.table import is_utf8
+from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule, official_split, suffix_of
+from pipeline.extract.datasets.tables import is_utf8, safe_name
 from pipeline.progress import Meter, Progress, silent
 
 
 @dataclass(frozen=True)
-class Summary:
+class MadeDataset:
     """What an import made."""
 
     path: Path
@@ -42,14 +40,14 @@ class Summary:
 
 def write_dataset(
     out: Path,
-    source: Source,
+    source: Records,
     *,
     name: str = "",
     rule: SplitRule | None = None,
     replace: bool = False,
     link: bool = False,
     progress: Progress = silent,
-) -> Summary:
+) -> MadeDataset:
     """Write a source's records to `out`.
 
     Args:
@@ -80,14 +78,14 @@ def write_dataset(
                 found=f"none ({files.skipped} left out{files.example()})",
                 where=source.origin or str(out),
             )
-        summary = Summary(out, files.images, files.captions, _write_classes(work, source, files.labels), files.skipped)
-        _write_info(work, name, source, summary, rule)
+        made = MadeDataset(out, files.images, files.captions, _write_classes(work, source, files.labels), files.skipped)
+        _write_info(work, name, source, made, rule)
         work.chmod(0o777 & ~_umask())
         _put_in_place(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    return summary
+    return made
 
 
 def _refuse_existing(out: Path, name: str, replace: bool) -> None:
@@ -122,7 +120,7 @@ def _umask() -> int:
     return mask
 
 
-def _write_classes(work: Path, source: Source, labels: Iterable[str]) -> int:
+def _write_classes(work: Path, source: Records, labels: Iterable[str]) -> int:
     classes = source.classes
     content: dict[str, Any] = {}
     if classes:
@@ -137,8 +135,8 @@ def _write_classes(work: Path, source: Source, labels: Iterable[str]) -> int:
     return len(content["classes"])
 
 
-def _write_info(work: Path, name: str, source: Source, summary: Summary, rule: SplitRule | None) -> None:
-    counts = asdict(summary)
+def _write_info(work: Path, name: str, source: Records, made: MadeDataset, rule: SplitRule | None) -> None:
+    counts = asdict(made)
     info = {
         "format": FORMAT,
         "name": name,

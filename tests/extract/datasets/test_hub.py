@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import MissingExtraError, UserError
-from pipeline.extract.datasets.from_hub import HubId, parse_id
+from pipeline.extract.datasets.image_bytes import HubId, parse_id
 from pipeline.extract.datasets.importers import import_dataset
 from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.datasets.options import ImportOptions
+from pipeline.extract.datasets.records import ImportOptions
 from tests.extract.building import picture, read_table
 
 

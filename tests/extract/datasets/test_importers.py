@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.extract.datasets.importers import IMPORTERS, detect, import_dataset
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
-from pipeline.extract.datasets.options import ImportOptions
+from pipeline.extract.datasets.records import ImportOptions
 from tests.extract.building import picture, read_table, write_json, write_table
 
 
@@ -266,7 +266,7 @@ def test_every_importer_says_what_it_reads() -> None:
 
 @pytest.mark.parametrize(("name", "images", "captions"), [("flickr8k", 8091, 40455), ("caltech101", 2748, 0)])
 def test_the_research_sets(shared: Path, tmp_path: Path, name: str, images: int, captions: int) -> None:
-    summary = import_dataset(shared / "data" / name, tmp_path / name, link=True)
+    summary = import_dataset(shared / "data" / name, tmp_path / name, ImportOptions(link=True))
     assert (summary.images, summary.captions, summary.skipped) == (images, captions, 0)
     with (tmp_path / name / "images.csv").open(newline="", encoding="utf-8") as file:
         splits = [row["split"] for row in csv.DictReader(file)]

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.extract.datasets import openmoji
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
-from pipeline.extract.datasets.record import Record, Skipped
+from pipeline.extract.datasets.records import Record, Skipped
 from pipeline.extract.decode import decode_image
 
 needs_packages = pytest.mark.skipif(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.splits import SplitRule, named_splits, official_split
+from pipeline.extract.datasets.records import SplitRule, named_splits, official_split
 
 
 def test_known_ids_keep_their_split_for_ever() -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.datasets.record import Classes, Record, Skipped, Source
-from pipeline.extract.datasets.splits import SplitRule
-from pipeline.extract.datasets.writing import Summary, write_dataset
+from pipeline.extract.datasets.layout import Classes, open_dataset
+from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule
+from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.progress import Update
 from tests.extract.building import picture, read_table
 
 
-def write(out: Path, *records: Record | Skipped, replace: bool = False, link: bool = False, **rest: object) -> Summary:
-    source = Source(records=iter(records), **rest)  # type: ignore[arg-type]
+def write(
+    out: Path, *records: Record | Skipped, replace: bool = False, link: bool = False, **rest: object
+) -> MadeDataset:
+    source = Records(records=iter(records), **rest)  # type: ignore[arg-type]
     return write_dataset(out, source, replace=replace, link=link, rule=SplitRule(1, 0, 0))
 
 
@@ -26,7 +27,7 @@ def test_records_become_tables(tmp_path: Path) -> None:
     summary = write(
         out, one, Record(captions=("alone",)), Skipped("b", "why"), has_splits=True, licence="L", attribution="A"
     )
-    assert summary == Summary(out, images=1, captions=3, classes=1, skipped=1)
+    assert summary == MadeDataset(out, images=1, captions=3, classes=1, skipped=1)
     dataset = open_dataset(out)
     assert dataset.images[0] == ("a", "images/a.png", "val", "cat")
     assert [tuple(row) for row in dataset.captions] == [
@@ -100,7 +101,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(tmp_path / "set", Source(records=records()))
+        write_dataset(tmp_path / "set", Records(records=records()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,7 +152,7 @@ def test_files_can_be_linked(tmp_path: Path) -> None:
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[Update] = []
     records = [Record(image_id=str(number), source=picture(number)) for number in range(3)]
-    write_dataset(tmp_path / "set", Source(records=iter(records), total=3), progress=told.append)
+    write_dataset(tmp_path / "set", Records(records=iter(records), total=3), progress=told.append)
     assert [(update.what, update.done, update.total) for update in (told[0], told[-1])] == [
         ("images", 0, 3),
         ("images", 3, 3),

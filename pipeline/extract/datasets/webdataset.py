@@ -13,9 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.labels import LabelNames
-from pipeline.extract.datasets.options import ImportOptions, find_column
-from pipeline.extract.datasets.record import IMAGE_SUFFIXES, Record, Skipped, Source
+from pipeline.extract.datasets.records import (
+    IMAGE_SUFFIXES,
+    ImportOptions,
+    LabelNames,
+    Record,
+    Records,
+    Skipped,
+    find_column,
+)
 
 MAX_MEMBER = 256 * 2**20
 """Bytes; a larger member is refused (a compressed tar may promise any size)."""
@@ -51,7 +57,7 @@ def recognises(source: str) -> bool:
     return bool(_tars(source))
 
 
-def read(source: str, options: ImportOptions) -> Source:
+def read(source: str, options: ImportOptions) -> Records:
     """Open the tars.
 
     Raises:
@@ -66,7 +72,7 @@ def read(source: str, options: ImportOptions) -> Source:
             where=source,
         )
     labels = LabelNames.beside(tars[0])
-    return Source(
+    return Records(
         records=_records(tars, options, labels),
         classes=labels.classes,
         has_splits=bool(options.split),
