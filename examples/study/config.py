@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import build, load_params
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.sweep.config import ClassSet, Corruption, Method, SweepConfig, methods_of, with_all
+from pipeline.sweep.config import ClassSet, Corruption, Method, SweepConfig, methods_of
 
 SEPARATOR = "+"
 """Between the names of encoders that are stacked."""
@@ -164,13 +164,28 @@ def _known(kind: str, used: Iterable[str], known: Iterable[str], where: str = ""
             raise UnknownNameError(kind, name, known, where)
 
 
+def _with_all(values: Any) -> Any:
+    """Return YAML in which `all` under `pairs` and `captions`, at any depth, is None as the settings want."""
+    if isinstance(values, Mapping):
+        return {
+            key: _counts(value) if key in ("pairs", "captions") else _with_all(value) for key, value in values.items()
+        }
+    return [_with_all(value) for value in values] if isinstance(values, list) else values
+
+
+def _counts(value: Any) -> Any:
+    if isinstance(value, list):
+        return [None if each == "all" else each for each in value]
+    return None if value == "all" else value
+
+
 def load_study(path: Path) -> StudyConfig:
     """Read a study's YAML.
 
     Raises:
         UserError: It is missing or no YAML, or lists every setting that is wrong.
     """
-    values: dict[str, Any] = with_all(load_params(path))
+    values: dict[str, Any] = _with_all(load_params(path))
     methods = values.get("methods")
     if not isinstance(methods, Mapping) and not (
         isinstance(methods, list) and all(isinstance(value, str) for value in methods)

@@ -63,10 +63,10 @@ def _cell(config: StudyConfig, part: Part, row: str) -> Cell:
 
 
 def _map(bench: Workbench, cell: Cell, untrained: bool, maps: Maps) -> Cloud:
-    if bench.test is None:
-        raise UserError(expected="a split to measure on", found="none", where="maps")
     aligned = _start(bench, cell) if untrained else bench.align(cell)
     features = bench.features(aligned.layers).test
+    if bench.test is None or features is None:
+        raise UserError(expected="a split to measure on", found="none", where="maps")
     image, text = (embed(aligned, side, part) for side, part in zip(("image", "text"), features, strict=True))
     first = first_captions(torch.from_numpy(bench.test.pairs.caption_image), len(image))
     count = min(maps.points, len(image))

@@ -24,7 +24,7 @@ from pipeline.projectors.table import read_json
 from pipeline.runtime import installed_version
 from pipeline.sweep.cells import cells_of
 from pipeline.sweep.config import Corruption
-from pipeline.sweep.results import Result, write_tables
+from pipeline.sweep.results import Result, flat_row, write_tables
 from pipeline.sweep.run import sweep, worklist
 from pipeline.words import duration
 
@@ -150,12 +150,12 @@ def _core_seconds(done: Sequence[PartResults]) -> float:
 
 def _write(out: Path, done: Sequence[PartResults]) -> None:
     """Write one table of all cells; a cell that several grids share stands there for each."""
-    extra = [
-        {"grid": each.part.grid, "image": each.part.image, "text": each.part.text}
+    rows = [
+        {"grid": each.part.grid, "image": each.part.image, "text": each.part.text, **flat_row(result)}
         for each in done
-        for _ in each.results
+        for result in each.results
     ]
-    write_tables(out, [result for each in done for result in each.results], extra)
+    write_tables(out, rows)
 
 
 def _remember(out: Path, part: Part, wall: float, core: float, jobs: int) -> None:

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
@@ -29,7 +28,7 @@ from pipeline.files import write_atomically
 from pipeline.projectors.table import read_json
 from pipeline.runtime import resolve_device
 from pipeline.store.side import LayerRef, Rows, Side
-from pipeline.sweep.cells import Cell, Sizes
+from pipeline.sweep.cells import Cell
 from pipeline.sweep.config import SweepConfig
 
 KEPT = 2  # sets of layers whose features stay in memory
@@ -44,6 +43,22 @@ class AlignedCell:
     cell: Cell
     layers: Layers
     trained: Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of one choice of layers: train and validation on the device, the others on the CPU."""
+
+    train: PairFeatures
+    """All training pairs."""
+    validation: PairFeatures
+    """All validation pairs."""
+    test: tuple[Tensor, Tensor] | None
+    """Images [M, D₁] and captions [P, D₂] of the measured split, where there is one."""
+    classes: list[tuple[Tensor, Tensor, Rows]]
+    """Of each zero-shot set: images [N, D₁], prompts [Q, D₂], class of each prompt [Q]."""
+    changed: dict[str, tuple[Tensor, Rows]]
+    """Of each store of changed captions: features [Q, D₂] and the test caption that each was [Q]."""
 
 
 class Workbench:
@@ -80,19 +95,6 @@ class Workbench:
             zero_shot_set(each.name, Side.open("image", each.image), Side.open("text", each.classes), each.split)
             for each in self.config.classes
         ]
-
-    @cached_property
-    def sizes(self) -> Sizes:
-        """Sizes of the data, from manifests and splits alone; no feature is read."""
-        train, test = self.splits.train, self.test
-        return Sizes(
-            width=sum(store.layers[-1].width for side in self.sides for store in side.stores),
-            train=len(train),
-            captions=len(train.caption_rows) / max(len(train), 1),
-            validation=len(self.splits.validation),
-            test=(0, 0) if test is None else (len(test.pairs.image_rows), len(test.pairs.caption_rows)),
-            classes=sum(len(data.rows) for data in self.class_sets),
-        )
 
     @cached_property
     def changed_texts(self) -> dict[str, Side]:
@@ -139,14 +141,24 @@ class Workbench:
             write_atomically(path, (json.dumps(data) + "\n").encode())
         return chosen.image, chosen.text
 
-    def features(self, layers: Layers) -> "Features":
+    def features(self, layers: Layers) -> Features:
         """Return the features of layers, read once; the least recently used are forgotten."""
         if layers not in self._features:
             while len(self._features) >= KEPT:
                 self._features.popitem(last=False)
-            self._features[layers] = Features(self, layers)
+            self._features[layers] = self._read(layers)
         self._features.move_to_end(layers)
         return self._features[layers]
+
+    def _read(self, layers: Layers) -> Features:
+        test = self.test
+        return Features(
+            train=PairFeatures.read(self.sides, layers, self.splits.train, self.device),
+            validation=PairFeatures.read(self.sides, layers, self.splits.validation, self.device),
+            test=None if test is None else _test(test, layers),
+            classes=[_classes(data, layers) for data in self.class_sets],
+            changed={name: _changed(side, layers, test) for name, side in self.changed_texts.items() if test},
+        )
 
     def labels(self, layers: Layers) -> dict[str, list[str]]:
         """Return the layers' names, each side."""
@@ -156,65 +168,24 @@ class Workbench:
         }
 
 
-class Features:
-    """The features of one choice of layers; each part is read when it is first asked for.
+def _test(data: TestPairs, layers: Layers) -> tuple[Tensor, Tensor]:
+    image = data.image.read(layers[0], data.pairs.image_rows)
+    return image, data.text.read(layers[1], data.pairs.caption_rows)
 
-    Args:
-        bench: The sweep's workbench.
-        layers: Image and text layers.
-    """
 
-    def __init__(self, bench: Workbench, layers: Layers) -> None:
-        self._bench, self._layers = bench, layers
+def _classes(data: ZeroShotSet, layers: Layers) -> tuple[Tensor, Tensor, Rows]:
+    names = data.prompts.samples.label
+    rows = np.array([row for row, label in enumerate(names) if label], dtype=np.int64)
+    known = {label: index for index, label in enumerate(data.classes)}
+    owner = np.array([known[names[row]] for row in rows], dtype=np.int64)
+    return data.image.read(layers[0], data.rows), data.prompts.read(layers[1], rows), owner
 
-    def prefetch(self) -> None:
-        """Read everything now, so that no cell's time holds it."""
-        _ = (self.train, self.validation, self.test, self.classes, self.changed)
 
-    @cached_property
-    def train(self) -> PairFeatures:
-        """All training pairs."""
-        return PairFeatures.read(self._bench.sides, self._layers, self._bench.splits.train, self._bench.device)
-
-    @cached_property
-    def validation(self) -> PairFeatures:
-        """All validation pairs."""
-        return PairFeatures.read(self._bench.sides, self._layers, self._bench.splits.validation, self._bench.device)
-
-    @cached_property
-    def test(self) -> tuple[Tensor, Tensor]:
-        """Images [M, D₁] and captions [P, D₂] of the measured split, on the CPU."""
-        data = self._bench.test
-        if data is None:
-            return torch.empty(0, 0), torch.empty(0, 0)
-        image = data.image.read(self._layers[0], data.pairs.image_rows)
-        return image, data.text.read(self._layers[1], data.pairs.caption_rows)
-
-    @cached_property
-    def classes(self) -> list[tuple[Tensor, Tensor, Rows]]:
-        """Of each zero-shot set: images [N, D₁], prompts [Q, D₂], class of each prompt [Q]."""
-        return [self._class_set(data) for data in self._bench.class_sets]
-
-    def _class_set(self, data: ZeroShotSet) -> tuple[Tensor, Tensor, Rows]:
-        names = data.prompts.samples.label
-        rows = np.array([row for row, label in enumerate(names) if label], dtype=np.int64)
-        known = {label: index for index, label in enumerate(data.classes)}
-        owner = np.array([known[names[row]] for row in rows], dtype=np.int64)
-        return data.image.read(self._layers[0], data.rows), data.prompts.read(self._layers[1], rows), owner
-
-    @cached_property
-    def changed(self) -> dict[str, tuple[Tensor, Rows]]:
-        """Of each store of changed captions: features [Q, D₂] and the test caption that each was [Q]."""
-        data = self._bench.test
-        if data is None:
-            return {}
-        place = {name: at for at, name in enumerate(data.caption_ids)}
-        found = {}
-        for name, side in self._bench.changed_texts.items():
-            kept = [(row, place[id_]) for row, id_ in enumerate(side.samples.sample_id) if id_ in place]
-            rows, captions = (np.array(part, dtype=np.int64) for part in zip(*kept, strict=True))
-            found[name] = (side.read(self._layers[1], rows), captions)
-        return found
+def _changed(side: Side, layers: Layers, test: TestPairs) -> tuple[Tensor, Rows]:
+    place = {name: at for at, name in enumerate(test.caption_ids)}
+    kept = [(row, place[id_]) for row, id_ in enumerate(side.samples.sample_id) if id_ in place]
+    rows, captions = (np.array(part, dtype=np.int64) for part in zip(*kept, strict=True))
+    return side.read(layers[1], rows), captions
 
 
 def swap_captions(drawn: PairSet, share: float, seed: int) -> PairSet:

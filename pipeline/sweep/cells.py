@@ -1,4 +1,4 @@
-"""The cells of a sweep: what each one is, its file, a digest of all that its result depends on, its likely cost."""
+"""The cells of a sweep: what each one is, its file, and the digest of all that its result depends on."""
 
 import dataclasses
 import re
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.recipe import Recipe
 from pipeline.align.run import REVISION as ALIGN_REVISION
 from pipeline.align.run import side_digest
-from pipeline.align.train import planned_steps
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
 from pipeline.store.side import Side
@@ -20,19 +18,6 @@ from pipeline.sweep.config import SweepConfig
 
 REVISION = 1
 """Raised whenever the same projectors would be measured otherwise: cells of older code are then redone."""
-
-FLOPS = 4e10
-"""Multiplications a second of one core in a product of matrices."""
-STEP = 1.5e-3
-"""Seconds of a training step that are not products of matrices."""
-EARLY = 0.45
-"""Share of the planned steps after which training stops, as a rule."""
-SPARSE = 4.0
-"""Cost of ASIF's representations, most of which is sorting, against the products that they begin with."""
-HUBS = 2.5e-3
-"""Seconds of the hubness correction for each image of its bank."""
-FACTORS = {"linear": 1.0, "residual_mlp": 11.0, "residual_low_rank": 1.4, "identity": 0.1}
-"""Cost of a projector's products against a linear map's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,56 +118,3 @@ def _measured_stores(config: SweepConfig) -> Iterator[list[Any]]:
 def _stores(modality: str, paths: tuple[Path, ...]) -> Iterator[Any]:
     side = Side.open(modality, paths)
     yield side_digest(side, side.layers())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Sizes that a sweep's cells have in common."""
-
-    width: int
-    """Widths of the last layers of both sides, summed."""
-    train: int
-    """Training images."""
-    captions: float
-    """Captions of an image."""
-    validation: int
-    """Validation images."""
-    test: tuple[int, int] = (0, 0)
-    """Images and captions that are measured."""
-    classes: int = 0
-    """Images to classify."""
-
-
-def expected_seconds(cell: Cell, config: SweepConfig, sizes: Sizes) -> float:
-    """Return what a cell will cost, in seconds of one core: for the dry run and for the bar that shows progress.
-
-    Rough on purpose: the constants are of one machine, and as cells end the rest is scaled by what they really took.
-    """
-    align = cell.config(config)
-    recipe, images = align.recipe(), min(cell.pairs or sizes.train, sizes.train)
-    pairs = images * min(cell.captions or sizes.captions, sizes.captions)
-    width = sizes.width * _wider(align)
-    dim = SPARSE * images if recipe.algorithm == "asif" else recipe.dim
-    checked = min(sizes.validation, recipe.training.validation_images)
-    check = 0.01 + checked * (1 + sizes.captions) * (width / 2 + checked) * dim / FLOPS
-    seconds = 0.2 + ((sum(sizes.test) + sizes.classes) * width / 2 + sizes.test[0] * sizes.test[1]) * dim / FLOPS
-    if not recipe.trained or recipe.start != "random":
-        seconds += 0.05 + (pairs * width**2 / 2 + 3 * width**3) / FLOPS + 2 * check
-    if recipe.trained:
-        steps = planned_steps(images, recipe.training) * _step(recipe, images, width)
-        seconds += EARLY * (steps + recipe.training.validations * check)
-    return seconds + HUBS * min(images, recipe.hubness.bank) * bool(recipe.hubness.neighbours)
-
-
-def _wider(config: AlignConfig) -> float:
-    """Return how much wider than the last layers the chosen ones may be."""
-    expression = config.layer_expression
-    return config.stack if expression == "stack" else 1.5 if "grow" in expression or "spread" in expression else 1
-
-
-def _step(recipe: Recipe, images: int, width: float) -> float:
-    """Return the expected seconds of a training step."""
-    batch = min(recipe.training.batch_size, images)
-    maps = 3 * batch * width * recipe.dim * sum(FACTORS.get(kind, 2.0) for kind in recipe.projectors) / 2
-    structure = 4 * batch**2 * width if recipe.structure.weight else 0
-    return STEP + (maps + 3 * batch**2 * recipe.dim + structure) / FLOPS + 12 * batch**2 * 1e-9

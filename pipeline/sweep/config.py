@@ -3,115 +3,206 @@
 config = SweepConfig(image=(…,), text=(…,), out=…, methods={"cca": Method(method="cca")}, pairs=(250, 1000))
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.align.config import AlignConfig
+from pipeline.align.config import LAYER_METRICS, AlignConfig
 from pipeline.align.methods import merge
-from pipeline.config import build, name, names, section
+from pipeline.config import assignments, build, name, names, section
 from pipeline.errors import UserError
+from pipeline.settings import at_least, between, distinct, more_than, not_empty, one_of, setting, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Method:
     """A row of the tables: a preset with changes."""
 
-    method: str
-    """A name of `pipeline.align.methods.METHODS`."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Changes to its recipe, nested."""
-    layers: str | None = None
-    """Layers for this row alone; nothing said means those of the sweep."""
+    method: str = setting(flag=None, help="A name of `pipeline.align.methods.METHODS`.")
+    settings: dict[str, Any] = setting(default_factory=dict, flag=None, help="Changes to its recipe, nested.")
+    layers: str | None = setting(default=None, flag=None, help="Layers for this row alone. [default: the sweep's]")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ClassSet:
     """Images with labels and prompts for their classes, for zero-shot classification."""
 
-    name: str
-    """How it is called: `<name>/acc1`."""
-    image: tuple[Path, ...]
-    """Image stores, one for each image encoder of the sweep."""
-    classes: tuple[Path, ...]
-    """Stores of class prompts, one for each text encoder."""
-    split: str = "test"
-    """Split of the images."""
+    name: str = setting(flag=None, help="How it is called: `<name>/acc1`.")
+    image: tuple[Path, ...] = setting(flag=None, help="Image stores, one for each image encoder of the sweep.")
+    classes: tuple[Path, ...] = setting(flag=None, help="Stores of class prompts, one for each text encoder.")
+    split: str = setting(default="test", flag=None, help="Split of the images.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Corruption:
     """What is broken at test time, beside the clean measurement."""
 
-    image_noise: tuple[float, ...] = ()
-    """Gaussian noise on the image features, σ·‖x‖/√D a coordinate."""
-    texts: dict[str, tuple[Path, ...]] = field(default_factory=dict)
-    """Name → stores of changed captions (their ids say which), one for each text encoder."""
+    image_noise: tuple[float, ...] = setting(
+        default=(), check=more_than(0), flag=None, help="Gaussian noise on the image features, σ·‖x‖/√D a coordinate."
+    )
+    texts: dict[str, tuple[Path, ...]] = setting(
+        default_factory=dict,
+        flag=None,
+        help="Name → stores of changed captions (their ids say which), one for each text encoder.",
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
+def counts(values: Sequence[Any], option: str) -> list[int | None]:
+    """Return numbers of pairs or captions as a sweep takes them: None for `all`.
+
+    Raises:
+        UserError: A value is neither a number nor `all`.
+    """
+    wrong = [value for value in values if value not in ("all", None) and not str(value).isdecimal()]
+    if wrong:
+        raise UserError(expected="a number or all", found=repr(wrong[0]), where=option)
+    return [None if value in ("all", None) else int(value) for value in values]
+
+
+def methods_of(values: Sequence[str] | Mapping[str, Any], where: str = "--method") -> dict[str, Method]:
+    """Return rows of a list of names, or of a mapping from a row's name to a method's name or `Method` fields.
+
+    Raises:
+        UserError: It is neither, or a field is unknown.
+    """
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise UserError(expected="methods as a list of names or a mapping", found=repr(values), where=where)
+    about = values if isinstance(values, Mapping) else dict.fromkeys(values)
+    return {str(row): _method(str(row), each, f"{where}: methods.{row}") for row, each in about.items()}
+
+
+def _method(row: str, value: Any, where: str) -> Method:
+    if isinstance(value, Method):
+        return value
+    changes = value if isinstance(value, Mapping) else {} if value is None else {"method": value}
+    return build(Method, {"method": row, **changes}, where=where)
+
+
+def class_sets(values: Sequence[str]) -> list[dict[str, Any]]:
+    """Return zero-shot sets that are written as NAME=IMAGE_STORE:PROMPT_STORE, of several encoders with commas.
+
+    Raises:
+        UserError: One is not.
+    """
+    found = []
+    for value in values:
+        set_name, _, stores = value.partition("=")
+        image, _, prompts = stores.partition(":")
+        if not (set_name and image and prompts):
+            raise UserError(expected="NAME=IMAGE_STORE:PROMPT_STORE", found=repr(value), where="--classes")
+        found.append({"name": set_name, "image": image.split(","), "classes": prompts.split(",")})
+    return found
+
+
+@settings
 class SweepConfig:
-    """Every combination of the lists is a cell, and every cell a run of `align` that is measured on `split`."""
+    """Every combination of the lists is a cell, and every cell a run of `align` that is measured on `split`.
 
-    image: tuple[Path, ...]
-    """Image stores; the layers of several are concatenated."""
-    text: tuple[Path, ...]
-    """Text stores."""
-    out: Path
-    """Folder of the results."""
-    methods: dict[str, Method]
-    """Row → method."""
-    pairs: tuple[int | None, ...] = (None,)
-    """Numbers of training images, drawn by seed; none means all."""
-    seeds: tuple[int, ...] = (1, 42, 55)
-    """Seeds; the first draws the images that layers are chosen by."""
-    captions: tuple[int | None, ...] = (None,)
-    """Captions of a training image, drawn by seed; none means all."""
-    layers: tuple[str, ...] = ("auto",)
-    """auto, last, stack, or `I,J` (see `AlignConfig`)."""
-    swapped: tuple[float, ...] = (0.0,)
-    """Shares of the training images that get another's captions."""
-    layer_metric: str = "mutual_knn"
-    """What auto and stack compare layers by."""
-    stack: int = 3
-    """Layers of each side that `stack` concatenates."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Changes to the recipe of every method."""
-    split: str | None = None
-    """Split that cells are measured on; nothing said means that only validation is."""
-    classes: tuple[ClassSet, ...] = ()
-    """Zero-shot sets; measured where there is a split."""
-    corruption: Corruption = field(default_factory=Corruption)
-    """What is broken at test time."""
-    train_split: str = "train"
-    """Split that is trained on."""
-    validation_split: str = "val"
-    """Split that chooses the best weights."""
-    device: str = "cpu"
-    """auto, cpu, cuda or another device of torch; cells are small."""
-    keep: bool = False
-    """Keep each cell's projectors as a run below `<out>/runs`."""
+    A setting that changes bytes gives other numbers, or other cells. Stores count by their content, not by where they
+    lie.
+    """
 
-    def __post_init__(self) -> None:
-        lists = ("methods", "pairs", "seeds", "captions", "layers", "swapped")
-        empty = [name for name in lists if not getattr(self, name)]
-        if empty:
-            raise UserError(expected=f"something in {', '.join(empty)}", found="nothing", where="sweep")
-        twice = [name for name in lists[1:] if len(set(getattr(self, name))) < len(getattr(self, name))]
-        if twice:
-            raise UserError(expected=f"each value once in {', '.join(twice)}", found="one twice", where="sweep")
-        wrong = [share for share in self.swapped if not 0 <= share <= 1]
-        if wrong:
-            raise UserError(expected="swapped shares of 0 to 1", found=str(wrong[0]), where="sweep")
-        noise = [sigma for sigma in self.corruption.image_noise if not 0 < sigma < float("inf")]
-        if noise:
-            raise UserError(expected="image_noise above 0", found=str(noise[0]), where="sweep")
+    image: tuple[Path, ...] = setting(
+        check=not_empty, changes_bytes=False, help="Image store; the layers of several are concatenated."
+    )
+    text: tuple[Path, ...] = setting(
+        check=not_empty, changes_bytes=False, help="Text store; the layers of several are concatenated."
+    )
+    out: Path = setting(changes_bytes=False, help="Folder of the results.")
+    methods: dict[str, Method] = setting(
+        check=not_empty, changes_bytes=True, flag="--method", parse=methods_of, help="Method; repeat for several."
+    )
+    pairs: tuple[int | None, ...] = setting(
+        default=(None,),
+        check=(not_empty, distinct),
+        changes_bytes=True,
+        parse=lambda values: counts(values, "--pairs"),
+        help="Number of training images, drawn by seed, or all; repeat for several.",
+    )
+    captions: tuple[int | None, ...] = setting(
+        default=(None,),
+        check=(not_empty, distinct),
+        changes_bytes=True,
+        flag="--captions-per-image",
+        parse=lambda values: counts(values, "--captions-per-image"),
+        help="Captions of a training image, drawn by seed, or all; repeat for several.",
+    )
+    layers: tuple[str, ...] = setting(
+        default=("auto",),
+        check=(not_empty, distinct),
+        changes_bytes=True,
+        help="auto (what suits the method), pair, stack, last, grow, spread, or I,J; repeat for several.",
+    )
+    seeds: tuple[int, ...] = setting(
+        default=(1, 42, 55),
+        check=(not_empty, distinct),
+        changes_bytes=True,
+        flag="--seed",
+        help="Seed; the first draws the images that layers are chosen by; repeat for several.",
+    )
+    swapped: tuple[float, ...] = setting(
+        default=(0.0,),
+        check=(not_empty, distinct, between(0, 1)),
+        changes_bytes=True,
+        flag=None,
+        help="Shares of the training images that get another's captions.",
+    )
+    layer_metric: str = setting(
+        default="mutual_knn",
+        check=one_of(LAYER_METRICS, "layer metric"),
+        changes_bytes=True,
+        flag=None,
+        help="What auto and stack compare layers by.",
+    )
+    stack: int = setting(
+        default=3,
+        check=at_least(1),
+        changes_bytes=True,
+        flag=None,
+        help="Layers of each side that stack concatenates.",
+    )
+    settings: dict[str, Any] = setting(
+        default_factory=dict,
+        changes_bytes=True,
+        flag="--set",
+        parse=assignments,
+        help="Change every recipe, such as training.epochs=40; repeat for several.",
+    )
+    split: str | None = setting(
+        default=None,
+        changes_bytes=True,
+        help="Split to measure on, such as test. [default: validation alone]",
+    )
+    classes: tuple[ClassSet, ...] = setting(
+        default=(),
+        changes_bytes=True,
+        parse=class_sets,
+        help="Zero-shot set as NAME=IMAGE_STORE:PROMPT_STORE (of several encoders with commas); repeat for several.",
+    )
+    corruption: Corruption = setting(
+        default_factory=Corruption, changes_bytes=True, flag=None, help="What is broken at test time."
+    )
+    train_split: str = setting(default="train", changes_bytes=True, flag=None, help="Split that is trained on.")
+    validation_split: str = setting(
+        default="val", changes_bytes=True, flag=None, help="Split that chooses the best weights."
+    )
+    device: str = setting(default="cpu", changes_bytes=False, help="cpu, auto or cuda; cells are small.")
+    keep: bool = setting(
+        default=False, changes_bytes=False, flag="--keep", help="Keep each cell's projectors below <out>/runs."
+    )
+
+    def problems(self) -> Iterator[UserError]:
+        """Yield what is wrong between settings."""
         if len({each.name for each in self.classes}) < len(self.classes):
-            raise UserError(expected="zero-shot sets of different names", found="one name twice", where="sweep")
-        for row in self.methods:
-            for layers in self.layers:
-                self.align(row, self.pairs[0], self.captions[0], layers)
+            yield UserError(expected="zero-shot sets of different names", found="one name twice", where="sweep")
+        first = next(iter(self.methods))
+        asked = {(row, self.pairs[0], self.captions[0], layers) for row in self.methods for layers in self.layers}
+        asked |= {(first, pairs, captions, self.layers[0]) for pairs in self.pairs for captions in self.captions}
+        try:
+            for each in sorted(asked, key=str):
+                self.align(*each)
+        except UserError as error:
+            yield error
 
     def align(self, row: str, pairs: int | None, captions: int | None, layers: str) -> AlignConfig:
         """Return the `align` settings of a row's cells.
@@ -139,73 +230,33 @@ class SweepConfig:
         )
 
 
-def methods_of(values: Sequence[str] | Mapping[str, Any], where: str) -> dict[str, Method]:
-    """Return rows of a list of names, or of a mapping from a row's name to a method's name or `Method` fields.
-
-    Raises:
-        UserError: It is neither, or a field is unknown.
-    """
-    if isinstance(values, Mapping):
-        return {
-            str(row): build(Method, _fields(str(row), value), where=f"{where}: methods.{row}")
-            for row, value in values.items()
-        }
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-        raise UserError(expected="methods as a list of names or a mapping", found=repr(values), where=where)
-    return {value: Method(method=value) for value in values}
-
-
-def _fields(row: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {"method": row}
-    return {"method": row, **value} if isinstance(value, Mapping) else {"method": value}
-
-
-def with_all(values: Any) -> Any:
-    """Return settings in which `all` under `pairs` and `captions`, at any depth, is None as the configurations want."""
-    if isinstance(values, Mapping):
-        return {
-            key: _counts(value) if key in ("pairs", "captions") else with_all(value) for key, value in values.items()
-        }
-    return [with_all(value) for value in values] if isinstance(values, list) else values
-
-
-def _counts(value: Any) -> Any:
-    if isinstance(value, list):
-        return [None if each == "all" else each for each in value]
-    return None if value == "all" else value
-
-
 def sweep_config(params: Mapping[str, Any], root: Path = Path(), **flags: Any) -> SweepConfig:
     """Return the settings that params.yaml means by its section `sweep` (and `align.dataset`, the two encoders).
 
     Args:
         params: The whole of params.yaml; `sweep` holds fields of `SweepConfig`, and `zero_shot` with data sets' names.
         root: The checkout; all folders are below its `data/`.
-        flags: Fields that win over the section; None means nothing was said.
+        flags: Fields that win over the section.
 
     Raises:
         UserError: A section or a name is missing, or a setting is wrong.
     """
     where = "params.yaml: sweep"
-    values = {**section(params, "sweep"), **{key: value for key, value in flags.items() if value is not None}}
-    dataset = name(section(params, "align"), "dataset", where="params.yaml: align")
-    image, text = name(params, "image_encoder"), name(params, "text_encoder")
-    features = root / "data" / "1_features"
+    values = {**section(params, "sweep"), **flags}
     sets = names(values, "zero_shot", where=where)
     values.pop("zero_shot", None)
-    return build(
-        SweepConfig,
-        {
-            "image": [features / dataset / image],
-            "text": [features / dataset / text],
-            "out": root / "data" / "4_study" / "sweep",
-            "classes": [
-                {"name": each, "image": [features / each / image], "classes": [features / each / text / "classes"]}
-                for each in sets
-            ],
-            **with_all(values),
-            "methods": methods_of(values.get("methods") or names(params, "methods"), where),
-        },
-        where=where,
-    )
+    image, text = name(params, "image_encoder"), name(params, "text_encoder")
+    features = root / "data" / "1_features"
+    pairs_of = features / name(section(params, "align"), "dataset", where="params.yaml: align")
+    lists = {key: counts(values[key], key) for key in ("pairs", "captions") if isinstance(values.get(key), list)}
+    own = {
+        "image": [pairs_of / image],
+        "text": [pairs_of / text],
+        "out": root / "data" / "4_study" / "sweep",
+        "classes": [
+            {"name": each, "image": [features / each / image], "classes": [features / each / text / "classes"]}
+            for each in sets
+        ],
+    }
+    methods = values.get("methods") or names(params, "methods")
+    return build(SweepConfig, {**own, **values, **lists, "methods": methods_of(methods, where)}, where=where)

@@ -40,24 +40,24 @@ def measure(bench: Workbench, aligned: AlignedCell) -> Measured:
     Raises:
         PipelineError: Embeddings are not finite.
     """
-    if bench.test is None:
+    features = bench.features(aligned.layers)
+    if bench.test is None or features.test is None:
         return {}, {}
     owner = torch.from_numpy(bench.test.pairs.caption_image)
-    features = bench.features(aligned.layers)
     image, text = (embed(aligned, side, part) for side, part in zip(("image", "text"), features.test, strict=True))
     temperature = aligned.trained.temperature or 1.0
     metrics, found = _retrieval(image, text, owner, temperature)
     metrics["modality_gap"] = modality_gap(image, text)
     metrics |= _geometry(features.test, (image, text), first_captions(owner, len(image)))
     for data, (pictures, prompts, classes) in zip(bench.class_sets, features.classes, strict=True):
-        pictures, prompts = embed(aligned, "image", pictures), embed(aligned, "text", prompts)
-        weights = classifier(prompts, classes, len(data.classes))
-        result = zero_shot_metrics(pictures, weights, data.target)
-        sure = confidences(pictures, weights, data.target, temperature)
+        embedded = embed(aligned, "image", pictures)
+        weights = classifier(embed(aligned, "text", prompts), classes, len(data.classes))
+        result = zero_shot_metrics(embedded, weights, data.target)
+        sure = confidences(embedded, weights, data.target, temperature)
         own = result.metrics | _calibration(sure.top, sure.correct)
         metrics |= {f"{data.name}/{name}": value for name, value in own.items()}
         found[zero_shot_direction(data.name)] = result.ranks
-    for name, broken in _corrupted(bench, aligned, image, text, owner):
+    for name, broken in _corrupted(bench, aligned, features.test[0], (image, text), owner):
         metrics |= {f"{name}: {metric}": value for metric, value in recalls(broken).items()}
         found |= {f"{name}: {direction}": held for direction, held in broken.items()}
     return metrics, found
@@ -135,15 +135,15 @@ def _geometry(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], first
 
 
 def _corrupted(
-    bench: Workbench, aligned: AlignedCell, image: Tensor, text: Tensor, owner: Tensor
+    bench: Workbench, aligned: AlignedCell, frozen: Tensor, clean: tuple[Tensor, Tensor], owner: Tensor
 ) -> Iterator[tuple[str, dict[str, Ranks]]]:
     """Yield what was broken, and the ranks then; changed captions come with the same queries unchanged (`, clean`)."""
-    features = bench.features(aligned.layers)
+    image, text = clean
     for sigma in bench.config.corruption.image_noise:
-        noisy = embed(aligned, "image", add_noise(features.test[0], sigma, seed=aligned.cell.seed))
+        noisy = embed(aligned, "image", add_noise(frozen, sigma, seed=aligned.cell.seed))
         by_image, by_text = cross_ranks(noisy, text, owner)
         yield f"noise {sigma:g}", {TEXT_RETRIEVAL: by_image, IMAGE_RETRIEVAL: by_text}
-    for name, (changed, captions) in features.changed.items():
+    for name, (changed, captions) in bench.features(aligned.layers).changed.items():
         targets = owner[torch.from_numpy(captions)]
         yield name, {IMAGE_RETRIEVAL: ranks(embed(aligned, "text", changed), image, targets)}
         yield f"{name}, clean", {IMAGE_RETRIEVAL: ranks(text[torch.from_numpy(captions)], image, targets)}

@@ -6,7 +6,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +26,13 @@ from pipeline.sweep.cells import Cell
 
 FORMAT = 1
 QUERIES = "queries.json"
+SHOWN = {
+    "mean_recall": "mean recall",
+    "text_retrieval_recall@1": "R@1 i→t",
+    "image_retrieval_recall@1": "R@1 t→i",
+}
+"""Metrics of the summary, and their columns."""
+
 Result = dict[str, Any]
 
 
@@ -133,20 +140,11 @@ def flat_row(result: Result) -> dict[str, Any]:
     return cell | rest
 
 
-def write_tables(out: Path, results: Sequence[Result], extra: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write results.csv, results.json and results.parquet: a row a cell, fractions and seconds.
-
-    Args:
-        out: Their folder.
-        results: Finished cells.
-        extra: Further columns, a mapping for each cell; they come first.
-    """
+def write_tables(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write results.csv, results.json and results.parquet: a row a cell (see `flat_row`), fractions and seconds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [flat_row(result) for result in results]
-    if extra:
-        rows = [{**more, **row} for more, row in zip(extra, rows, strict=True)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -161,55 +159,38 @@ def write_tables(out: Path, results: Sequence[Result], extra: Sequence[Mapping[s
     write_atomically(out / "results.parquet", buffer.getvalue())
 
 
-SHOWN = ("mean_recall", "text_retrieval_recall@1", "image_retrieval_recall@1")
-
-
-def summary(results: Sequence[Result], metrics: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Return a row for each method and data: means ± s.d. over seeds in percent, for people.
-
-    Args:
-        results: Finished cells.
-        metrics: Test metrics to show; both recall@1, the mean recall and each zero-shot acc1 where not given.
-    """
-    return [_summary_row(group, metrics) for group in by_seeds(results)]
-
-
-def by_seeds(results: Sequence[Result]) -> Iterator[list[Result]]:
-    """Yield the cells that differ in nothing but the seed, in the order of the first of each."""
+def summary(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Return a row for each method and data, for people: means ± s.d. over seeds, percent."""
     groups: dict[tuple[Any, ...], list[Result]] = {}
-    for result in results:
+    for result in results:  # those that differ in nothing but the seed
         groups.setdefault(tuple(value for name, value in result["cell"].items() if name != "seed"), []).append(result)
-    yield from groups.values()
+    return [_summary_row(group) for group in groups.values()]
 
 
-def _summary_row(group: Sequence[Result], metrics: Sequence[str]) -> dict[str, str]:
-    cell = group[0]["cell"]
-    row = {
+def _summary_row(group: Sequence[Result]) -> dict[str, str]:
+    cell, test = group[0]["cell"], group[0]["test"]
+    swapped = {"swapped": f"{100 * cell['swapped']:g} %"} if cell["swapped"] else {}
+    shown = {metric: short for metric, short in SHOWN.items() if metric in test}
+    shown |= {metric: metric for metric in test if metric.endswith("/acc1")}
+    return {
         "method": cell["row"],
         "pairs": str(cell["pairs"] or "all"),
         "captions": str(cell["captions"] or "all"),
         "layers": cell["layers"],
+        **swapped,
+        "seeds": str(len(group)),
+        "val mean recall": _percent([score_of(each) for each in group]),
+        **{short: _percent([each["test"][metric] for each in group]) for metric, short in shown.items()},
+        "CPU s": f"{np.mean([each['seconds']['fit_cpu'] for each in group]):.1f}",
     }
-    if cell["swapped"]:
-        row["swapped"] = f"{100 * cell['swapped']:g} %"
-    row["seeds"] = str(len(group))
-    row["val mean recall"] = spread([score_of(each) for each in group])
-    test = group[0]["test"]
-    shown = metrics or [*(name for name in SHOWN if name in test), *(name for name in test if name.endswith("/acc1"))]
-    for name in shown:
-        short = name.replace("text_retrieval_recall@1", "R@1 i→t").replace("image_retrieval_recall@1", "R@1 t→i")
-        row[short.replace("mean_recall", "mean recall")] = spread([each["test"][name] for each in group])
-    row["CPU s"] = f"{np.mean([each['seconds']['fit_cpu'] for each in group]):.1f}"
-    return row
 
 
 def score_of(result: Result) -> float:
     """Return a cell's mean recall on validation pairs."""
-    recalls = [value for name, value in result["validation"].items() if "_recall@" in name]
-    return float(np.mean(recalls))
+    return float(np.mean([value for name, value in result["validation"].items() if "_recall@" in name]))
 
 
-def spread(values: Sequence[float]) -> str:
+def _percent(values: Sequence[float]) -> str:
     """Return fractions as percent: mean ± sample standard deviation."""
-    mean = 100 * float(np.mean(values))
-    return f"{mean:.1f} ± {100 * float(np.std(values, ddof=1)):.1f}" if len(values) > 1 else f"{mean:.1f}"
+    mean = f"{100 * float(np.mean(values)):.1f}"
+    return f"{mean} ± {100 * float(np.std(values, ddof=1)):.1f}" if len(values) > 1 else mean

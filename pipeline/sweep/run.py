@@ -19,19 +19,31 @@ from numpy.typing import NDArray
 
 from pipeline.align.layer_choice import ChosenLayers
 from pipeline.align.run import record_of, save_seed
-from pipeline.align.train import Trained
+from pipeline.align.train import Trained, planned_steps
 from pipeline.errors import PipelineError
 from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, Update, say, silent
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.sweep.bench import SCORED, AlignedCell, Workbench, takes_work
-from pipeline.sweep.cells import Cell, Digests, cells_of, expected_seconds
+from pipeline.sweep.cells import Cell, Digests, cells_of
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.measure import measure
-from pipeline.sweep.results import Result, finished_cell, save_cell, save_queries, write_tables
+from pipeline.sweep.results import Result, finished_cell, flat_row, save_cell, save_queries, write_tables
 from pipeline.words import duration
 
 CURVE = 40  # points of a λ(t) that are kept
+
+# What `_expected_seconds` counts with, of one machine.
+FLOPS = 4e10
+"""Multiplications a second of one core in a product of matrices."""
+STEP = 1.5e-3
+"""Seconds of a training step that are not products of matrices."""
+EARLY = 0.45
+"""Share of the planned steps after which training stops, as a rule."""
+HUBS = 2.5e-3
+"""Seconds of the hubness correction for each image of its bank."""
+MLP = 11.0
+"""Cost of a perceptron's products against a linear map's."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +100,38 @@ def worklist(config: SweepConfig, bench: Workbench | None = None) -> Worklist:
         cells=cells,
         digests=by_cell,
         finished={cell: result for cell, result in found.items() if result is not None},
-        costs={cell: expected_seconds(cell, config, bench.sizes) for cell in cells},
+        costs={cell: _expected_seconds(bench, cell) for cell in cells},
     )
+
+
+def _expected_seconds(bench: Workbench, cell: Cell) -> float:
+    """Return what a cell will cost on one core: for the dry run, and for the bar that says how long it will take.
+
+    Rough on purpose: closed forms solve for widths, training multiplies batches, and all measure the test pairs. As
+    cells end, the rest is scaled by what they really took.
+    """
+    align = cell.config(bench.config)
+    recipe, train = align.recipe(), bench.splits.train
+    images, captions = min(cell.pairs or len(train), len(train)), len(train.caption_rows) / len(train)
+    wider = {"stack": align.stack, "pair": 1}.get(
+        align.layer_expression, 1.5 if takes_work(align.layer_expression) else 1
+    )
+    width = wider * sum(store.layers[-1].width for side in bench.sides for store in side.stores)
+    dim = 4 * images if recipe.algorithm == "asif" else recipe.dim
+    checked = min(len(bench.splits.validation), recipe.training.validation_images)
+    check = 0.01 + checked * (1 + captions) * (width / 2 + checked) * dim / FLOPS
+    tested = (0, 0) if bench.test is None else (len(bench.test.pairs.image_rows), len(bench.test.pairs.caption_rows))
+    seconds = 0.25 + (sum(tested) * width / 2 + tested[0] * tested[1]) * dim / FLOPS + 2 * check
+    if not recipe.trained or recipe.start != "random":
+        pairs = images * min(cell.captions or captions, captions)
+        seconds += (pairs * width**2 / 2 + 3 * width**3) / FLOPS
+    if recipe.trained:
+        batch = min(recipe.training.batch_size, images)
+        maps = 3 * batch * width * recipe.dim * (MLP if "residual_mlp" in recipe.projectors else 1)
+        pairs = batch**2 * (3 * recipe.dim + (4 * width if recipe.structure.weight else 0))
+        step = STEP + (maps + pairs) / FLOPS + 12 * batch**2 * 1e-9
+        seconds += EARLY * (planned_steps(images, recipe.training) * step + recipe.training.validations * check)
+    return seconds + (HUBS * min(images, recipe.hubness.bank) if recipe.hubness.neighbours else 0)
 
 
 def sweep(
@@ -126,7 +168,7 @@ def sweep(
         results |= new
     done = [results[cell] for cell in work.cells if cell in results]
     if tables:
-        write_tables(config.out, done)
+        write_tables(config.out, [flat_row(result) for result in done])
     if problems:
         raise PipelineError(
             expected="cells that can be made",
@@ -222,7 +264,7 @@ def _workbench(config: SweepConfig) -> Workbench:
 
 def _result(bench: Workbench, task: Task) -> Result:
     layers = bench.layers(task.cell)
-    bench.features(layers).prefetch()
+    bench.features(layers)  # read before the clock starts
     times = [_times()]
     aligned = bench.align(task.cell)
     times.append(_times())
