@@ -45,13 +45,7 @@ def make_sweep(stores: Stores, class_set: ClassSet, tmp_path: Path) -> MakeSweep
 
     def make(out: str = "sweep", methods: Any = ("cca", "info_nce"), **changes: Any) -> SweepConfig:
         values: dict[str, Any] = {"pairs": (50, 100), "seeds": (1, 42), "split": "test", "settings": QUICK} | changes
-        return SweepConfig(
-            image=(stores.image,),
-            text=(stores.text,),
-            out=tmp_path / out,
-            methods=methods_of(methods, "test"),
-            classes=(class_set,),
-            **values,
-        )
+        values = {"image": (stores.image,), "text": (stores.text,), "classes": (class_set,)} | values
+        return SweepConfig(out=tmp_path / out, methods=methods_of(methods, "test"), **values)
 
     return make

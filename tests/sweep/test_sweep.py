@@ -2,10 +2,10 @@
 
 import csv
 import json
-import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.align.config import AlignConfig
 from pipeline.align.run import align
 from pipeline.errors import PipelineError, UserError
-from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import pairs_of_split, zero_shot_set
 from pipeline.evaluate.run import evaluate
+from pipeline.evaluate.single import evaluate_run
 from pipeline.progress import Update
+from pipeline.projectors.run_record import AlignedRun
+from pipeline.settings import declared
+from pipeline.store.side import Side
 from pipeline.sweep import run as sweep_module
 from pipeline.sweep.cells import Cell, cells_of
-from pipeline.sweep.config import ClassSet, SweepConfig
+from pipeline.sweep.config import ClassSet, Corruption, SweepConfig
 from pipeline.sweep.results import cell_path, flat_row, read_ranks, summary
 from pipeline.sweep.run import do_cell, sweep, worklist
 from tests.align.conftest import MakeStores, Stores
@@ -40,43 +44,25 @@ def test_a_cell_is_what_align_and_evaluate_give(
     stores: Stores, class_set: ClassSet, make_sweep: MakeSweep, tmp_path: Path, method: str, captions: int | None
 ) -> None:
     config = make_sweep(methods=(method,), captions=(captions,), pairs=(60,))
-    results = {result["cell"]["seed"]: result for result in sweep(config)}
-    run = align(
-        AlignConfig(
-            image=(stores.image,),
-            text=(stores.text,),
-            out=tmp_path / "run",
-            method=method,
-            settings=QUICK,
-            pairs=60,
-            captions_per_image=captions,
-            seeds=(1, 42),
-            device="cpu",
-        )
-    )
-    zoo = ZeroShotConfig(name="zoo", image=class_set.image, classes=class_set.classes)
-    report = EvaluateConfig(
-        runs=(run,),
-        image=(stores.image,),
-        text=(stores.text,),
-        out=tmp_path / "report",
-        zero_shot=(zoo,),
-        bootstrap=100,
-        examples=0,
-    )
-    found = evaluate(report)
-    record = json.loads((run / "run.json").read_text())
-    for entry in record["seeds"]:
-        assert results[entry["seed"]]["validation"] == entry["validation"]
-        assert results[entry["seed"]]["temperature"] == entry["temperature"]
-    names = [name for name in found if re.fullmatch(r"(text|image)_retrieval_recall@(1|5|10)", name)]
-    assert len(names) == 6
-    names += ["zoo/acc1", "zoo/acc5", "zoo/mean_per_class_recall"]
-    mean = {name: np.mean([result["test"][name] for result in results.values()]) for name in results[1]["test"]}
-    assert {name: mean[name] for name in names} == {name: found[name] for name in names}
-    for name in ("zoo/ece", "text_retrieval_ece", "image_retrieval_mean_max_probability"):
-        assert mean[name] == pytest.approx(found[name], abs=1e-12)
-    assert record["layers"] == results[1]["layers"]
+    results = sweep(config)
+    run = AlignedRun.open(align(replace(config.align(method, 60, captions, "auto"), out=tmp_path / "run")))
+    assert [entry["seed"] for entry in run.record["seeds"]] == [1, 42]
+    for entry, result in zip(run.record["seeds"], results, strict=True):
+        assert result["validation"] == entry["validation"]
+        assert result["temperature"] == entry["temperature"]
+        assert result["layers"] == run.record["layers"]
+    pairs = pairs_of_split(Side.open("image", (stores.image,)), Side.open("text", (stores.text,)), "test")
+    zoo = zero_shot_set("zoo", Side.open("image", class_set.image), Side.open("text", class_set.classes), "test")
+    settings = EvaluateConfig(runs=(run.path,), image=config.image, text=config.text, out=tmp_path, bootstrap=100)
+    found = evaluate_run("run", run, pairs, [zoo], settings)
+    names = [f"{side}_retrieval_recall@{k}" for side in ("text", "image") for k in (1, 5, 10)]
+    for name in (*names, "zoo/acc1", "zoo/acc5", "zoo/mean_per_class_recall"):
+        assert [result["test"][name] for result in results] == found.values[name].tolist(), name
+    for direction, prefix in (("zero_shot:zoo", "zoo/"), ("text_retrieval", "text_retrieval_")):
+        calibration = found.calibration[direction]
+        for name in ("ece", "mean_max_probability"):
+            mean = np.mean([result["test"][prefix + name] for result in results])
+            assert mean == pytest.approx(getattr(calibration, name), abs=1e-12)
 
 
 def test_ranks_give_the_recalls_back(make_sweep: MakeSweep) -> None:
@@ -163,22 +149,41 @@ def test_what_is_added_leaves_the_rest_alone(make_sweep: MakeSweep) -> None:
     assert not worklist(make_sweep(pairs=(50,), keep=True, device="auto")).left
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"settings": QUICK | {"dim": 6}},
-        {"split": "val"},
-        {"layers": ("last",)},
-        {"seeds": (42, 1)},
-        {"swapped": (0.1,)},
-        {"train_split": "test", "split": "train"},
-        {"captions": (1,)},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_what_changes_the_numbers_is_done_anew(make_sweep: MakeSweep, changes: dict[str, Any]) -> None:
+def test_every_setting_does_to_finished_cells_what_it_says(make_sweep: MakeSweep, class_set: ClassSet) -> None:
+    """What changes bytes leaves the one finished cell out or adds others; what does not finds it again."""
+    base: dict[str, Any] = {"methods": ("cca",), "pairs": (40,), "seeds": (1,)}
+    sweep(make_sweep(**base))
+    changed: dict[str, Any] = {
+        "methods": ("ridge",),
+        "pairs": (41,),
+        "captions": (1,),
+        "layers": ("last",),
+        "seeds": (42,),
+        "swapped": (0.1,),
+        "layer_metric": "cka",
+        "stack": 2,
+        "settings": QUICK | {"dim": 6},
+        "split": "val",
+        "classes": (replace(class_set, name="menagerie"),),
+        "corruption": Corruption(image_noise=(0.5,)),
+        "train_split": "test",
+        "validation_split": "train",
+    }
+    kept: dict[str, Any] = {"device": "auto", "keep": True}
+    about = declared(SweepConfig)
+    assert set(changed) == {name for name, each in about.items() if each.changes_bytes}
+    assert set(kept) | {"image", "text", "out"} == {name for name, each in about.items() if not each.changes_bytes}
+    for name, value in changed.items():
+        more = {"split": "train"} if name == "train_split" else {"train_split": "test"} if value == "train" else {}
+        assert len(worklist(make_sweep(**base | {name: value} | more)).left) == 1, name
+    for name, value in kept.items():
+        assert not worklist(make_sweep(**base | {name: value})).left, name
+
+
+def test_the_first_seed_counts_for_all(make_sweep: MakeSweep) -> None:
+    """It draws the images that layers are chosen by."""
     sweep(make_sweep(methods=("cca",), pairs=(40,)))
-    assert len(worklist(make_sweep(**({"methods": ("cca",), "pairs": (40,)} | changes))).left) == 2
+    assert len(worklist(make_sweep(methods=("cca",), pairs=(40,), seeds=(42, 1))).left) == 2
 
 
 def test_other_features_and_damaged_files_are_done_anew(
@@ -208,10 +213,10 @@ def test_layers_are_chosen_once_for_all_methods_by_the_first_seed(
     scored: list[int] = []
     choose = vars(bench)["choose_layers"]
 
-    def counted(image: Any, text: Any, pairs: Any, config: Any, report: Any, known: Any, *more: Any) -> Any:
+    def counted(sides: Any, pairs: Any, validation: Any, config: Any, *, known: Any) -> Any:
         if known is None and config.layers != "last":
             scored.append(len(pairs))
-        return choose(image, text, pairs, config, report, known, *more)
+        return choose(sides, pairs, validation, config, known=known)
 
     monkeypatch.setattr(bench, "choose_layers", counted)
     monkeypatch.setattr(sweep_module, "_bench", None)
@@ -253,9 +258,8 @@ def test_kept_cells_are_runs(make_sweep: MakeSweep, stores: Stores, tmp_path: Pa
     config = make_sweep(methods=("cca",), pairs=(50,), seeds=(42,), keep=True)
     (result,) = sweep(config)
     run = config.out / "runs" / cells_of(config)[0].name
-    found = evaluate(
-        EvaluateConfig(runs=(run,), image=(stores.image,), text=(stores.text,), out=tmp_path / "report", examples=0)
-    )
+    report = tmp_path / "report"
+    found = evaluate(EvaluateConfig(runs=(run,), image=(stores.image,), text=(stores.text,), out=report, examples=0))
     assert found["image_retrieval_recall@1"] == result["test"]["image_retrieval_recall@1"]
 
 
@@ -269,18 +273,24 @@ def test_a_cell_that_fails_stops_no_other(make_sweep: MakeSweep) -> None:
         assert [row["row"] for row in csv.DictReader(stream)] == ["cca", "cca"]
 
 
-def test_impossible_sweeps_are_one_sentence(make_sweep: MakeSweep) -> None:
+def test_impossible_sweeps_are_one_sentence(make_sweep: MakeSweep, class_set: ClassSet) -> None:
     with pytest.raises(UserError, match="a known method"):
         make_sweep(methods=("cca", "magic"))
-    with pytest.raises(UserError, match="each value once in seeds"):
+    with pytest.raises(UserError, match="each value once, found 1 twice"):
         make_sweep(seeds=(1, 1))
-    with pytest.raises(UserError, match="something in pairs"):
+    with pytest.raises(UserError, match="a value, or several"):
         make_sweep(pairs=())
-    with pytest.raises(UserError, match="swapped shares of 0 to 1"):
+    with pytest.raises(UserError, match="0 to 1"):
         make_sweep(swapped=(1.5,))
+    with pytest.raises(UserError, match="more than 0"):
+        Corruption(image_noise=(0.0,))
+    with pytest.raises(UserError, match="sets of different names"):
+        make_sweep(classes=(class_set, class_set))
+    with pytest.raises(UserError, match="2 or more"):
+        make_sweep(pairs=(50, 1))
     with pytest.raises(UserError, match="--pairs of 200 at most"):
         worklist(make_sweep(pairs=(50, 1000)))
-    with pytest.raises(UserError, match="different names"):
+    with pytest.raises(UserError, match="methods and layers of different names"):
         worklist(make_sweep(methods={"a b": "cca", "a_b": "ridge"}))
     with pytest.raises(UserError, match="a known split"):
         worklist(make_sweep(split="tset"))
