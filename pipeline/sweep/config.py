@@ -117,7 +117,7 @@ class SweepConfig:
         check=(not_empty, distinct),
         changes_bytes=True,
         parse=lambda values: counts(values, "--pairs"),
-        help="Number of training images, drawn by seed, or all; repeat for several.",
+        help="Number of training images, drawn by seed, or all; repeat for several. [default: all]",
     )
     captions: tuple[int | None, ...] = setting(
         default=(None,),
@@ -125,7 +125,7 @@ class SweepConfig:
         changes_bytes=True,
         flag="--captions-per-image",
         parse=lambda values: counts(values, "--captions-per-image"),
-        help="Captions of a training image, drawn by seed, or all; repeat for several.",
+        help="Captions of a training image, drawn by seed, or all; repeat for several. [default: all]",
     )
     layers: tuple[str, ...] = setting(
         default=("auto",),
