@@ -1,4 +1,4 @@
-"""What is done to the frozen features of a batch, in training only: FuseMix's mixing of its halves, and random noise."""
+"""What is done to a batch's frozen features, in training only: FuseMix's mixing of its halves, and random noise."""
 
 import math
 
