@@ -218,7 +218,7 @@ def _grown(
     """
     if len(train) < 3 or len(validation) < 2:
         found = f"{len(train)} and {len(validation)}"
-        raise UserError(expected="3 training and 2 validation images to grow a stack of layers", found=found)
+        raise UserError(expected="at least 3 training and 2 validation images to grow a stack of layers", found=found)
     some = np.sort(np.random.default_rng(0).permutation(len(train))[:ROWS])
     parts = train.take(some), validation.take(np.arange(min(VALIDATION, len(validation))))
     image, text = (

@@ -52,7 +52,7 @@ class Metric(NamedTuple):
     most: int
     """Images that are looked at; of more a sample is drawn."""
     says: str
-    """A score in words."""
+    """How a score is written for people."""
 
 
 METRICS = {
@@ -84,9 +84,9 @@ class LayerScores:
     chosen: tuple[int, int]
     """Position of the best pair: highest calibrated score."""
     chosen_p_value: float
-    """P-value of the best pair, with the choice among all pairs paid for."""
+    """P-value of the best pair, corrected for the choice among all pairs."""
     left_out: list[str] = field(default_factory=list)
-    """Layers whose rows are all the same: nobody has neighbours there."""
+    """Layers whose rows are all the same: there is no nearest neighbour."""
     advice: str = ""
     """What the scores say, in a sentence."""
 

@@ -158,7 +158,7 @@ def log_seeds(name: str, run: Path, seeds: Sequence[LoggedSeed]) -> Path:
         seeds: Its seeds.
 
     Raises:
-        PipelineError: The logger failed; the run itself is whole.
+        PipelineError: The logger failed; the run itself is complete.
     """
     logs = run / "logs" / name
     for seed in seeds:
@@ -172,6 +172,6 @@ def log_seeds(name: str, run: Path, seeds: Sequence[LoggedSeed]) -> Path:
                 expected=f"a log by {name}",
                 found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 where=str(folder),
-                remedy="the run itself is whole; leave log_to out to go without",
+                remedy="the run itself is complete; leave out log_to to do without a log",
             ) from error
     return logs

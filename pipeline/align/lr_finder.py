@@ -125,9 +125,9 @@ def _suggestion(rows: list[RateRow]) -> FoundRate:
     if lowest < 2:
         raise PipelineError(
             expected="a loss that falls as the learning rate rises",
-            found=f"{len(rows)} steps with a finite loss, the first of them as low as any",
+            found=f"{len(rows)} steps with a finite loss, none of them lower than the first",
             where="learning-rate finder",
-            remedy="set training.learning_rate to a number, or look at the features and the start",
+            remedy="set training.learning_rate to a number, or check the features and the initial projectors",
         )
     falls = [rows[row + 1].smoothed - rows[row - 1].smoothed for row in range(1, lowest)]
     steepest = 1 + min(range(len(falls)), key=falls.__getitem__)

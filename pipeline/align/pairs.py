@@ -113,7 +113,7 @@ def subset(image: Side, pairs: PairSet, count: int | None, seed: int) -> Rows:
         raise UserError(
             expected=f"--pairs of {len(pairs)} at most (the training images that have captions)",
             found=str(count),
-            remedy="ask for fewer, or leave --pairs out to take all",
+            remedy="ask for fewer, or leave out --pairs to use all of them",
         )
     return np.sort(_order(image, pairs, seed)[:count])
 

@@ -115,7 +115,7 @@ class DirectionOptions:
     minimum: float = 0.1
     """Smallest weight that a direction can get."""
     epsilon: float | None = None
-    """Added to the signal before the power; nothing said means the signal's own (1e-8; cosine_spread 0.01)."""
+    """Added to the signal before the power; None takes the signal's own (1e-8; cosine_spread 0.01)."""
 
     def __post_init__(self) -> None:
         require(0 <= self.beta < 1, "direction.beta", "in [0, 1)", self.beta)
@@ -272,7 +272,7 @@ class Recipe(ObjectiveOptions):
     dim: int = 256
     """Width d of the shared space; where a side is an identity, that side's own width counts instead."""
     captions: Literal["one", "all"] = "one"
-    """`one`: an epoch draws one caption an image; `all`: each caption is a pair, captions of one image no strangers."""
+    """`one`: an epoch draws one caption an image; `all`: each caption is a pair, captions of one image never negatives."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """Optimiser and length."""
     hubness: HubnessOptions = field(default_factory=HubnessOptions)

@@ -109,7 +109,7 @@ def _fit_seeds(
             trained = fit_seed(recipe, everything.pick(draw(*sides, splits.train, config, seed)), validation, seed)
             results[seed] = save_seed(config.out, seed, digests[seed], trained)
             push_folder(config.out, [f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
-            rate = f", learning rate {trained.learning_rate:.2g} was found" if recipe.finds_rate else ""
+            rate = f", found learning rate {trained.learning_rate:.2g}" if recipe.finds_rate else ""
             say(
                 progress,
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
@@ -123,7 +123,7 @@ def _seeds(config: AlignConfig, progress: Progress) -> Sequence[int]:
     drawn = config.pairs is not None or config.captions_per_image is not None
     if config.recipe().trained or drawn or len(config.seeds) == 1:
         return config.seeds
-    say(progress, f"{config.method} needs no random numbers: one seed stands for all.")
+    say(progress, f"{config.method} needs no random numbers: one seed is enough.")
     return config.seeds[:1]
 
 

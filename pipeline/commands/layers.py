@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 def layers(
     image: Annotated[Path, typer.Argument(help="Image store.")],
     text: Annotated[Path, typer.Argument(help="Text store of the same data set.")],
-    split: Annotated[str, typer.Option(help="Split of the images that are looked at.")] = "train",
+    split: Annotated[str, typer.Option(help="Split whose images are compared.")] = "train",
     metric: Annotated[str, typer.Option(help="mutual_knn, or cka (unbiased linear CKA).")] = "mutual_knn",
-    seed: Annotated[int, typer.Option(help="Draws the images, 5000 at most, and the shuffles of the null.")] = 0,
-    top: Annotated[int, typer.Option(help="Pairs to show.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the sample of images (5000 at most) and of the null's shuffles.")] = 0,
+    top: Annotated[int, typer.Option(help="How many pairs to show.")] = 10,
     check: Annotated[
-        bool, typer.Option("--check", help="Train on a sample of the pairs: does the score say what can be aligned?")
+        bool, typer.Option("--check", help="Train on some pairs too, to see whether the score predicts recall.")
     ] = False,
     check_pairs: Annotated[int, typer.Option(help="How many pairs --check trains on.")] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Rank all pairs of layers by what they have in common on training pairs, with a permutation null.
+    """Rank all pairs of layers by how alike they are on training pairs, against shuffled pairs.
 
     With --check a linear projector is trained on some pairs, on training rows, and validated on validation rows.
 

@@ -76,7 +76,7 @@ class DenseTargets(Targets):
 def distinct_images(image_ids_N: Tensor) -> Tensor:
     """Return which pairs of a batch are true negatives or the match itself.
 
-    Two captions of one image in a batch would otherwise be taught to be strangers (false negatives).
+    Two captions of one image in a batch would otherwise be pushed apart (false negatives).
 
     Args:
         image_ids_N: [N] integers, equal where the image is the same.
