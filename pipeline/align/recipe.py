@@ -272,7 +272,7 @@ class Recipe(ObjectiveOptions):
     dim: int = 256
     """Width d of the shared space; where a side is an identity, that side's own width counts instead."""
     captions: Literal["one", "all"] = "one"
-    """`one`: an epoch draws one caption an image; `all`: each caption is a pair, captions of one image never negatives."""
+    """`one`: an epoch draws one caption an image; `all`: each caption is a pair, those of one image never negatives."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """Optimiser and length."""
     hubness: HubnessOptions = field(default_factory=HubnessOptions)

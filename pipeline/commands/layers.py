@@ -20,7 +20,7 @@ def layers(
     text: Annotated[Path, typer.Argument(help="Text store of the same data set.")],
     split: Annotated[str, typer.Option(help="Split whose images are compared.")] = "train",
     metric: Annotated[str, typer.Option(help="mutual_knn, or cka (unbiased linear CKA).")] = "mutual_knn",
-    seed: Annotated[int, typer.Option(help="Seed of the sample of images (5000 at most) and of the null's shuffles.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample of images (at most 5000) and of the shuffles.")] = 0,
     top: Annotated[int, typer.Option(help="How many pairs to show.")] = 10,
     check: Annotated[
         bool, typer.Option("--check", help="Train on some pairs too, to see whether the score predicts recall.")

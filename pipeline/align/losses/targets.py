@@ -1,13 +1,18 @@
 """What the softmax over a batch should look like: rows T_i that sum to one. Used by every loss of the table.
 
-A target knows its expectation Σ_j T_ij·z_ij, so that the plain and the smoothed ones never build an N×N matrix.
+Plain, smoothed (a little of each target's mass goes to the rest of the batch), or soft (the frozen features themselves
+say which mismatches are near misses). A target knows its expectation Σ_j T_ij·z_ij, so that the plain and the smoothed
+ones never build an N×N matrix.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from pipeline.align.recipe import SmoothingOptions, SoftTargetOptions
 from pipeline.errors import UserError
 
 
@@ -71,6 +76,91 @@ class DenseTargets(Targets):
             return matrix_NN
         kept_NN = matrix_NN * allowed_NN
         return kept_NN / kept_NN.sum(dim=1, keepdim=True).clamp_min(torch.finfo(kept_NN.dtype).tiny)
+
+
+class SmoothedTargets(Targets):
+    """T = (1−α)·I + (α/N)·11ᵀ, row by row.
+
+    Our reading of Modest-Align (arXiv 2510.21606), which publishes no formula in a source that we could reach. Equals
+    `torch.nn.functional.cross_entropy(label_smoothing=α)` in each direction. Spreading α′ over the N−1 *other*
+    pairs alone is the same thing with α = α′·N/(N−1) (`from_off_diagonal`). The best gap between a match's cosine and
+    a mismatch's is τ·ln((1−α+α/N)/(α/N)): it grows with N, so α and the batch size are to be chosen together.
+
+    Args:
+        alpha: α, a scalar or [N] (one share a pair, the same in both directions so that rows always sum to one).
+    """
+
+    def __init__(self, alpha: float | Tensor) -> None:
+        self.alpha: float | Tensor = alpha
+
+    @classmethod
+    def from_off_diagonal(cls, alpha: float, batch: int) -> "SmoothedTargets":
+        """Return the targets (1−α′)·I + (α′/(N−1))·(11ᵀ − I) of a batch of N pairs."""
+        return cls(alpha * batch / (batch - 1))
+
+    def expectation(self, logits_NN: Tensor, allowed_NN: Tensor | None) -> Tensor:
+        """Return (1−α)·z_ii + α·mean_j z_ij over the allowed pairs, [N]."""
+        if allowed_NN is None:
+            mean_N = logits_NN.mean(dim=1)
+        else:
+            mean_N = logits_NN.masked_fill(~allowed_NN, 0.0).sum(dim=1) / allowed_NN.sum(dim=1)
+        return (1 - self.alpha) * logits_NN.diagonal() + self.alpha * mean_N
+
+    def dense(self, like_NN: Tensor, allowed_NN: Tensor | None) -> Tensor:
+        """Return T, [N, N]."""
+        alpha_N = torch.as_tensor(self.alpha, dtype=like_NN.dtype, device=like_NN.device).expand(len(like_NN))
+        spread_NN = torch.ones_like(like_NN) if allowed_NN is None else allowed_NN.to(like_NN)
+        spread_NN = spread_NN * (alpha_N / spread_NN.sum(dim=1))[:, None]
+        return spread_NN + torch.diag(1 - alpha_N)
+
+
+def smoothed_targets(options: SmoothingOptions, similarity_NN: Tensor, progress: float) -> Targets:
+    """Return the targets of one step.
+
+        fixed: α;   cosine: α·½(1 + cos(π·t)), 0 at the end;   per_sample: α_i = α·(1 − max(0, sg[s_ii]))
+
+    The schedules are our reading (arXiv 2510.21606 names none).
+
+    Args:
+        options: Strength and schedule.
+        similarity_NN: [N, N] cosine similarities; only the diagonal is read, without gradient.
+        progress: Share of training that is done, 0..1.
+    """
+    if options.alpha == 0:
+        return IdentityTargets()
+    if options.schedule == "cosine":
+        return SmoothedTargets(options.alpha * (1 + math.cos(math.pi * progress)) / 2)
+    if options.schedule == "per_sample":
+        match_N = similarity_NN.detach().diagonal().clamp(0.0, 1.0)
+        return SmoothedTargets(options.alpha * (1 - match_N))
+    return SmoothedTargets(options.alpha)
+
+
+def intra_modal_targets(image_ND: Tensor, text_ND: Tensor, options: SoftTargetOptions) -> DenseTargets:
+    """Return T = (1−w)·I + w·softmax_rows(½(X̂X̂ᵀ + ŶŶᵀ)/τ_t).
+
+    After SoftCLIP (arXiv 2303.17561), which softens each direction by one modality's self-similarity. Our reading:
+    both modalities are averaged, so one T serves both directions; features are centred on the batch first, because
+    the raw features of most encoders point into a narrow cone.
+
+    Args:
+        image_ND: [N, D₁] frozen image features; no gradient.
+        text_ND: [N, D₂] frozen text features; no gradient.
+        options: Weight w, temperature τ_t, centring.
+    """
+    with torch.no_grad():
+        similarity_NN = (_self_similarity(image_ND, options.centre) + _self_similarity(text_ND, options.centre)) / 2
+        soft_NN = torch.softmax(similarity_NN / options.temperature, dim=1) * options.weight
+        soft_NN.diagonal().add_(1 - options.weight)
+    return DenseTargets(soft_NN)
+
+
+def _self_similarity(features_ND: Tensor, centre: bool) -> Tensor:
+    features_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
+    if centre:
+        features_ND = features_ND - features_ND.mean(dim=0)
+    unit_ND = F.normalize(features_ND, dim=1)
+    return unit_ND @ unit_ND.T
 
 
 def distinct_images(image_ids_N: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from pipeline.align.losses.contrastive import ContrastiveLoss
 from pipeline.align.losses.info_nce import InfoNCELoss
 from pipeline.align.losses.siglip import SigLIPLoss
-from pipeline.align.losses.smoothing import SmoothedTargets
 from pipeline.align.losses.table import LOSSES, make_loss
-from pipeline.align.losses.targets import DenseTargets, IdentityTargets, distinct_images
+from pipeline.align.losses.targets import DenseTargets, IdentityTargets, SmoothedTargets, distinct_images
 from pipeline.align.recipe import TemperatureOptions
 from pipeline.errors import UnknownNameError, UserError
 

@@ -9,9 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.align.losses.info_nce import InfoNCELoss
-from pipeline.align.losses.smoothing import SmoothedTargets, smoothed_targets
-from pipeline.align.losses.soft_targets import intra_modal_targets
-from pipeline.align.losses.targets import DenseTargets, IdentityTargets, distinct_images
+from pipeline.align.losses.targets import (
+    DenseTargets,
+    IdentityTargets,
+    SmoothedTargets,
+    distinct_images,
+    intra_modal_targets,
+    smoothed_targets,
+)
 from pipeline.align.recipe import SmoothingOptions, SoftTargetOptions, TemperatureOptions
 from pipeline.errors import UserError
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.align.losses.cross_entropy import both_cross_entropies
+from pipeline.align.losses.info_nce import both_cross_entropies
 
 Cosines = Callable[..., Tensor]
 TAU = 0.07
