@@ -239,7 +239,7 @@ def test_the_gradient_of_a_probability_of_zero_is_that_of_the_floor(form: str) -
     """Where q counts as the floor in a logarithm, only M moves: ½·∂/∂q of the formula with ln q held at ln(floor)."""
     q = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
-    row_divergence(q, p, form).backward()  # type: ignore[no-untyped-call]
+    row_divergence(q, p, form).backward()  # type: ignore[no-untyped-call,arg-type]
     m = (p[0] + q[0].detach()) / 2
     floor = torch.tensor(1e-200, dtype=torch.float64)
     logs = [torch.log(torch.maximum(each, floor)) for each in (q[0].detach(), p[0], m)]
