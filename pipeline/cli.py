@@ -16,20 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import __version__
-from pipeline.commands import (
-    align,
-    data,
-    doctor,
-    evaluate,
-    export,
-    extract,
-    index,
-    layers,
-    search,
-    serve,
-    store,
-    sweep,
-)
+from pipeline.commands import align, apps, data, doctor, evaluate, extract, store, sweep
 from pipeline.errors import exit_with_sentence
 from pipeline.remote.binding import urls_in_errors
 
@@ -59,16 +46,16 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command("extract")(extract.extract)
 app.add_typer(store.app, name="store")
-app.command("layers")(layers.layers)
+app.command("layers")(align.layers)
 app.command("align")(align.align)
 app.command("sweep")(sweep.sweep)
 app.command("study", hidden=True, context_settings=sweep.ANY_WORDS)(sweep.study)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
-app.command("search")(search.search)
-app.command("serve")(serve.serve)
-app.command("index")(index.index)
-app.command("export")(export.export)
+app.command("search")(apps.search)
+app.command("serve")(apps.serve)
+app.command("index")(apps.index)
+app.command("export")(apps.export)
 app.command("doctor")(doctor.doctor)
 
 

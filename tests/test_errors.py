@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.commands.checks import at_least_one, writable_file, writable_folder
+from pipeline.commands.output import at_least_one, writable_file, writable_folder
 from pipeline.errors import PipelineError, UnknownNameError, UserError, exit_with_sentence
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,9 +14,9 @@ import typer
 from examples.study.config import load_study, only_grids
 from examples.study.page import write_page
 from examples.study.run import cost_sentences, run_study
-from pipeline.commands import engine as engines
-from pipeline.commands.checks import at_least_one, writable_file, writable_folder
 from pipeline.commands.data import make_missing
+from pipeline.commands.options import Address, Engine, Jobs
+from pipeline.commands.output import at_least_one, writable_file, writable_folder
 from pipeline.commands.urls import takes_urls
 from pipeline.engines import open_engine
 from pipeline.errors import exit_with_sentence
@@ -35,9 +35,9 @@ def study(
         Path | None, typer.Option(help="Markdown page to write, figures beside it (default: none).")
     ] = None,
     grid: Annotated[list[str] | None, typer.Option(help="Do this grid alone; repeat for several.")] = None,
-    jobs: engines.Jobs = None,
-    engine: engines.Name = "local",
-    address: engines.Address = None,
+    jobs: Jobs = None,
+    engine: Engine = "local",
+    address: Address = None,
     only_page: Annotated[bool, typer.Option("--only-page", help="Make the page of what is finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

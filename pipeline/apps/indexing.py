@@ -10,7 +10,6 @@ parts and processes, as long as each computes with the same libraries and thread
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,11 +19,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pipeline.apps.config import IndexConfig
 from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.apps.output_folder import OutputFolder
 from pipeline.errors import UserError
 from pipeline.indexes.index import Gallery, Index, add_rows, train
-from pipeline.indexes.kinds import INDEXES, MEMORY, Kind, choose_kind, need_faiss
+from pipeline.indexes.kinds import INDEXES, Kind, choose_kind, need_faiss
 from pipeline.indexes.parts import IndexParts, Wanted
 from pipeline.indexes.recall import Truth, measure
 from pipeline.indexes.stored import RECORD, read_record, write_index
@@ -41,52 +41,6 @@ INDEX = OutputFolder(
     made_by="pipeline index",
     option="--out",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexConfig:
-    """What is built; of several processes every one says the same."""
-
-    run: Path
-    """Folder of a run or of an export."""
-    out: Path
-    """Folder of the finished index: new, empty, or an older index."""
-    image: Sequence[Path] = ()
-    """Image stores (default: those of the training)."""
-    text: Sequence[Path] = ()
-    """Text stores, whose captions are the queries (default: those of the training)."""
-    seed: int | None = None
-    """Which seed's projectors (default: the first)."""
-    split: str | None = None
-    """Only images of this split."""
-    kind: str = "auto"
-    """One of `KINDS` but torch; auto goes by size, and is ivf in parts, whose lists need not fit the memory."""
-    recall: float = 0.95
-    """Wanted recall@k."""
-    k: int = 10
-    """Neighbours that are compared."""
-    memory: int = MEMORY
-    """Bytes that vectors and codes, or those of a part, may take while it is built."""
-    parts: int | None = None
-    """Parts that it is built in; fewer where the store has fewer shards (default: as many as the memory asks for)."""
-
-    @property
-    def folder(self) -> Path:
-        """Folder of what is made on the way, where it is built in parts."""
-        return self.out.with_name(f"{self.out.name}.parts")
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
-        choose_kind(self.kind, 1)
-        if self.kind == "torch":
-            expected, remedy = "a kind that can be stored", "take --kind flat"
-            raise UserError(expected=expected, found="torch", where="--kind", remedy=remedy)
-        if not 0 < self.recall <= 1:
-            raise UserError(expected="a recall above 0 and at most 1", found=str(self.recall), where="--recall")
-        if self.k < 1:
-            raise UserError(expected="1 or more neighbours", found=str(self.k), where="--k")
-        if self.memory < 2**20:
-            raise UserError(expected="a megabyte of memory at least", found=f"{self.memory} bytes", where="--memory")
 
 
 @dataclass(frozen=True, kw_only=True)

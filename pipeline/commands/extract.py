@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import engine as engines
 from pipeline.commands.data import make_missing
-from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_settings, together
+from pipeline.commands.options import PARAMS, Address, Engine, Json, Params, Quiet, takes_settings, together
 from pipeline.commands.output import emit_json, say
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
@@ -19,8 +18,8 @@ from pipeline.words import on_stderr
 def extract(
     given: dict[str, Any],
     *,
-    engine: engines.Name = "local",
-    address: engines.Address = None,
+    engine: Engine = "local",
+    address: Address = None,
     params: Params = PARAMS,
     json: Json = False,
     quiet: Quiet = False,

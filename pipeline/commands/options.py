@@ -24,6 +24,20 @@ from pipeline.settings import Setting, declared
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Params = Annotated[Path, typer.Option(help="File with the settings that no option gives.")]
+Engine = Annotated[str, typer.Option("--engine", help="Where to work: local, or ray (a Ray cluster).")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The Ray cluster: HOST:PORT, or auto for the one that this machine belongs to. [default: RAY_ADDRESS, or "
+        "a Ray on this machine alone]"
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        help="Cells at once, each in a process with one thread. [default: 1, or one per CPU with --engine ray]"
+    ),
+]
 
 PARAMS = Path("params.yaml")
 
@@ -75,14 +89,18 @@ def _option(field: "dataclasses.Field[Any]", about: Setting, params: bool) -> in
         how: Any = typer.Argument(help=help_text, show_default=False)
     else:
         how = typer.Option(about.flag or about.option(field.name), help=help_text, show_default=False)
-    annotation = Annotated[(list[kind] if several else kind) | None, how]  # type: ignore[valid-type]
-    default = field.default if plain else None
+    typed: Any = list[kind] if several else kind  # type: ignore[valid-type]
+    needed = not params and dataclasses.MISSING is field.default is field.default_factory
+    annotation = Annotated[typed if needed else typed | None, how]  # type: ignore[valid-type]
+    default = inspect.Parameter.empty if needed else field.default if plain else None
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _typed(hint: Any) -> Any:
-    """Return the type that typer reads a value of a field as; the elements' type for a tuple."""
+    """Return the type that typer reads a value of a field as; the elements' type for a tuple, text for a dict."""
     hint = _without_none(hint)
+    if typing.get_origin(hint) is dict:
+        return str
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0]
     return str if typing.get_origin(hint) is typing.Literal else hint

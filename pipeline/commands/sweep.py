@@ -5,10 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands import engine as engines
-from pipeline.commands.checks import at_least_one, writable_folder
-from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_settings, together
-from pipeline.commands.output import emit_json, emit_table
+from pipeline.commands.options import PARAMS, Address, Engine, Jobs, Json, Params, Quiet, takes_settings, together
+from pipeline.commands.output import at_least_one, emit_json, emit_table, writable_folder
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.progress import progress_bar
@@ -22,10 +20,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what there is to do
 def sweep(
     given: dict[str, Any],
     *,
-    jobs: engines.Jobs = None,
+    jobs: Jobs = None,
     dry_run: DryRun = False,
-    engine: engines.Name = "local",
-    address: engines.Address = None,
+    engine: Engine = "local",
+    address: Address = None,
     params: Params = PARAMS,
     json: Json = False,
     quiet: Quiet = False,

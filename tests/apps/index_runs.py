@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pipeline.apps.indexing import IndexConfig
+from pipeline.apps.config import IndexConfig
 from pipeline.projectors.linear import LinearProjector
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.projectors.table import save_projector

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.apps.config import IndexConfig
 from pipeline.apps.export.run import export
-from pipeline.apps.indexing import IndexConfig
 from pipeline.apps.indexing import build as build_by
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, MissingExtraError, UserError

@@ -27,7 +27,8 @@ def commands(group: typer.Typer = app) -> Iterator[tuple[str, ...]]:
             yield words
             return
         for name, inner in below.items():
-            yield from walk(inner, (*words, name))
+            if not inner.hidden:
+                yield from walk(inner, (*words, name))
 
     return walk(typer.main.get_command(group), ())
 

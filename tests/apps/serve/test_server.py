@@ -116,7 +116,7 @@ def test_what_is_refused(paths: list[Path], words: list[str], message: str) -> N
 
 
 def test_a_missing_extra_is_one_sentence(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.commands.serve.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.commands.apps.find_spec", lambda name: None)
     assert "run: pip install 'fewpairs[serve]'" in refused("serve", paths[0])
 
 
