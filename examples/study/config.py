@@ -5,13 +5,14 @@ for each in sweeps_of(load_study(Path("examples/study/study.yaml")), data=Path("
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import build, load_params
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.sweep.config import ClassSet, Corruption, Method, SweepConfig, methods_of
+from pipeline.sweep.results import Result
 
 SEPARATOR = "+"
 """Between the names of encoders that are stacked."""
@@ -195,8 +196,8 @@ def load_study(path: Path) -> StudyConfig:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One sweep of a study: a grid with one pair of encoders."""
+class GridSweep:
+    """One sweep of a study, a grid with one pair of encoders, and what it gave."""
 
     grid: str
     """Name of the grid."""
@@ -206,6 +207,8 @@ class Part:
     """Text encoder."""
     sweep: SweepConfig
     """The sweep."""
+    results: list[Result] = field(default_factory=list)
+    """What of it is finished."""
 
     @property
     def encoders(self) -> str:
@@ -213,7 +216,7 @@ class Part:
         return f"{self.image} × {self.text}"
 
 
-def sweeps_of(config: StudyConfig, data: Path, out: Path) -> list[Part]:
+def sweeps_of(config: StudyConfig, data: Path, out: Path) -> list[GridSweep]:
     """Return the study's sweeps. Grids of the same encoders share a folder, so that no cell is computed twice.
 
     Args:
@@ -222,7 +225,7 @@ def sweeps_of(config: StudyConfig, data: Path, out: Path) -> list[Part]:
         out: Folder of the results.
     """
     return [
-        Part(name, pair[0], pair[1], _sweep(config, name, pair, data / "1_features", out))
+        GridSweep(name, pair[0], pair[1], _sweep(config, name, pair, data / "1_features", out))
         for name, grid in config.grids.items()
         for pair in grid.encoders
     ]

@@ -1,4 +1,4 @@
-"""Further sections of the study's page: what is broken, how sure a method is, schedules, maps."""
+"""What lies behind the comparisons: broken pairs and queries, how sure a method is, schedules, maps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from examples.study.config import change_name
-from examples.study.figures import Line, clouds, colours_of, curves
-from examples.study.markdown import count, table
-from examples.study.material import Material, accuracies, captions_words, is_broken, largest, split_by
+from examples.study.content import Content, accuracies, captions_words, is_broken, largest, split_by
+from examples.study.figures import Line, clouds, colours_of, curves, percent_line
 from examples.study.statistics import WEAK, Group, counted_in, rows_that
-from examples.study.tables import grid_table, metric_table, shown
+from examples.study.tables import count, grid_table, metric_table, shown, table
 
 SURE = {
     "ECE i→t": "text_retrieval_ece",
@@ -27,11 +26,11 @@ GEOMETRY = {
 }
 
 
-def robustness(material: Material) -> Iterator[str]:
+def robustness(content: Content) -> Iterator[str]:
     """Yield what is left when pairs, words or images are broken."""
-    for name, grid in material.config.grids.items():
-        groups = material.grid(name)
-        if not is_broken(material, name) or not groups:
+    for name, grid in content.config.grids.items():
+        groups = content.grid(name)
+        if not is_broken(content, name) or not groups:
             continue
         yield f"## {grid.about}"
         yield (
@@ -42,40 +41,34 @@ def robustness(material: Material) -> Iterator[str]:
         )
         for (pairs, captions, layers), part in split_by(groups, "pairs", "captions", "layers"):
             yield f"### n = {count(pairs)}, {captions_words(captions).lower()}, layers {layers}"
-            yield from _swapped(material, part, name)
+            yield from _swapped(content, part, name)
             clean = [group for group in part if group.kind.swapped == 0]
-            yield from _at_test_time(material, clean, name)
+            yield from _at_test_time(content, clean, name)
 
 
-def _swapped(material: Material, groups: Sequence[Group], name: str) -> Iterator[str]:
+def _swapped(content: Content, groups: Sequence[Group], name: str) -> Iterator[str]:
     if len({group.kind.swapped for group in groups}) < 2:
         return
     yield "Mean recall, %, by the share of training images whose captions are another's:"
     yield grid_table(groups, "swapped", shown("mean_recall"))
-    colours = colours_of(list(dict.fromkeys(group.kind.row for group in groups)), material.front)
+    colours = colours_of(list(dict.fromkeys(group.kind.row for group in groups)), content.front)
     lines = [
-        Line(
-            name=row,
-            x=[100 * group.kind.swapped for group in held],
-            y=[100 * float(group.values("mean_recall").mean()) for group in held],
-            spread=[100 * float(group.values("mean_recall").std()) for group in held],
-            colour=colours.get(row, ""),
-        )
+        percent_line(row, {100 * group.kind.swapped: group.values("mean_recall") for group in held}, colours)
         for (row,), held in split_by(groups, "row")
     ]
-    yield material.figure(f"{name}-swapped", curves({"swapped captions": lines}, "% of images", "mean recall, %"))
+    yield content.figure(f"{name}-swapped", curves({"swapped captions": lines}, "% of images", "mean recall, %"))
 
 
-def _at_test_time(material: Material, groups: Sequence[Group], name: str) -> Iterator[str]:
-    grid = material.config.grids[name]
+def _at_test_time(content: Content, groups: Sequence[Group], name: str) -> Iterator[str]:
+    grid = content.config.grids[name]
     if not groups:
         return
     if grid.image_noise:
         yield "Mean recall, %, by the noise on the images' features:"
         levels = {0.0: "mean_recall"} | {level: f"noise {level:g}: mean_recall" for level in grid.image_noise}
         yield metric_table(groups, {f"σ = {level:g}": metric for level, metric in levels.items()})
-        svg = curves({"noisy images": _levels(material, groups, levels)}, "σ", "mean recall, %")
-        yield material.figure(f"{name}-noise", svg)
+        svg = curves({"noisy images": _levels(content, groups, levels)}, "σ", "mean recall, %")
+        yield content.figure(f"{name}-noise", svg)
     panels: dict[str, list[Line]] = {}
     for kind in dict.fromkeys(kind for kind, _ in grid.changes):
         shares = [share for other, share in grid.changes if other == kind]
@@ -84,29 +77,23 @@ def _at_test_time(material: Material, groups: Sequence[Group], name: str) -> Ite
         levels = {0.0: f"{change_name(kind, shares[0])}, clean: mean_recall"}
         levels |= {100 * share: f"{change_name(kind, share)}: mean_recall" for share in shares}
         yield metric_table(groups, {f"{level:g} %": metric for level, metric in levels.items()})
-        panels[f"words that {verb}"] = _levels(material, groups, levels)
+        panels[f"words that {verb}"] = _levels(content, groups, levels)
     if panels:
-        yield material.figure(f"{name}-words", curves(panels, "% of words", "mean recall text → image, %"))
+        yield content.figure(f"{name}-words", curves(panels, "% of words", "mean recall text → image, %"))
 
 
-def _levels(material: Material, groups: Sequence[Group], levels: Mapping[float, str]) -> list[Line]:
+def _levels(content: Content, groups: Sequence[Group], levels: Mapping[float, str]) -> list[Line]:
     """Return a line a row: the metric of each level."""
-    colours = colours_of(list(dict.fromkeys(group.kind.row for group in groups)), material.front)
+    colours = colours_of(list(dict.fromkeys(group.kind.row for group in groups)), content.front)
     return [
-        Line(
-            name=group.kind.row,
-            x=list(levels),
-            y=[100 * float(group.values(metric).mean()) for metric in levels.values()],
-            spread=[100 * float(group.values(metric).std()) for metric in levels.values()],
-            colour=colours.get(group.kind.row, ""),
-        )
+        percent_line(group.kind.row, {x: group.values(metric) for x, metric in levels.items()}, colours)
         for group in groups
     ]
 
 
-def confidence(material: Material) -> Iterator[str]:
+def confidence(content: Content) -> Iterator[str]:
     """Yield calibration, weakly matched captions and geometry of the main grid."""
-    groups = material.grid(material.config.main)
+    groups = content.grid(content.config.main)
     if not groups:
         return
     yield "## Over-confidence, weakly matched captions, geometry"
@@ -130,7 +117,7 @@ def confidence(material: Material) -> Iterator[str]:
             "the means of the two modalities:"
         )
         yield metric_table(part, GEOMETRY)
-        corrected = rows_that(material.config, lambda recipe, _: recipe.hubness.neighbours > 0)
+        corrected = rows_that(content.config, lambda recipe, _: recipe.hubness.neighbours > 0)
         if corrected:
             yield (
                 f"The embeddings of {', '.join(corrected)} hold coordinates of a hubness correction, which keep the "
@@ -154,11 +141,11 @@ def _weak_table(groups: Sequence[Group]) -> str:
     return table(["method", "weakest third", "all"], rows)
 
 
-def schedules(material: Material) -> Iterator[str]:
+def schedules(content: Content) -> Iterator[str]:
     """Yield λ(t) of the rows whose weights move."""
     moved = [
         group
-        for group in material.groups
+        for group in content.groups
         if any(result["lambda_i2t"] for result in group.results.values()) and not group.kind.swapped
     ]
     if not moved:
@@ -168,7 +155,7 @@ def schedules(material: Material) -> Iterator[str]:
     singles = list(dict.fromkeys(group.kind.row for group in moved))
     colours = colours_of(singles, singles[:6])
     for (grid, encoders, captions, n), part in split_by(moved, "grid", "encoders", "captions", "pairs"):
-        if encoders != moved[0].kind.encoders or (grid != material.config.main and len(part) < 3):
+        if encoders != moved[0].kind.encoders or (grid != content.config.main and len(part) < 3):
             continue
         if n not in largest([group for group in moved if group.kind.grid == grid]):
             continue
@@ -180,22 +167,22 @@ def schedules(material: Material) -> Iterator[str]:
         ]
         name = f"lambda-{grid}-n{count(n).replace(',', '')}-c{count(captions)}"
         title = f"n = {count(n)}, {captions_words(captions).lower()}"
-        yield material.figure(name, curves({title: lines}, "step", "weight of image → text"))
+        yield content.figure(name, curves({title: lines}, "step", "weight of image → text"))
 
 
 def _points(result: dict[str, Any], place: int) -> list[float]:
     return [float(point[place]) for point in result["lambda_i2t"]]
 
 
-def pictures(material: Material) -> Iterator[str]:
+def pictures(content: Content) -> Iterator[str]:
     """Yield the maps."""
-    maps = material.config.maps
-    if not material.maps or maps is None:
+    maps = content.config.maps
+    if not content.maps or maps is None:
         return
     yield "## Images and captions in the plane"
     yield (
-        f"t-SNE (cosine) of test images and one caption of each in the shared space, seed {material.config.seeds[0]}, "
+        f"t-SNE (cosine) of test images and one caption of each in the shared space, seed {content.config.seeds[0]}, "
         f"n = {count(maps.pairs)}, {captions_words(maps.captions).lower()}; a line joins what belongs together. Before "
         "training means random linear projectors. The axes mean nothing, and distances between clusters little."
     )
-    yield material.figure("maps", clouds(material.maps))
+    yield content.figure("maps", clouds(content.maps))

@@ -51,6 +51,13 @@ class Line:
     colour: str = ""
 
 
+def percent_line(name: str, values: Mapping[float, Floats], colours: Mapping[str, str]) -> Line:
+    """Return a row's line: x → fractions over seeds, drawn as percent, mean and standard deviation."""
+    y = [100 * float(each.mean()) for each in values.values()]
+    spread = [100 * float(each.std()) for each in values.values()]
+    return Line(name=name, x=list(map(float, values)), y=y, spread=spread, colour=colours.get(name, ""))
+
+
 def colours_of(rows: Sequence[str], front: Sequence[str]) -> dict[str, str]:
     """Return a colour for each of the rows in front, the same in every figure; nothing for the others."""
     named = [row for row in front if row in rows]

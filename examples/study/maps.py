@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.study.config import Maps, Part, StudyConfig
+from examples.study.config import GridSweep, Maps, StudyConfig
 from examples.study.figures import Cloud
 from pipeline.align.fit import initial_projectors
 from pipeline.align.train import Trained
@@ -27,7 +27,7 @@ BEFORE = "before training"
 FOLDER = "maps"
 
 
-def make_maps(config: StudyConfig, parts: Sequence[Part], out: Path) -> dict[str, Cloud]:
+def make_maps(config: StudyConfig, parts: Sequence[GridSweep], out: Path) -> dict[str, Cloud]:
     """Return a map for each row that the study asks for, and one before training; none where it asks for none.
 
     Raises:
@@ -50,7 +50,7 @@ def make_maps(config: StudyConfig, parts: Sequence[Part], out: Path) -> dict[str
     return found
 
 
-def _cell(config: StudyConfig, part: Part, row: str) -> Cell:
+def _cell(config: StudyConfig, part: GridSweep, row: str) -> Cell:
     maps, sweep = config.maps, part.sweep
     return Cell(
         row=row,

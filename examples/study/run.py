@@ -8,12 +8,11 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from examples.study.config import Part, StudyConfig, sweeps_of
+from examples.study.config import GridSweep, StudyConfig, sweeps_of
 from examples.study.prepare import Extraction, missing_stores, prepare
 from pipeline.errors import PipelineError
 from pipeline.extract.run import extract
@@ -24,20 +23,12 @@ from pipeline.projectors.table import read_json
 from pipeline.runtime import installed_version
 from pipeline.sweep.cells import cells_of
 from pipeline.sweep.config import Corruption
-from pipeline.sweep.results import Result, flat_row, write_tables
+from pipeline.sweep.results import flat_row, write_tables
 from pipeline.sweep.run import sweep, worklist
 from pipeline.words import duration
 
 RECORD = "study.json"
 PACKAGES = ("fewpairs", "torch", "numpy", "timm", "transformers", "sentence-transformers", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class PartResults:
-    """What one sweep of a study gave."""
-
-    part: Part
-    results: list[Result]
 
 
 def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> list[str]:
@@ -58,20 +49,20 @@ def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> lis
             )
             continue
         lacking = bool(unknown & _changed(part))
-        planned = worklist(dataclasses.replace(part.sweep, corruption=Corruption()) if lacking else part.sweep)
-        new = [cell for cell in planned.left if (part.sweep.out, cell) not in seen]
+        work = worklist(dataclasses.replace(part.sweep, corruption=Corruption()) if lacking else part.sweep)
+        new = [cell for cell in work.left if (part.sweep.out, cell) not in seen]
         seen |= {(part.sweep.out, cell) for cell in new}
-        seconds = sum(planned.costs[cell] for cell in new)
+        seconds = sum(work.costs[cell] for cell in new)
         total += seconds
         said.append(
-            f"{part.grid}, {part.encoders}: {len(planned.cells)} cells, {len(new)} of them to do, "
+            f"{part.grid}, {part.encoders}: {len(work.cells)} cells, {len(new)} of them to do, "
             f"about {seconds:.0f} core-seconds."
         )
     said.append(f"In all about {total:.0f} core-seconds: {duration(total / jobs)} with {jobs} at once.")
     return said
 
 
-def _stores(part: Part) -> set[Path]:
+def _stores(part: GridSweep) -> set[Path]:
     """Return the folders that a sweep reads, changed captions apart; class prompts lie in the text encoder's folder."""
     stores = {*part.sweep.image, *part.sweep.text}
     for each in part.sweep.classes:
@@ -79,7 +70,7 @@ def _stores(part: Part) -> set[Path]:
     return stores
 
 
-def _changed(part: Part) -> set[Path]:
+def _changed(part: GridSweep) -> set[Path]:
     """Return the folders of the changed captions that a sweep reads."""
     return {path for paths in part.sweep.corruption.texts.values() for path in paths}
 
@@ -93,7 +84,7 @@ def run_study(
     progress: Progress = silent,
     extraction: Extraction = extract,
     side_by_side: SideBySide = run_side_by_side,
-) -> list[PartResults]:
+) -> list[GridSweep]:
     """Do all that is not finished.
 
     Args:
@@ -111,13 +102,13 @@ def run_study(
     """
     out.mkdir(parents=True, exist_ok=True)
     prepare(config, data, out, progress, extraction)
-    done: list[PartResults] = []
+    done: list[GridSweep] = []
     problems: list[PipelineError] = []
     for part in sweeps_of(config, data, out):
         start, cpu = time.time(), _core_seconds(done)
         try:
             results = sweep(part.sweep, jobs=jobs, progress=progress, tables=False, side_by_side=side_by_side)
-            done.append(PartResults(part, results))
+            done.append(dataclasses.replace(part, results=results))
         except PipelineError as error:
             if error.exit_code != 1:
                 raise
@@ -130,35 +121,36 @@ def run_study(
     return done
 
 
-def finished_parts(config: StudyConfig, data: Path, out: Path) -> list[PartResults]:
+def finished_sweeps(config: StudyConfig, data: Path, out: Path) -> list[GridSweep]:
     """Return what is finished of a study, as the page needs it; nothing is computed."""
     unknown = {each.out for each in missing_stores(config, data, out)}
     found = []
     for part in sweeps_of(config, data, out):
         if unknown & (_stores(part) | _changed(part)):
-            found.append(PartResults(part, []))
+            found.append(part)
             continue
-        planned = worklist(part.sweep)
-        found.append(PartResults(part, [planned.finished[cell] for cell in planned.cells if cell in planned.finished]))
+        work = worklist(part.sweep)
+        results = [work.finished[cell] for cell in work.cells if cell in work.finished]
+        found.append(dataclasses.replace(part, results=results))
     return found
 
 
-def _core_seconds(done: Sequence[PartResults]) -> float:
+def _core_seconds(done: Sequence[GridSweep]) -> float:
     names = ("fit_cpu", "measure_cpu")
     return float(sum(result["seconds"][name] for part in done for result in part.results for name in names))
 
 
-def _write(out: Path, done: Sequence[PartResults]) -> None:
+def _write(out: Path, done: Sequence[GridSweep]) -> None:
     """Write one table of all cells; a cell that several grids share stands there for each."""
     rows = [
-        {"grid": each.part.grid, "image": each.part.image, "text": each.part.text, **flat_row(result)}
+        {"grid": each.grid, "image": each.image, "text": each.text, **flat_row(result)}
         for each in done
         for result in each.results
     ]
     write_tables(out, rows)
 
 
-def _remember(out: Path, part: Part, wall: float, core: float, jobs: int) -> None:
+def _remember(out: Path, part: GridSweep, wall: float, core: float, jobs: int) -> None:
     """Add to study.json what a sweep took; a sweep that found all of it finished changes nothing."""
     path = out / RECORD
     record: dict[str, Any] = read_json(path, "a study") if path.is_file() else {}

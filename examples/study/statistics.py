@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from examples.study.config import StudyConfig
-from examples.study.run import PartResults
+from examples.study.config import GridSweep, StudyConfig
 from pipeline.align.methods import make_recipe
 from pipeline.align.recipe import Recipe
 from pipeline.errors import UserError
@@ -144,15 +143,15 @@ def read_queries(out: Path) -> Queries:
         raise UserError(expected="the queries of a sweep", found=str(error), where=str(path)) from error
 
 
-def groups_of(parts: Iterable[PartResults]) -> list[Group]:
+def groups_of(parts: Iterable[GridSweep]) -> list[Group]:
     """Return the groups of finished cells, in the order of the study."""
     found: dict[Kind, Group] = {}
     for each in parts:
         for result in each.results:
             cell = dict(result["cell"])
             seed = cell.pop("seed")
-            kind = Kind(grid=each.part.grid, encoders=each.part.encoders, **cell)
-            found.setdefault(kind, Group(kind, each.part.sweep.out, {})).results[seed] = result
+            kind = Kind(grid=each.grid, encoders=each.encoders, **cell)
+            found.setdefault(kind, Group(kind, each.sweep.out, {})).results[seed] = result
     return list(found.values())
 
 

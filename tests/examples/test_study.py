@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from examples.study.claims import judge_claims
-from examples.study.config import StudyConfig, load_study, only_grids, sweeps_of
+from examples.study.config import GridSweep, StudyConfig, load_study, only_grids, sweeps_of
 from examples.study.page import write_page
-from examples.study.run import PartResults, cost_sentences, finished_parts, run_study
+from examples.study.run import cost_sentences, finished_sweeps, run_study
 from examples.study.statistics import Group, closed_rows, difference, groups_of, select
 from pipeline.errors import UserError
 from pipeline.sweep.config import ClassSet
@@ -126,7 +126,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, stores: Stores, class_set: Cl
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[StudyConfig, Path, list[PartResults]]:
+def done(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[StudyConfig, Path, list[GridSweep]]:
     """Return a study that was run, its folder and what it gave."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
@@ -134,12 +134,12 @@ def done(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[StudyCon
     return config, folder / "out", run_study(config, data=data, out=folder / "out")
 
 
-def test_all_cells_are_done_and_shared_ones_once(done: tuple[StudyConfig, Path, list[PartResults]], data: Path) -> None:
+def test_all_cells_are_done_and_shared_ones_once(done: tuple[StudyConfig, Path, list[GridSweep]], data: Path) -> None:
     config, out, parts = done
     assert [len(each.results) for each in parts] == [3 * 2 * 2 * 3, 2 * 2 * 3, 2 * 3 * 3]
     cells = [path.name for path in (out / "cells" / "eye_x_ear" / "cells").glob("*/*.json")]
     assert len(cells) == 36 + 6  # the cells with the layers `auto` are the main grid's
-    again = finished_parts(config, data, out)
+    again = finished_sweeps(config, data, out)
     assert [each.results for each in again] == [
         [json.loads(json.dumps({**result, "format": 1})) for result in each.results] for each in parts
     ]
@@ -149,7 +149,7 @@ def test_all_cells_are_done_and_shared_ones_once(done: tuple[StudyConfig, Path, 
 
 
 def test_page_has_all_its_figures_and_every_number_is_a_cells(
-    done: tuple[StudyConfig, Path, list[PartResults]], data: Path, tmp_path: Path
+    done: tuple[StudyConfig, Path, list[GridSweep]], data: Path, tmp_path: Path
 ) -> None:
     config, out, parts = done
     stale = tmp_path / "docs" / "small" / "old.svg"
@@ -177,23 +177,23 @@ def test_page_has_all_its_figures_and_every_number_is_a_cells(
 
 
 def test_page_of_a_part_says_what_is_missing(
-    done: tuple[StudyConfig, Path, list[PartResults]], data: Path, tmp_path: Path
+    done: tuple[StudyConfig, Path, list[GridSweep]], data: Path, tmp_path: Path
 ) -> None:
     config, out, _ = done
     other = {**STUDY, "seeds": [1, 42, 55, 7]}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(other, sort_keys=False))
-    assert [len(each.results) for each in finished_parts(load_study(path), data, out)] == [36, 12, 18]
+    assert [len(each.results) for each in finished_sweeps(load_study(path), data, out)] == [36, 12, 18]
     with pytest.raises(UserError, match="finished cells of the study"):
         write_page(config, data=data, out=tmp_path / "empty", page=tmp_path / "page.md")
 
 
-def group(parts: list[PartResults], **wanted: Any) -> Group:
+def group(parts: list[GridSweep], **wanted: Any) -> Group:
     (found,) = select(groups_of(parts), **wanted)
     return found
 
 
-def test_differences_are_those_of_plain_loops(done: tuple[StudyConfig, Path, list[PartResults]]) -> None:
+def test_differences_are_those_of_plain_loops(done: tuple[StudyConfig, Path, list[GridSweep]]) -> None:
     _, _, parts = done
     kind = {"grid": "main", "pairs": 40, "captions": 1}
     a, b = (group(parts, row=row, **kind) for row in ("cca", "info_nce"))
@@ -209,7 +209,7 @@ def test_differences_are_those_of_plain_loops(done: tuple[StudyConfig, Path, lis
 
 
 def test_intervals_of_one_seed_are_those_of_the_paired_bootstrap(
-    done: tuple[StudyConfig, Path, list[PartResults]],
+    done: tuple[StudyConfig, Path, list[GridSweep]],
 ) -> None:
     """Another implementation, other random numbers: ends agree to a fraction of the interval's width."""
     _, _, parts = done
@@ -228,7 +228,7 @@ def test_intervals_of_one_seed_are_those_of_the_paired_bootstrap(
     assert effect.high == pytest.approx(high, abs=0.15 * (high - low))
 
 
-def test_metrics_without_ranks_are_compared_seed_by_seed(done: tuple[StudyConfig, Path, list[PartResults]]) -> None:
+def test_metrics_without_ranks_are_compared_seed_by_seed(done: tuple[StudyConfig, Path, list[GridSweep]]) -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle")
     _, _, parts = done
     kind = {"grid": "main", "pairs": 80, "captions": 2}
@@ -240,7 +240,7 @@ def test_metrics_without_ranks_are_compared_seed_by_seed(done: tuple[StudyConfig
         difference([(a, b)], "beauty")
 
 
-def test_verdicts_follow_the_intervals(done: tuple[StudyConfig, Path, list[PartResults]]) -> None:
+def test_verdicts_follow_the_intervals(done: tuple[StudyConfig, Path, list[GridSweep]]) -> None:
     config, _, parts = done
     tested = {each.claim.claim: each for each in judge_claims(config, groups_of(parts))}
     for each in tested.values():
@@ -266,16 +266,16 @@ def test_verdicts_follow_the_intervals(done: tuple[StudyConfig, Path, list[PartR
     assert calibration.value == pytest.approx(values["info_nce"] - values["cca"], abs=1e-12)
 
 
-def test_the_proposed_row_is_no_rival_of_itself(done: tuple[StudyConfig, Path, list[PartResults]]) -> None:
+def test_the_proposed_row_is_no_rival_of_itself(done: tuple[StudyConfig, Path, list[GridSweep]]) -> None:
     config, _, _ = done
     assert closed_rows(config) == ["cca"]
 
 
-def test_weak_captions_are_those_that_agree_least(done: tuple[StudyConfig, Path, list[PartResults]]) -> None:
+def test_weak_captions_are_those_that_agree_least(done: tuple[StudyConfig, Path, list[GridSweep]]) -> None:
     from examples.study.statistics import Counted, read_queries
 
     _, _, parts = done
-    queries = read_queries(parts[0].part.sweep.out)
+    queries = read_queries(parts[0].sweep.out)
     kept = queries.kept(Counted("image_retrieval", 1, weak=True))
     agreement = np.array(queries.data["agreement"])
     assert kept.sum() == round(len(kept) / 3)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from examples.study.markdown import count, percent, plain, signed, table
 from examples.study.statistics import Effect
+from examples.study.tables import count, percent, plain, signed, table
 
 
 def test_differences_say_their_sign_and_whether_they_are_clear() -> None:

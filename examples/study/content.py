@@ -1,6 +1,6 @@
 """What the page's sections are made of: the study, its groups of cells, times, maps, and small helpers to cut them.
 
-Used by `pipeline.study.sections` and `pipeline.study.sections_more`.
+Used by `page`, `comparisons` and `diagnosis`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from examples.study.statistics import Group, select
 
 
 @dataclass(frozen=True)
-class Material:
+class Content:
     """What the page is made of."""
 
     config: StudyConfig
@@ -39,7 +39,7 @@ class Material:
         return list(dict.fromkeys([*wanted, self.config.proposed]))
 
 
-Section = Callable[[Material], Iterator[str]]
+Section = Callable[[Content], Iterator[str]]
 """Yields the pieces of a section."""
 
 
@@ -68,7 +68,7 @@ def split_by(groups: Sequence[Group], *fields: str) -> Iterator[tuple[tuple[Any,
         yield values, select(groups, **dict(zip(fields, values, strict=True)))
 
 
-def is_broken(material: Material, name: str) -> bool:
+def is_broken(content: Content, name: str) -> bool:
     """Whether something is broken in a grid: pairs, words or images."""
-    grid = material.config.grids[name]
+    grid = content.config.grids[name]
     return bool(grid.image_noise or grid.changes or len(grid.swapped) > 1)
