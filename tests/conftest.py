@@ -19,8 +19,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples at every run, and none fails for a slow machine; `--hypothesis-profile default` draws others.
+# The same examples at every run, and none fails for a slow machine. "explore" draws others each time, and five times as
+# many: `pytest -m "hypothesis and not gpu" --hypothesis-profile explore`, as the scheduled workflow does. What it finds
+# is printed as a `@reproduce_failure` line.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "explore",
+    settings.get_profile("steady"),
+    derandomize=False,
+    max_examples=5 * settings.get_profile("steady").max_examples,
+    print_blob=True,
+)
 settings.load_profile("steady")
 
 ROOT = Path(__file__).resolve().parent.parent

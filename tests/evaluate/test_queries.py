@@ -15,6 +15,7 @@ from pipeline.evaluate.queries import (
     sums_by_cluster,
     value_by_seed,
 )
+from tests.drawing import draws
 
 
 def table(ranks: list[list[int]], images: list[str], labels: list[str] | None = None) -> QueryRanks:
@@ -49,7 +50,7 @@ def test_macro_is_the_mean_over_classes() -> None:
     assert counts.sum(0).tolist() == [3.0, 1.0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40))
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 4)), min_size=1, max_size=30), st.integers(1, 10))
 def test_sums_over_clusters_give_the_value(pairs: list[tuple[int, int]], k: int) -> None:
     queries = table([[rank for rank, _ in pairs]], [f"i{image}" for _, image in pairs])

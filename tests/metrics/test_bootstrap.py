@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.metrics import bootstrap
 from pipeline.metrics.bootstrap import Bootstrap, interval, p_value, simultaneous_factor
+from tests.drawing import draws
 
 Floats = NDArray[np.float64]
 
@@ -107,7 +108,7 @@ def test_one_pair_needs_the_normal_quantile_and_many_need_more() -> None:
     assert simultaneous_factor(np.stack([drawn[0], drawn[0]]), 0.95) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40))
 @given(values=st.lists(st.floats(-100, 100), min_size=1, max_size=20), seed=st.integers(0, 1000))
 def test_interval_properties(values: list[float], seed: int) -> None:
     array = np.array(values)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.metrics.calibration import Confidences, TopProbabilities, confidences, fit_temperature, reliability
 from pipeline.metrics.retrieval import cross_ranks
+from tests.drawing import draws
 
 
 def classified(rows: int = 400, classes: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +85,7 @@ def slow_error(groups: list[list[tuple[float, bool]]]) -> float:
 values = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80))
 @given(values=values, bins=st.integers(1, 20))
 def test_equal_width_is_the_slow_loop(values: list[tuple[float, bool]], bins: int) -> None:
     edges = np.linspace(0, 1, bins + 1)

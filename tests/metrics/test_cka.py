@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.metrics.layer_pairs import compare_layers_by_cka
+from tests.drawing import draws
 
 Matrix = NDArray[np.float64]
 
@@ -43,7 +44,7 @@ def pair(rows: int, d: int, e: int, seed: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60))
 @given(rows=st.integers(5, 30), d=st.integers(1, 40), e=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_it_equals_its_definition(rows: int, d: int, e: int, seed: int) -> None:
     x, y = pair(rows, d, e, seed)

@@ -23,6 +23,7 @@ from pipeline.metrics.classification import (
     stratified_split,
     zero_shot_metrics,
 )
+from tests.drawing import draws
 
 
 def images_of_classes(rows: int = 300, classes: int = 8, d: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +62,7 @@ def test_fewer_than_five_classes_have_no_acc5() -> None:
         zero_shot_metrics(images, weights, labels, ks=(5,))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50))
 @given(rows=st.integers(1, 12), classes=st.integers(1, 6), data=st.data())
 def test_ties_count_against_the_right_class(rows: int, classes: int, data: st.DataObject) -> None:
     cells = st.lists(st.integers(-1, 1), min_size=2, max_size=2)
@@ -180,7 +181,7 @@ def test_same_rows_same_answer_whatever_the_test_rows_are() -> None:
     assert linear_probe(train, labels, -test).strength == whole.strength
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60))
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=40), share=st.floats(0.01, 0.99), seed=st.integers(0, 9))
 def test_a_stratified_split_parts_every_class(labels: list[int], share: float, seed: int) -> None:
     held_classes = np.array(labels)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.metrics import layer_pairs
 from pipeline.metrics.layer_pairs import Neighbours, compare_layers, nearest_neighbours, neighbour_count
+from tests.drawing import draws
 
 
 def layers(rows: int, widths: list[int], seed: int = 0, noise: float = 1.0) -> list[Tensor]:
@@ -65,7 +66,7 @@ def test_hostile_features_are_told(x: Tensor, k: int | None, message: str) -> No
         nearest_neighbours(x, k)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40))
 @given(rows=st.integers(3, 40), seed=st.integers(0, 10**6), data=st.data())
 def test_mutual_knn_equals_the_slow_loop(rows: int, seed: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, rows - 1))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.metrics.retrieval import cross_ranks, mean_average_precision, ranks, recall_at, retrieval_metrics
+from tests.drawing import draws
 
 
 def embeddings(images: int, captions: int, d: int, seed: int = 0, noise: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +55,7 @@ def test_both_directions_equal_the_slow_loop(images: int, captions: int, tile: i
 small = st.integers(min_value=-2, max_value=2)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80))
 @given(data=st.data(), images=st.integers(1, 6), more=st.integers(0, 9), d=st.integers(1, 3))
 def test_ties_and_zero_rows_equal_the_slow_loop(data: st.DataObject, images: int, more: int, d: int) -> None:
     """Whole numbers make exact ties likely; every image has one caption at least."""
@@ -69,7 +70,7 @@ def test_ties_and_zero_rows_equal_the_slow_loop(data: st.DataObject, images: int
     assert ours[1].tolist() == expected[1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=draws(25))
 @given(images=st.integers(2, 30), captions=st.integers(1, 4), seed=st.integers(0, 10**6))
 def test_order_of_items_does_not_matter(images: int, captions: int, seed: int) -> None:
     image, caption, owner = embeddings(images, captions, 8, seed)

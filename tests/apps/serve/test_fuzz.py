@@ -9,6 +9,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS
 
 from tests.apps.serve.asking import PROBLEM
+from tests.drawing import draws
 
 OPERATIONS = [
     ("GET", "/api/health"),
@@ -47,9 +48,7 @@ def test_every_answer_is_as_documented(
     codes = set()
 
     @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
+        max_examples=draws(EXAMPLES),
         database=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.apps.serve.worker import QueueFullError, Worker
+from tests.drawing import draws
 
 
 class Held:
@@ -39,7 +40,7 @@ async def ask_all(worker: Worker, work: Held, keys: Sequence[Any], items: Sequen
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=draws(25))
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 8))
 def test_every_item_gets_its_own_answer(keys: list[str], batch: int) -> None:
     worker, work = Worker(100, batch), Held()
