@@ -17,7 +17,7 @@ from pipeline.align.pairs import PairFeatures
 from pipeline.align.train import train
 from pipeline.errors import PipelineError, UserError
 from pipeline.parallel import one_thread, run_side_by_side
-from tests.align.misbehaving import misbehave
+from tests.misbehaving import misbehave
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +74,7 @@ def test_nothing_to_do_and_no_jobs() -> None:
 
 SCRIPT = """
 import sys
-from tests.align.misbehaving import write_and_hang
+from tests.misbehaving import write_and_hang
 from pipeline.parallel import run_side_by_side
 if __name__ == "__main__":
     try:
