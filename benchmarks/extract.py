@@ -88,7 +88,7 @@ def extracted(encoder: TorchEncoder, config: ExtractConfig) -> Work:
     """Return the whole extraction with an encoder that is loaded already."""
 
     def run() -> None:
-        shutil.rmtree(config.out, ignore_errors=True)
+        shutil.rmtree(str(config.out), ignore_errors=True)
         with mock.patch("pipeline.encoders.load.load_encoder", return_value=encoder):
             extract(config)
 

@@ -98,7 +98,7 @@ def extracted(encoder: TimmEncoder, config: ExtractConfig, pictures: dict[str, I
         return pictures[path.name] if pictures else decode_image(path)
 
     def run() -> None:
-        shutil.rmtree(config.out, ignore_errors=True)
+        shutil.rmtree(str(config.out), ignore_errors=True)
         with ExitStack() as stack:
             stack.enter_context(mock.patch("pipeline.encoders.load.load_encoder", return_value=encoder))
             if pictures:

@@ -87,7 +87,7 @@ def make_run(folder: Path, images: int, width: int, encoder: str) -> Path:
         store = FeatureStore.open(folder / side)
         widths[side] = store.layers[0].width
         entry = {"key_digest": store.key.digest(), "content_digest": store.content_digest}
-        records[side] = [{**entry, "key": store.key.to_json(), "spec": spec, "path": str(store.path)}]
+        records[side] = [{**entry, "key": store.key.to_json(), "spec": spec, "path": str(store.root)}]
         save_projector(folder / "run" / "seed-1", side, LinearProjector(widths[side], width))
     record = {
         "method": "random", "config": {}, "layers": {"image": ["output"], "text": ["output"]}, "stores": records,

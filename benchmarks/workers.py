@@ -63,7 +63,7 @@ def forked(config: ExtractConfig, core: int, answer: Path) -> int:
 def together(config: ExtractConfig, count: int) -> tuple[float, list[dict[str, object]]]:
     """Run some workers at once; return the seconds from the first event to the last commit, and what each said."""
     cores = sorted(os.sched_getaffinity(0))
-    answers = [config.out.with_suffix(f".{index}.json") for index in range(count)]
+    answers = [Path(str(config.out)).with_suffix(f".{index}.json") for index in range(count)]
     children = [
         forked(replace(config, worker_index=index, num_workers=count), cores[index % len(cores)], answer)
         for index, answer in enumerate(answers)

@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 from pipeline import __version__
 from pipeline.commands import align, apps, data, doctor, evaluate, extract, store, sweep
 from pipeline.errors import exit_with_sentence
-from pipeline.remote.binding import urls_in_errors
 
 
 class Commands(TyperGroup):
@@ -29,7 +28,7 @@ class Commands(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown escaped
                 stream.reconfigure(errors="backslashreplace")
-        with exit_with_sentence(), urls_in_errors():
+        with exit_with_sentence():
             return super().invoke(ctx)
 
 

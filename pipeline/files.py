@@ -51,13 +51,17 @@ def dump_signed(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(signed, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def load_signed(path: Path) -> dict[str, Any]:
-    """Read a signed JSON object and check it.
+def load_signed(data: bytes, name: str, where: str) -> dict[str, Any]:
+    """Return a signed JSON object, checked.
+
+    Args:
+        data: Its text.
+        name: The file that it comes from, for the error.
+        where: The folder of that file.
 
     Raises:
         DamagedStoreError: The text is not exactly what was signed.
     """
-    data = path.read_bytes()
     try:
         value = json.loads(data)
         body = {name: item for name, item in value.items() if name != "self"}
@@ -65,7 +69,7 @@ def load_signed(path: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise DamagedStoreError(path.name, "the digest that it carries", "other bytes", str(path.parent))
+        raise DamagedStoreError(name, "the digest that it carries", "other bytes", where)
     return body
 
 

@@ -25,7 +25,7 @@ FLOORS = {
     "files": 1,
     "parallel": 1,
     "progress": 2,
-    "remote": 2,
+    "storage": 2,
     "store": 3,
     "encoders": 3,
     "projectors": 3,

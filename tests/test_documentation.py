@@ -78,7 +78,7 @@ ELSEWHERE: dict[Key, str] = {
     ("docs/ray.md", "ray start"): CLUSTER,
     ("docs/ray.md", "--address auto"): CLUSTER,
     ("docs/ray.md", "pipeline sweep"): "tests/engines/test_ray.py::test_a_sweep_has_the_same_digits",
-    ("docs/remote.md", "s3://bucket/raw/shapes"): "tests/remote/test_docs.py::test_the_commands_of_the_page",
+    ("docs/remote.md", "s3://bucket/raw/shapes"): "tests/storage/test_docs.py::test_the_commands_of_the_page",
     ("docs/serve.md", "pipeline serve"): "tests/apps/serve/test_server.py::test_served_until_interrupted",
     ("docs/serve.md", "/api/runs"): CURL,
     ("docs/serve.md", "/api/search "): CURL,

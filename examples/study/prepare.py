@@ -17,7 +17,8 @@ from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.run import ExtractResult, extract
 from pipeline.progress import Progress, say
-from pipeline.store.layout import MANIFEST
+from pipeline.storage.open import open_storage
+from pipeline.store.manifest import MANIFEST
 from pipeline.store.opening import require_finished
 
 SEED = 0
@@ -42,7 +43,7 @@ def prepare(config: StudyConfig, data: Path, out: Path, progress: Progress, extr
         folder = out / "changed" / "0_raw" / change_slug(kind, share)
         write_changed_captions(data / "0_raw" / config.dataset, folder, kind, share, config.split)
     for each in missing_stores(config, data, out):
-        say(progress, f"Extracting {each.dataset.name} with {each.encoder}.")
+        say(progress, f"Extracting {open_storage(each.dataset).name} with {each.encoder}.")
         say(progress, extraction(each).sentence())
 
 
@@ -80,8 +81,9 @@ def _extraction(config: StudyConfig, encoder: str, dataset: Path, out: Path, mor
 
 
 def _finished(config: ExtractConfig) -> bool:
-    root = config.out / "classes" if config.texts == "classes" else config.out
-    if (root / MANIFEST).exists():
+    out = open_storage(config.out)
+    root = out / "classes" if config.texts == "classes" else out
+    if MANIFEST in root.list():
         require_finished(root)
         return True
     return False

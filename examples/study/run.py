@@ -21,6 +21,7 @@ from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.projectors.table import read_json
 from pipeline.runtime import installed_version
+from pipeline.storage.open import open_storage
 from pipeline.sweep.cells import cells_of
 from pipeline.sweep.config import Corruption
 from pipeline.sweep.results import flat_row, write_tables
@@ -38,7 +39,7 @@ def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> lis
         UserError: A store cannot be used or a setting is impossible.
     """
     missing = missing_stores(config, data, out)
-    said = [f"To be extracted first: {each.dataset.name} with {each.encoder}." for each in missing]
+    said = [f"To be extracted first: {open_storage(each.dataset).name} with {each.encoder}." for each in missing]
     unknown = {each.out for each in missing}
     total, seen = 0.0, set()
     for part in sweeps_of(config, data, out):

@@ -1,6 +1,6 @@
 """Settings of the align stage: which stores, which method, which pairs. Filled from params.yaml or from flags.
 
-config = AlignConfig(image=(Path("…/vit"),), text=(Path("…/minilm"),), out=Path("…/run"), method="structure")
+config = AlignConfig(image=("…/vit",), text=("…/minilm",), out="…/run", method="structure")
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pipeline.align.recipe import Recipe
 from pipeline.config import assignments, build, name, section
 from pipeline.errors import UserError
 from pipeline.settings import at_least, between, distinct, not_empty, one_of, setting, settings
+from pipeline.storage.contract import Place, Storage
 
 LAYER_METRICS = ("mutual_knn", "cka")
 
@@ -26,13 +27,13 @@ class AlignConfig:
     Stores count by their content, not by where they lie.
     """
 
-    image: tuple[Path, ...] = setting(
+    image: tuple[Place, ...] = setting(
         check=not_empty, changes_bytes=False, help="Image store; the layers of several are concatenated."
     )
-    text: tuple[Path, ...] = setting(
+    text: tuple[Place, ...] = setting(
         check=not_empty, changes_bytes=False, help="Text store; the layers of several are concatenated."
     )
-    out: Path = setting(changes_bytes=False, help="Folder of the run, data/2_projectors/<name>.")
+    out: Place = setting(changes_bytes=False, help="Folder of the run, data/2_projectors/<name>.")
     method: str = setting(
         default="fewpairs",
         changes_bytes=True,
@@ -158,7 +159,7 @@ def align_config(
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
+    if isinstance(value, Path | Storage):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

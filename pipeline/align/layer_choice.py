@@ -25,7 +25,7 @@ from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.base import unit_rows
-from pipeline.store.side import LayerRef, Side
+from pipeline.store.views import LayerRef, Side
 
 SPREAD = 3
 """Layers of a store that `spread` takes at most."""
@@ -148,7 +148,7 @@ def spread_layers(side: Side, train: PairSet, count: int = SPREAD, *, widest: in
         telling = [layer for layer in own if not is_constant(unit_rows(one_row_an_image(side, layer, few)))]
         if not telling:
             raise UserError(
-                expected="a layer that tells samples apart", found="the same row everywhere", where=str(store.path)
+                expected="a layer that tells samples apart", found="the same row everywhere", where=str(store.root)
             )
         fitting = [places for number in range(count, 1, -1) if (places := _spread(telling, number, side, widest))]
         chosen += fitting[0] if fitting else telling[-1:]

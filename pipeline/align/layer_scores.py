@@ -27,7 +27,7 @@ from pipeline.errors import UnknownNameError, UserError
 from pipeline.metrics.arrays import is_constant
 from pipeline.metrics.layer_pairs import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
 from pipeline.progress import Progress, Update, silent
-from pipeline.store.side import LayerRef, Side
+from pipeline.store.views import LayerRef, Side
 
 SIGNIFICANT = 0.05
 COMMON = " of neighbours in common"

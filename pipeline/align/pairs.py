@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeline.align.config import AlignConfig
 from pipeline.errors import UserError
 from pipeline.progress import Progress, say, silent
-from pipeline.store.join import join
-from pipeline.store.side import LayerRef, Rows, Side
+from pipeline.store.samples import join
+from pipeline.store.views import LayerRef, Rows, Side
 
 Layers: TypeAlias = tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]]
 """The layers that are concatenated, of the image side and of the text side."""
@@ -176,7 +176,7 @@ def _too_few(image: Side, text: Side, config: AlignConfig, found: int) -> UserEr
     return UserError(
         expected=f"at least 4 images with captions in the split {config.train_split!r}",
         found=f"{found} (splits of the images: {', '.join(splits)})",
-        where=f"{image.stores[0].path} and {text.stores[0].path}",
+        where=f"{image.stores[0].root} and {text.stores[0].root}",
         remedy="check that both stores are of one data set and that captions carry their image's id",
     )
 

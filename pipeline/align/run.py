@@ -26,10 +26,10 @@ from pipeline.files import spaced_json_digest, write_atomically
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun
 from pipeline.projectors.table import read_json, save_projector
-from pipeline.remote.binding import address, addressed
-from pipeline.remote.folder import pull_folder, push_folder, remove_file
 from pipeline.runtime import installed_version, resolve_device
-from pipeline.store.side import LayerRef, Side
+from pipeline.storage.contract import Storage
+from pipeline.storage.open import open_storage
+from pipeline.store.views import LayerRef, Side
 
 REVISION = 3
 """Raised whenever the same settings would give other projectors: finished seeds of older code are then redone."""
@@ -39,7 +39,7 @@ LAYER_FILE = "layer_pairs.json"
 
 
 def align(config: AlignConfig, progress: Progress = silent) -> Path:
-    """Choose layers, make projectors for every seed, and write the run; return its folder.
+    """Choose layers, make projectors for every seed, and write the run; return its folder on this machine.
 
     `run.json` is written last and taken away first: a folder that holds one is a whole run of one configuration.
 
@@ -55,10 +55,11 @@ def align(config: AlignConfig, progress: Progress = silent) -> Path:
     if config.log_to:
         need_logger(config.log_to)
     resolve_device(config.device)  # before the work: a device that is not there is told at once
-    pull_folder(config.out, RUN_FILES)
+    out = open_storage(config.out)
+    out.pull(RUN_FILES)
     sides = Side.open("image", config.image), Side.open("text", config.text)
     splits = split_pairs(*sides, config, progress)
-    chosen = _choose_layers(sides, splits, config, progress)
+    chosen = _choose_layers(sides, splits, config, out.here, progress)
     names = [
         f"{side.modality} layer{'s' if len(layers) > 1 else ''} {label(side, layers)}"
         for side, layers in zip(sides, (chosen.image, chosen.text), strict=True)
@@ -68,47 +69,49 @@ def align(config: AlignConfig, progress: Progress = silent) -> Path:
         f"Aligning {names[0]} with {names[1]}: "
         f"{config.pairs or len(splits.train)} training images, {len(splits.validation)} for validation.",
     )
-    results = _fit_seeds(config, sides, (chosen.image, chosen.text), splits, progress)
-    AlignedRun.write(config.out, record_of(config, sides, chosen, splits, results))
+    results = _fit_seeds(config, sides, (chosen.image, chosen.text), splits, out, progress)
+    AlignedRun.write(out, record_of(config, sides, chosen, splits, results))
     if config.log_to:
-        logged = [logged_seed(config, result.record["seed"]) for result in results]
-        say(progress, f"Logged: {log_seeds(config.log_to, config.out, logged)}.")
-    return config.out
+        logged = [logged_seed(config, out, result.record["seed"]) for result in results]
+        say(progress, f"Logged: {log_seeds(config.log_to, out.here, logged)}.")
+    return out.here
 
 
-def _choose_layers(sides: tuple[Side, Side], splits: Splits, config: AlignConfig, progress: Progress) -> ChosenLayers:
+def _choose_layers(
+    sides: tuple[Side, Side], splits: Splits, config: AlignConfig, folder: Path, progress: Progress
+) -> ChosenLayers:
     """Choose layers on the first seed's training images; scores of an earlier run on the same ones are reused."""
     pairs = splits.train.pick(draw(*sides, splits.train, config, config.seeds[0]))
     digest = layers_digest(*sides, config)
-    known = known_scores(config.out, digest)
+    known = known_scores(folder, digest)
     chosen = choose_layers(sides, pairs, splits.validation, config, known=known, progress=progress)
     if chosen.scores is not None and known is None:
-        save_scores(config.out, digest, chosen.scores)
+        save_scores(folder, digest, chosen.scores)
     elif chosen.scores is None:
-        (config.out / LAYER_FILE).unlink(missing_ok=True)
+        (folder / LAYER_FILE).unlink(missing_ok=True)
     return chosen
 
 
 def _fit_seeds(
-    config: AlignConfig, sides: tuple[Side, Side], layers: Layers, splits: Splits, progress: Progress
+    config: AlignConfig, sides: tuple[Side, Side], layers: Layers, splits: Splits, out: Storage, progress: Progress
 ) -> "list[SeedResult]":
     """Return a result for each seed, old or new; features are read only if a seed is left to do."""
     seeds = _seeds(config, progress)
     digests = {seed: seed_digest(*sides, layers, config, seed) for seed in seeds}
-    finished = {seed: finished_seed(config.out, seed, digests[seed]) for seed in seeds}
+    finished = {seed: finished_seed(out.here, seed, digests[seed]) for seed in seeds}
     results = {seed: result for seed, result in finished.items() if result is not None}
     if results:
         reused = ", ".join(map(str, results))
         say(progress, f"Reused from an earlier run with the same settings and features: seed {reused}.")
     if len(results) < len(seeds):
-        remove_file(config.out / "run.json")
+        out.delete(["run.json"])
         recipe, device = config.recipe(), resolve_device(config.device)
         everything = PairFeatures.read(sides, layers, splits.train, device)
         validation = PairFeatures.read(sides, layers, splits.validation, device)
         for seed in [seed for seed in seeds if seed not in results]:
             trained = fit_seed(recipe, everything.pick(draw(*sides, splits.train, config, seed)), validation, seed)
-            results[seed] = save_seed(config.out, seed, digests[seed], trained)
-            push_folder(config.out, [f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
+            results[seed] = save_seed(out.here, seed, digests[seed], trained)
+            out.push([f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
             rate = f", found learning rate {trained.learning_rate:.2g}" if recipe.finds_rate else ""
             say(
                 progress,
@@ -200,13 +203,13 @@ def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult
     return result
 
 
-def logged_seed(config: AlignConfig, seed: int) -> LoggedSeed:
+def logged_seed(config: AlignConfig, out: Storage, seed: int) -> LoggedSeed:
     """Return a finished seed as loggers take it, all of it read from its folder."""
-    folder = config.out / folder_of(seed)
+    folder = out.here / folder_of(seed)
     about = read_json(folder / "seed.json", "a finished seed")
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return LoggedSeed(
-        run=config.out.resolve().name,
+        run=out.name,
         seed=seed,
         digest=about["digest"],
         settings=config.to_json(),
@@ -246,7 +249,7 @@ def record_of(
     named = {"image": (sides[0], chosen.image), "text": (sides[1], chosen.text)}
     return {
         "method": config.method,
-        "config": json.loads(addressed(json.dumps(config.to_json()))),
+        "config": config.to_json(),
         "layers": {name: [side.label(layer) for layer in layers] for name, (side, layers) in named.items()},
         "layers_by_store": {
             name: [[layer.name for layer in layers if layer.store == index] for index in range(len(side.stores))]
@@ -275,5 +278,5 @@ def _store(store: Any) -> dict[str, Any]:
         "content_digest": store.content_digest,
         "key": store.key.to_json(),
         "spec": str(store.manifest.provenance.get("spec", "")),
-        "path": address(store.path),
+        "path": str(store.root),
     }

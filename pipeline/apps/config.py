@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.indexes.kinds import KINDS, MEMORY
 from pipeline.settings import at_least, one_of, setting, settings
+from pipeline.storage.contract import Place
 
 RUN = "Folder of a run, data/2_projectors/<name>, or of an export."
 IMAGE_STORE = "Image store. [default: the one of the training]"
@@ -18,10 +19,10 @@ SPLIT = "Only images of this split. [default: all]"
 class IndexConfig:
     """What is built; of several processes every one says the same."""
 
-    run: Path = setting(argument=True, help=RUN)
+    run: Place = setting(argument=True, help=RUN)
     out: Path = setting(help="Folder to write: new, empty, or an older index.")
-    image: tuple[Path, ...] = setting(default=(), flag="--store", help=IMAGE_STORE)
-    text: tuple[Path, ...] = setting(default=(), flag="--text-store", help=TEXT_STORE.replace("captions", "queries"))
+    image: tuple[Place, ...] = setting(default=(), flag="--store", help=IMAGE_STORE)
+    text: tuple[Place, ...] = setting(default=(), flag="--text-store", help=TEXT_STORE.replace("captions", "queries"))
     kind: str = setting(
         default="auto",
         check=one_of(KINDS, "index"),
@@ -59,9 +60,9 @@ class IndexConfig:
 class SearchConfig:
     """Where to search."""
 
-    run: Path = setting(argument=True, help=RUN)
-    store: tuple[Path, ...] = setting(default=(), help=IMAGE_STORE)
-    text_store: tuple[Path, ...] = setting(default=(), help=TEXT_STORE)
+    run: Place = setting(argument=True, help=RUN)
+    store: tuple[Place, ...] = setting(default=(), help=IMAGE_STORE)
+    text_store: tuple[Place, ...] = setting(default=(), help=TEXT_STORE)
     seed: int | None = setting(default=None, help=SEED)
     split: str | None = setting(default=None, help=SPLIT)
     index: Path | None = setting(

@@ -22,6 +22,7 @@ from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.decode import MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import SIDES, AlignedRun
+from pipeline.storage.contract import Place
 
 Picture = Image.Image | str | Path
 TEMPLATES = ("a photo of a {c}.",)
@@ -48,13 +49,13 @@ class DualEncoder:
         run.projector("text", self.seed)
 
     @classmethod
-    def open(cls, path: str | Path, *, seed: int | None = None, device: str = "cpu") -> "DualEncoder":
+    def open(cls, path: Place, *, seed: int | None = None, device: str = "cpu") -> "DualEncoder":
         """Open the folder of a run, or of what `pipeline export` made of one.
 
         Raises:
             UserError: It holds neither, or no such seed.
         """
-        return cls(open_run(Path(path)), seed, device)
+        return cls(open_run(path), seed, device)
 
     @property
     def temperature(self) -> float:
@@ -146,7 +147,7 @@ class DualEncoder:
         return self._sides[side]
 
 
-def load_model(path: str | Path, *, seed: int | None = None, device: str = "cpu") -> DualEncoder:
+def load_model(path: Place, *, seed: int | None = None, device: str = "cpu") -> DualEncoder:
     """Open a run or an export and load its encoders, which must be the ones that it was trained on.
 
     Raises:

@@ -29,8 +29,8 @@ from pipeline.indexes.parts import IndexParts, Wanted
 from pipeline.indexes.recall import Truth, measure
 from pipeline.indexes.stored import RECORD, read_record, write_index
 from pipeline.runtime import Share
-from pipeline.store.join import join
-from pipeline.store.locks import lock
+from pipeline.storage.locks import lock
+from pipeline.store.samples import join
 
 QUERIES = 1000
 """Queries that the effort is tuned on; as many others measure the recall."""

@@ -1,6 +1,6 @@
 """A run with its stores, opened for use: whatever search, serve, export and indexes read of them, they open here.
 
-    run = open_run(Path("data/2_projectors/combined"))   # a run, or what `pipeline export` made of one
+    run = open_run("data/2_projectors/combined")         # a run, or what `pipeline export` made of one
     opened = OpenedRun(run)
     opened.images, opened.texts                          # its stores, wherever they lie now
     opened.embed(opened.images, rows, seed)              # unit vectors [n, d]
@@ -23,8 +23,9 @@ from pipeline.projectors.base import Projector
 from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
 from pipeline.projectors.run_record import AlignedRun, check_record
 from pipeline.projectors.table import pack_projector, read_json, unpack_projector
-from pipeline.remote.binding import bind_recorded, is_url
-from pipeline.store.side import Rows, Side
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.open import is_url, open_recorded, open_storage
+from pipeline.store.views import Rows, Side
 
 FORMAT = 1
 KIND = "fewpairs model"
@@ -46,7 +47,7 @@ class OpenedRun:
         UserError: A store is missing or holds features of the other side.
     """
 
-    def __init__(self, run: AlignedRun, image: Sequence[Path] = (), text: Sequence[Path] = ()) -> None:
+    def __init__(self, run: AlignedRun, image: Sequence[Place] = (), text: Sequence[Place] = ()) -> None:
         self.run, self._text = run, text
         if image:
             self.images = Side.open("image", image, remedy="give the store of the images with --store")
@@ -80,10 +81,10 @@ class OpenedRun:
         return texts
 
     @cached_property
-    def pictures(self) -> Path | None:
+    def pictures(self) -> Storage | None:
         """The folder that the images' files are relative to; None where the store does not say or it is gone."""
         store = self.images.stores[0]
-        return locate(str(store.manifest.provenance.get("dataset") or ""), store.path)
+        return locate(str(store.manifest.provenance.get("dataset") or ""), store.root)
 
     def image_rows(self, split: str | None) -> Rows:
         """Return the positions [N] of the images in a split, of all where it is None.
@@ -115,72 +116,74 @@ class OpenedRun:
             "split": split,
         }
 
-    def _trained_on(self, side: str) -> list[Path]:
+    def _trained_on(self, side: str) -> list[Storage]:
         """Return where the stores of the training lie; none where one of them is gone."""
-        found = [locate(record.path, self.run.path) for record in self.run.stores[side]]
+        found = [locate(record.path, self.run.root) for record in self.run.stores[side]]
         return [path for path in found if path is not None] if all(found) else []
 
 
-def locate(recorded: str, near: Path) -> Path | None:
+def locate(recorded: str, near: Storage) -> Storage | None:
     """Return the folder that a recorded path means, looked for from the folders above `near`; None where it is gone.
 
-    A recorded URL is bound; whether anything is there shows when it is opened.
+    Whether anything is at a recorded URL shows when it is opened.
     """
     if not recorded:
         return None
     if is_url(recorded):
-        return bind_recorded(recorded)
-    bases = dict.fromkeys([*near.parents, Path(), *near.resolve().parents])
-    return next((folder for base in bases if (folder := base / recorded).is_dir()), None)
+        return open_recorded(recorded)
+    bases = dict.fromkeys([*near.here.parents, Path(), *near.here.resolve().parents])
+    return next((open_storage(folder) for base in bases if (folder := base / recorded).is_dir()), None)
 
 
 class ExportedRun(AlignedRun):
     """An export, opened as a run with one seed whose projectors lie beside `model.json`."""
 
-    def __init__(self, path: Path, model: Mapping[str, Any]) -> None:
+    def __init__(self, root: Storage, model: Mapping[str, Any]) -> None:
         self.model = dict(model)
-        super().__init__(path, _as_run(model))
+        super().__init__(root, _as_run(model))
 
     @classmethod
-    def open(cls, path: Path) -> "ExportedRun":
+    def open(cls, place: Place) -> "ExportedRun":
         """Open an export's folder and check `model.json`.
 
         Raises:
             UserError: It is missing, damaged, of another version, or the folder is of a form that others load.
         """
-        where = path / MODEL
+        root = open_storage(place)
+        where = root.here / MODEL
         model = read_model(where)
         if model.get("export") == "sentence-transformers":
-            remedy = f'load it with SentenceTransformer("{path}"), or export again without --format'
+            remedy = f'load it with SentenceTransformer("{root}"), or export again without --format'
             found = "one for sentence-transformers, which holds the text side alone"
-            raise UserError(expected="a model of both sides", found=found, where=str(path), remedy=remedy)
+            raise UserError(expected="a model of both sides", found=found, where=str(root), remedy=remedy)
         try:
             check_record(_as_run(model), str(where))
-            return cls(path, model)
+            return cls(root, model)
         except UserError as error:
             raise UserError(expected=error.expected, found=error.found, where=str(where), remedy=_REMEDY) from error
 
     def _load(self, side: str, seed: int) -> Projector:
         if seed not in self.seeds:
             expected = f"the seed {self.seeds[0]}, which was exported"
-            raise UserError(expected=expected, found=str(seed), where=str(self.path))
+            raise UserError(expected=expected, found=str(seed), where=str(self.root))
         about = self.model.get("projectors", {}).get(side)
         if not isinstance(about, Mapping):
-            raise UserError(expected=f"a projector of the {side} side", found="none", where=str(self.path / MODEL))
-        projector = unpack_projector(about, str(self.path / MODEL), self.path / f"{side}.safetensors")
+            raise UserError(expected=f"a projector of the {side} side", found="none", where=str(self.root / MODEL))
+        projector = unpack_projector(about, str(self.root / MODEL), self.folder / f"{side}.safetensors")
         if projector.d != self.dim:
             expected, found = f"a projector to {self.dim} dimensions", str(projector.d)
-            raise UserError(expected=expected, found=found, where=str(self.path / MODEL), remedy=_REMEDY)
+            raise UserError(expected=expected, found=found, where=str(self.root / MODEL), remedy=_REMEDY)
         return projector
 
 
-def open_run(path: Path) -> AlignedRun:
+def open_run(place: Place) -> AlignedRun:
     """Open the folder of a run, or of what `pipeline export` made of one.
 
     Raises:
         UserError: It holds neither, or is damaged.
     """
-    return (ExportedRun if (path / MODEL).is_file() else AlignedRun).open(path)
+    root = open_storage(place)
+    return (ExportedRun if (root.here / MODEL).is_file() else AlignedRun).open(root)
 
 
 def read_model(path: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from pipeline.apps.opening import OpenedRun
 from pipeline.errors import UserError
 from pipeline.indexes.index import Index, build_index
 from pipeline.indexes.stored import read_index
-from pipeline.remote.folder import bring
-from pipeline.store.side import Rows
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.open import open_storage
+from pipeline.store.views import Rows
 
 EDGE, GAP, LABEL, COLUMNS = 224, 12, 22, 5
 PAPER, INK, EMPTY = (252, 251, 248), (28, 29, 32), (222, 219, 210)
@@ -102,10 +103,10 @@ class Searcher:
     @classmethod
     def open(
         cls,
-        run: Path,
+        run: Place,
         *,
-        image: Sequence[Path] = (),
-        text: Sequence[Path] = (),
+        image: Sequence[Place] = (),
+        text: Sequence[Place] = (),
         seed: int | None = None,
         split: str | None = None,
         index: str = "auto",
@@ -217,13 +218,13 @@ class Searcher:
 
 
 def search(
-    run: str | Path,
+    run: Place,
     query: str | Path,
     *,
     top: int = 10,
     seed: int | None = None,
-    image: Sequence[Path] = (),
-    text: Sequence[Path] = (),
+    image: Sequence[Place] = (),
+    text: Sequence[Place] = (),
     split: str | None = None,
     index: str = "auto",
     device: str = "cpu",
@@ -245,11 +246,11 @@ def search(
         KeyMismatchError: A store or an encoder does not fit the run.
         UserError: A folder, file, seed or split is missing.
     """
-    searcher = Searcher.open(Path(run), image=image, text=text, seed=seed, split=split, index=index, device=device)
+    searcher = Searcher.open(run, image=image, text=text, seed=seed, split=split, index=index, device=device)
     return searcher.by_image(query, top) if isinstance(query, Path) else searcher.by_text(query, top)
 
 
-def contact_sheet(result: SearchResult, out: Path, data: Path | None = None) -> Path:
+def contact_sheet(result: SearchResult, out: Path, data: Place | None = None) -> Path:
     """Write the found images as one PNG, best first, and return its path.
 
     A picture that cannot be read, or that lies outside the folder, stays a grey field.
@@ -262,8 +263,8 @@ def contact_sheet(result: SearchResult, out: Path, data: Path | None = None) -> 
     Raises:
         UserError: The folder of pictures is not there, or nothing was found.
     """
-    folder = data or Path(result.data)
-    if not (data or result.data) or not folder.is_dir():
+    folder = open_storage(data or result.data)
+    if not (data or result.data) or folder.absent():
         found = f"no folder {folder}" if result.data else "no folder"
         raise UserError(expected="the data set's folder with the pictures", found=found, remedy="say where with --data")
     if not result.images:
@@ -282,11 +283,11 @@ def contact_sheet(result: SearchResult, out: Path, data: Path | None = None) -> 
     return out
 
 
-def _picture(folder: Path, file: str) -> Image.Image:
+def _picture(folder: Storage, file: str) -> Image.Image:
     empty = Image.new("RGB", (EDGE, EDGE), EMPTY)
     try:
-        path = bring(folder / file).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = folder.file(file).resolve()
+        if not path.is_relative_to(folder.here.resolve()):
             return empty
         with Image.open(path) as image:
             return ImageOps.pad(image.convert("RGB"), (EDGE, EDGE), color=PAPER)

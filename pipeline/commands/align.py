@@ -12,6 +12,7 @@ from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.progress import silent
 from pipeline.settings import declared
+from pipeline.storage.open import open_storage
 from pipeline.words import on_stderr
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def align(
 
     done = []
     for config in _configs(given, method or [], params):
-        folder = run(config, silent if quiet else on_stderr)
-        done.append(folder)
+        run(config, silent if quiet else on_stderr)
+        done.append(config.out)
         if not json:
-            say(str(folder))
+            say(config.out)
     if json:
         emit_json([{"path": str(folder), **AlignedRun.open(folder).record} for folder in done])
 
@@ -58,7 +59,7 @@ def _configs(given: dict[str, Any], methods: list[str], params: Path) -> list[Al
     if together(given, ("image", "text", "out"), where="pipeline align"):
         if len(methods) > 1:
             raise UserError(expected="one --method with --out", found=", ".join(methods), where="pipeline align")
-        writable_folder(given["out"], "--out")
+        writable_folder(open_storage(given["out"]).here, "--out")
         chosen = {"method": methods[0]} if methods else {}
         return [build(AlignConfig, given | chosen, where="pipeline align")]
     settings = load_params(params)

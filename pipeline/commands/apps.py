@@ -15,6 +15,7 @@ from pipeline.commands.urls import takes_urls
 from pipeline.config import build
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.runtime import Share, share_of
+from pipeline.storage.open import open_storage
 from pipeline.words import on_stderr, size
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _show_images(found: "SearchResult") -> None:
             {
                 "score": f"{hit.score:.3f}",
                 "image": hit.image_id,
-                "file": Path(found.data) / hit.file,
+                "file": open_storage(found.data) / hit.file,
                 "captions": "; ".join(hit.captions),
             }
             for hit in found.images

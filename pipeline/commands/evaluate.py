@@ -10,6 +10,7 @@ from pipeline.commands.output import emit_json, emit_table, say, writable_folder
 from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.storage.open import open_storage
 from pipeline.words import on_stderr
 
 
@@ -27,16 +28,17 @@ def evaluate(given: dict[str, Any], *, params: Params = PARAMS, json: Json = Fal
     from pipeline.evaluate.run import evaluate as run
 
     config = _config(given, params)
-    writable_folder(config.out, "--out")
+    report = open_storage(config.out)
+    writable_folder(report.here, "--out")
     data = given.get("data")
-    if data is not None and not data.is_dir():
+    if data is not None and open_storage(data).absent():
         raise UserError(expected="the data set folder that holds the pictures", found="none", where=f"--data {data}")
     metrics = run(config) if quiet else run(config, on_stderr)
     if json:
         emit_json(metrics)
     else:
-        say((config.out / "metrics.md").read_text(encoding="utf-8"))
-        say(f"Report: {config.out / 'report.html'}")
+        say(report.file("metrics.md").read_text(encoding="utf-8"))
+        say(f"Report: {report / 'report.html'}")
 
 
 @takes_urls("first", "second")

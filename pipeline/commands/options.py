@@ -10,6 +10,7 @@ was not given comes from params.yaml or from the class's defaults. In the help t
 import dataclasses
 import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -20,6 +21,7 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.settings import Setting, declared
+from pipeline.storage.contract import Place
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -102,15 +104,16 @@ def _typed(hint: Any) -> Any:
     if typing.get_origin(hint) is dict:
         return str
     if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0]
+        return _typed(typing.get_args(hint)[0])
+    if hint == Place:
+        return Path  # `takes_urls` makes a storage of a URL
     return str if typing.get_origin(hint) is typing.Literal else hint
 
 
 def _without_none(hint: Any) -> Any:
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
-    (only,) = (each for each in typing.get_args(hint) if each is not type(None))
-    return only
+    return functools.reduce(operator.or_, (each for each in typing.get_args(hint) if each is not type(None)))
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import typer
 
 from pipeline.errors import UserError
-from pipeline.remote.binding import addressed
 
 
 def emit_json(value: Any) -> None:
@@ -28,8 +27,8 @@ def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
 
 
 def say(text: object) -> None:
-    """Print a line on standard output; a place at a URL is said by its URL."""
-    typer.echo(addressed(str(text)))
+    """Print a line on standard output."""
+    typer.echo(str(text))
 
 
 # ---- checks that come before the work ----------------------------------------------------------------------

@@ -9,7 +9,6 @@ import typer
 from pipeline.commands.output import emit_json, emit_table, say
 from pipeline.commands.status_text import status_lines
 from pipeline.commands.urls import takes_urls
-from pipeline.remote.binding import addressed
 from pipeline.words import size
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
@@ -53,13 +52,13 @@ def verify(
 
     Example: pipeline store verify --deep data/1_features/openmoji/efficientnet-lite0
     """
-    from pipeline.store.inspect import verify as check
+    from pipeline.store.verify import verify as check
 
     problems = check(store, deep=deep)
     if json:
         emit_json([asdict(problem) for problem in problems])
     for problem in problems:
-        typer.echo(addressed(problem.sentence), err=True)
+        typer.echo(problem.sentence, err=True)
     if problems:
         raise typer.Exit(1)
     if not json:
@@ -111,7 +110,7 @@ def gc(
 
     Example: pipeline store gc data/1_features/openmoji/efficientnet-lite0 --delete
     """
-    from pipeline.store.inspect import gc as collect
+    from pipeline.store.cleaning import gc as collect
 
     files = collect(store, delete=delete)
     if json:
@@ -142,8 +141,8 @@ def status(
     """
     import time
 
-    from pipeline.store.inspect import status as look
-    from pipeline.store.inspect import summary
+    from pipeline.store.status import status as look
+    from pipeline.store.status import summary
 
     while True:
         found = summary(store)
@@ -165,7 +164,7 @@ def events(store: Store) -> None:
     """
     import json
 
-    from pipeline.store.inspect import read_events
+    from pipeline.store.events import read_events
 
     for event in read_events(store):
         typer.echo(json.dumps(event))
@@ -187,7 +186,7 @@ def convert(
     Example: pipeline store convert data/1_features/openmoji/efficientnet-lite0 --to npy --layers last --out export
     """
     from pipeline.layers import select_layers
-    from pipeline.store.inspect import convert as write
+    from pipeline.store.interop import convert as write
     from pipeline.store.reader import FeatureStore
 
     names = [layer.name for layer in FeatureStore.open(store).layers]
@@ -216,8 +215,9 @@ def ingest(
 
     Example: pipeline store ingest clip.npy --ids rows.csv --modality image --out data/1_features/mine/clip
     """
-    from pipeline.store.inspect import IngestConfig, ls
-    from pipeline.store.inspect import ingest as take
+    from pipeline.store.inspect import ls
+    from pipeline.store.interop import IngestConfig
+    from pipeline.store.interop import ingest as take
 
     take(
         IngestConfig(

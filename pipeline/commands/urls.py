@@ -3,7 +3,7 @@
     @takes_urls("dataset", "out")
     def extract(dataset: Path, out: Path, params: Path) -> None: ...
 
-The command gets the folder of the cache that stands for the URL; what it prints says the URL again.
+The command gets a storage in place of the path.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.remote.binding import bind
+from pipeline.storage.open import open_storage
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/(.*)", re.DOTALL)
 """A URL that has become a path: of its two slashes one is left."""
@@ -42,4 +42,4 @@ def _local(name: str, value: Any, allowed: bool) -> Any:
     if not allowed:
         remedy = "work in a folder, and copy from or to there"
         raise UserError(expected="a local path", found=url, where=name.replace("_", "-"), remedy=remedy)
-    return bind(url)
+    return open_storage(url)

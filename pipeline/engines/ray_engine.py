@@ -32,7 +32,6 @@ from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import ExtractResult
 from pipeline.progress import Meter, Progress, Update, say, silent
-from pipeline.remote.binding import address, local_path, urls_in_errors
 
 _RETRIES = 3
 """Times that work is done again whose worker was lost."""
@@ -95,7 +94,7 @@ class RayEngine(Engine):
             (result,) = self._encoded(bundles[:1], config, [], progress)
             return _divided(result, len(bundles))
         if config.replace:  # by one alone: no encoder must throw away what another has begun
-            self._result(self._submit(bundles[0], make_room, _sent(config)))
+            self._result(self._submit(bundles[0], make_room, config))
             config = replace(config, replace=False)
         decoders = [(start_decoder(self._ray, bundle), bundle.cpus) for bundle in spare]
         try:
@@ -111,7 +110,7 @@ class RayEngine(Engine):
         ray, queue, total = self._ray, queue_here(self._ray), Total(progress)
         configs = [replace(config, worker_index=index, num_workers=len(bundles)) for index in range(len(bundles))]
         calls = [
-            self._submit(bundle, extract_store, _sent(each), bundle.cpus, decoders, queue)
+            self._submit(bundle, extract_store, each, bundle.cpus, decoders, queue)
             for bundle, each in zip(bundles, configs, strict=True)
         ]
         start = time.monotonic()
@@ -126,7 +125,7 @@ class RayEngine(Engine):
                 start = time.monotonic()
         first = self._result(ended[0])
         ended, _ = ray.wait(others, num_returns=len(others), timeout=_GRACE) if others else ([], [])
-        return [_moved(result, local_path) for result in (first, *map(self._result, ended))]
+        return [first, *map(self._result, ended)]
 
     # ---- small runs --------------------------------------------------------------------------------------------------
 
@@ -202,7 +201,7 @@ def extract_store(config: ExtractConfig, threads: int, decoders: Sequence[Decode
     """
     from pipeline.extract.run import extract
 
-    ray, config = load_ray(), _received(config)
+    ray = load_ray()
     process = ray.get_runtime_context().get_worker_id()
     threads = config.workers or threads
 
@@ -211,31 +210,14 @@ def extract_store(config: ExtractConfig, threads: int, decoders: Sequence[Decode
             queue.put_nowait((config.worker_index, process, update))
 
     preparing = Decoding(ray, config, threads, decoders) if decoders else None
-    with urls_in_errors():
-        return _moved(extract(replace(config, workers=threads), tell, preparing), address)
+    return extract(replace(config, workers=threads), tell, preparing)
 
 
 def make_room(config: ExtractConfig) -> None:
     """Remove a store of another key, as `replace` asks for."""
     from pipeline.extract.run import make_room
 
-    with urls_in_errors():
-        make_room(_received(config))
-
-
-def _sent(config: ExtractConfig) -> ExtractConfig:
-    """Return settings that name URLs and not the folders that stand for them here."""
-    places: dict[str, Any] = {"dataset": address(config.dataset), "out": address(config.out)}
-    return replace(config, **places)
-
-
-def _received(config: ExtractConfig) -> ExtractConfig:
-    return replace(config, dataset=local_path(config.dataset), out=local_path(config.out))
-
-
-def _moved(result: ExtractResult, move: Callable[[Any], Any]) -> ExtractResult:
-    classes = _moved(result.classes, move) if result.classes else None
-    return replace(result, path=move(result.path), classes=classes)
+    make_room(config)
 
 
 # ---- what workers tell and give --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pipeline.evaluate.data import TestPairs, ZeroShotSet, class_vectors, run_fe
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL
 from pipeline.metrics.calibration import fit_temperature, reliability
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.join import Pairs, join
+from pipeline.store.samples import Pairs, join
 
 SCALED = "scaled"
 BINS = 15

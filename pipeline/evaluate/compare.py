@@ -4,7 +4,6 @@ Run by `pipeline compare A B`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,15 @@ from pipeline.evaluate.output import OWN
 from pipeline.evaluate.queries import QueryRanks, measures_of, read_queries, value_by_seed
 from pipeline.evaluate.single import resample
 from pipeline.metrics.bootstrap import interval, p_value
-from pipeline.remote.folder import pull_folder
+from pipeline.storage.contract import Place
+from pipeline.storage.open import open_storage
 
 Directions = dict[str, QueryRanks]
 
 
 def compare(
-    first: Path,
-    second: Path,
+    first: Place,
+    second: Place,
     *,
     ks: Sequence[int] = (1, 5, 10),
     samples: int = 2000,
@@ -48,9 +48,8 @@ def compare(
     Raises:
         UserError: A folder holds no table of queries, or the two share no run or no query.
     """
-    for folder in (first, second):
-        pull_folder(folder, OWN)
-    left, right = read_queries(first), read_queries(second)
+    folders = [open_storage(place) for place in (first, second)]
+    left, right = (read_queries(folder.pull(OWN), str(folder)) for folder in folders)
     rows = []
     for name, a, b in _matched(left, right, f"{first} and {second}"):
         directions = [direction for direction in a if direction in b]

@@ -1,11 +1,11 @@
 """Settings of the evaluate stage, filled by `pipeline.config.build` from params.yaml or the command line's flags."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.indexes.kinds import KINDS
 from pipeline.settings import at_least, between, not_empty, one_of, setting, settings
+from pipeline.storage.contract import Place
 
 USUAL_KS = (1, 5, 10)
 
@@ -15,8 +15,8 @@ class ZeroShotConfig:
     """One more set to classify: images of another store, class prompts of a text store."""
 
     name: str = setting(check=not_empty, help="How the set is called in the metrics: <name>/acc1.")
-    image: tuple[Path, ...] = setting(check=not_empty, help="Image stores, one for each image encoder of the runs.")
-    classes: tuple[Path, ...] = setting(
+    image: tuple[Place, ...] = setting(check=not_empty, help="Image stores, one for each image encoder of the runs.")
+    classes: tuple[Place, ...] = setting(
         check=not_empty, help="Stores of class prompts, one for each text encoder of the runs."
     )
     split: str = setting(default="test", check=not_empty, help="Split of the images.")
@@ -31,18 +31,18 @@ class ZeroShotConfig:
 class EvaluateConfig:
     """What to evaluate, on what, and how sure to be."""
 
-    runs: tuple[Path, ...] = setting(
+    runs: tuple[Place, ...] = setting(
         argument=True, check=not_empty, help="Folders of runs, as `pipeline align` writes them, to stand side by side."
     )
-    image: tuple[Path, ...] = setting(
+    image: tuple[Place, ...] = setting(
         check=not_empty, help="Image store; repeat, in the runs' order, where they have several image encoders."
     )
-    text: tuple[Path, ...] = setting(
+    text: tuple[Place, ...] = setting(
         check=not_empty, help="Text store; repeat, in the runs' order, where they have several text encoders."
     )
-    out: Path = setting(help="Folder of the report and its tables.")
+    out: Place = setting(help="Folder of the report and its tables.")
     split: str = setting(default="test", check=not_empty, help="Split of the images to evaluate.")
-    classes: tuple[Path, ...] = setting(
+    classes: tuple[Place, ...] = setting(
         default=(), help="Store of class prompts for zero-shot. [default: those inside the text stores]"
     )
     zero_shot: tuple[ZeroShotConfig, ...] = setting(default=(), flag=None, help="Further sets to classify.")
@@ -72,7 +72,7 @@ class EvaluateConfig:
     examples: int = setting(
         default=8, check=at_least(0), flag=None, help="Random examples to show, and as many of the worst failures."
     )
-    data: Path | None = setting(
+    data: Place | None = setting(
         default=None, help="Data set folder with the pictures. [default: the one the image store was made from]"
     )
     duplicate_cosine: float = setting(

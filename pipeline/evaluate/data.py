@@ -9,8 +9,8 @@ from torch import Tensor
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.join import Pairs, join
-from pipeline.store.side import LayerRef, Rows, Side, parse_label
+from pipeline.store.samples import Pairs, join
+from pipeline.store.views import LayerRef, Rows, Side, parse_label
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ def pairs_of_split(image: Side, text: Side, split: str) -> TestPairs:
     """
     splits = [name for name in dict.fromkeys(image.samples.split) if name]
     if split not in splits:
-        raise UnknownNameError("split", split, splits, str(image.stores[0].path))
+        raise UnknownNameError("split", split, splits, str(image.stores[0].root))
     pairs = join(image.samples, text.samples, split)
     if not len(pairs.image_rows):
         raise UserError(
             expected=f"captions of the images in split {split}",
             found="none that share an image id",
-            where=str(text.stores[0].path),
+            where=str(text.stores[0].root),
             remedy="give the text store of the same data set",
         )
     return TestPairs(image, text, pairs, split)
@@ -125,7 +125,7 @@ def zero_shot_set(name: str, image: Side, prompts: Side, split: str) -> ZeroShot
     if split not in splits:
         raise UnknownNameError("split", split, splits, where)
     classes = [label for label in dict.fromkeys(prompts.samples.label) if label]
-    prompt_store = str(prompts.stores[0].path)
+    prompt_store = str(prompts.stores[0].root)
     if len(classes) < 2:
         raise UserError(expected="prompts of two classes at least", found=f"{len(classes)} classes", where=prompt_store)
     inside = [row for row, value in enumerate(image.samples.split) if value == split]
@@ -154,7 +154,7 @@ def run_layers(run: AlignedRun, side: str) -> list[LayerRef]:
         layer = parse_label(name, count)
         if layer is None:
             expected = f"layers such as 0/{name} (store/layer, {count} stores)"
-            raise UserError(expected=expected, found=repr(name), where=str(run.path / "run.json"))
+            raise UserError(expected=expected, found=repr(name), where=str(run.root / "run.json"))
         found.append(layer)
     return found
 
@@ -171,10 +171,10 @@ def check_side(run: AlignedRun, side: Side) -> None:
     for index, name in layers:
         known = [layer.name for layer in side.stores[index].layers]
         if name not in known:
-            raise UnknownNameError("stored layer", name, known, str(side.stores[index].path))
+            raise UnknownNameError("stored layer", name, known, str(side.stores[index].root))
     width, found = run.projector(side.modality).d_in, sum(side.widths(layers))
     if found != width:
-        expected = f"{side.modality} features of width {width}, as the run {run.path.name!r} takes them"
+        expected = f"{side.modality} features of width {width}, as the run {run.root.name!r} takes them"
         raise UserError(expected=expected, found=f"width {found}", where=side.where)
 
 

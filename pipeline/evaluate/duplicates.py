@@ -36,8 +36,8 @@ from pipeline.evaluate.report.page import (
 from pipeline.evaluate.single import RunResult
 from pipeline.indexes.index import build_index
 from pipeline.projectors.base import unit_rows
-from pipeline.store.join import join
-from pipeline.store.side import LayerRef, Rows, Side
+from pipeline.store.samples import join
+from pipeline.store.views import LayerRef, Rows, Side
 from pipeline.words import count
 
 NEAR, SAME = "near_duplicates", "duplicate_captions"

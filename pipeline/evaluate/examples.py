@@ -24,7 +24,7 @@ from pipeline.evaluate.single import RunResult
 from pipeline.indexes.index import Index, build_index
 from pipeline.indexes.recall import recall_against_exact
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.remote.folder import bring
+from pipeline.storage.contract import Storage
 
 SHOWN = 5
 RECALL_QUERIES = 256
@@ -40,14 +40,14 @@ class Pictures:
         missing: How many files could not be shown.
     """
 
-    folder: Path | None
+    folder: Storage | None
     missing: int = 0
     _known: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def available(self) -> bool:
         """Whether the folder is there."""
-        return self.folder is not None and self.folder.is_dir()
+        return self.folder is not None and not self.folder.absent()
 
     def thumbnail(self, file: str) -> str:
         """Return a file of the folder as base64 of a square JPEG; empty where it cannot be shown."""
@@ -59,10 +59,11 @@ class Pictures:
         return self._known[file]
 
     def _make(self, file: str) -> str:
-        folder = (self.folder or Path()).resolve()
+        if self.folder is None:
+            return ""
         try:
-            path = bring(folder / file).resolve()
-            if not path.is_relative_to(folder) or not path.is_file():
+            path = self.folder.file(file).resolve()
+            if not path.is_relative_to(self.folder.here.resolve()):
                 return ""
             return encode_thumbnail(path)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -108,7 +109,7 @@ class Gallery:
     @classmethod
     def build(cls, result: RunResult, pairs: TestPairs, config: EvaluateConfig, pictures: Pictures) -> "Gallery":
         """Embed and index the test pairs by a run's first seed."""
-        run = AlignedRun.open(result.path)
+        run = AlignedRun.open(result.address)
         seed = run.seeds[0]
         image = run.encode("image", run_features(run, pairs.image, pairs.pairs.image_rows), seed)
         text = run.encode("text", run_features(run, pairs.text, pairs.pairs.caption_rows), seed)

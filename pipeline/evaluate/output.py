@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.files import sync_file, sync_folder
-from pipeline.store.locks import lock
+from pipeline.storage.locks import lock
 
 LOCK, WRITING, READY, MOVING = ".report.lock", ".report.writing", ".report.ready", ".report.moving"
 MARK = "metrics.json"

@@ -149,8 +149,8 @@ def write_queries(path: Path, tables: Iterable[tuple[str, QueryRanks]]) -> None:
                 writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
 
 
-def read_queries(folder: Path) -> dict[str, dict[str, QueryRanks]]:
-    """Read `per_query.parquet` of an evaluation's folder: run → direction → ranks.
+def read_queries(folder: Path, where: str = "") -> dict[str, dict[str, QueryRanks]]:
+    """Read `per_query.parquet` of an evaluation's folder (`where` in errors): run → direction → ranks.
 
     Raises:
         UserError: The file is missing, damaged or of another make.
@@ -158,7 +158,7 @@ def read_queries(folder: Path) -> dict[str, dict[str, QueryRanks]]:
     path = folder / FILE
     if not path.is_file():
         remedy = "run `pipeline evaluate` into that folder first"
-        raise UserError(expected=f"the file {FILE}", found="none", where=str(folder), remedy=remedy)
+        raise UserError(expected=f"the file {FILE}", found="none", where=where or str(folder), remedy=remedy)
     try:
         table = pq.ParquetFile(path).read(columns=SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, ValueError, OSError) as error:

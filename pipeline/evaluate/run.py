@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
@@ -36,10 +35,11 @@ from pipeline.evaluate.single import evaluate_run
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.remote.binding import address, bind_recorded, is_url, name_of
-from pipeline.remote.folder import push_folder
 from pipeline.runtime import installed_versions
-from pipeline.store.side import Side
+from pipeline.storage.contract import Storage
+from pipeline.storage.open import is_url, open_recorded, open_storage
+from pipeline.store.manifest import CLASSES, HEADER
+from pipeline.store.views import Side
 
 PACKAGES = ("fewpairs", "torch", "numpy", "scikit-learn", "faiss-cpu", "faiss-gpu")
 
@@ -118,13 +118,15 @@ def _write(
     )
     html = render(page)
     tables = ((run.name, queries) for run in summary.runs for queries in run.queries.values())
-    with fresh_output(config.out) as new:
+    out = open_storage(config.out)
+    out.make()
+    with fresh_output(out.here) as new:
         write_queries(new / FILE, tables)
         write_tables(new, summary, values, duplicates, probes)
         (new / "report.html").write_text(html, encoding="utf-8")
         write_plain(new, page)
-    push_folder(config.out, OWN, last=MARK)
-    say(progress, f"wrote {address(config.out / 'report.html')}")
+    out.push(OWN, last=MARK)
+    say(progress, f"wrote {out / 'report.html'}")
     return values
 
 
@@ -149,14 +151,14 @@ def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:
     Raises:
         UserError: A run is given twice.
     """
-    places = Counter(run.path.resolve() for run in runs)
-    twice = [str(path) for path, times in places.items() if times > 1]
+    folders = Counter(run.folder.resolve() for run in runs)
+    twice = dict.fromkeys(str(run.root) for run in runs if folders[run.folder.resolve()] > 1)
     if twice:
         raise UserError(expected="each run once", found=f"{', '.join(twice)} more than once", where="runs")
     methods = Counter(run.method for run in runs)
     named: dict[str, AlignedRun] = {}
     for run in runs:
-        base = name = run.method if methods[run.method] == 1 else name_of(run.path)
+        base = name = run.method if methods[run.method] == 1 else run.root.name
         number = 2
         while name in named:
             name, number = f"{base} ({number})", number + 1
@@ -183,8 +185,8 @@ def open_sets(config: EvaluateConfig, image: Side) -> list[ZeroShotSet]:
     """Open the zero-shot sets: the main data set's own where it has class prompts, then the further ones."""
     paths = config.classes
     if not paths and any(image.samples.label):
-        nested = tuple(path / "classes" for path in config.text)
-        paths = nested if all(path.is_dir() for path in nested) else ()
+        nested = tuple(open_storage(place) / CLASSES for place in config.text)
+        paths = nested if all(HEADER in each.list() for each in nested) else ()
     sets = []
     if paths:
         sets.append(zero_shot_set("", image, Side.open("text", paths), config.split))
@@ -212,12 +214,14 @@ def counts(pairs: TestPairs, sets: Sequence[ZeroShotSet]) -> dict[str, Any]:
     return found
 
 
-def data_folder(config: EvaluateConfig, pairs: TestPairs) -> Path | None:
+def data_folder(config: EvaluateConfig, pairs: TestPairs) -> Storage | None:
     """Return the folder that pictures come from: the one that is named, or the one that the store was made from."""
     stated = pairs.image.stores[0].manifest.provenance.get("dataset")
-    if config.data or not isinstance(stated, str) or not stated:
-        return config.data
-    return bind_recorded(stated) if is_url(stated) else Path(stated)
+    if config.data is not None:
+        return open_storage(config.data)
+    if not isinstance(stated, str) or not stated:
+        return None
+    return open_recorded(stated) if is_url(stated) else open_storage(stated)
 
 
 def _pictures_note(pictures: Pictures) -> str:

@@ -39,7 +39,7 @@ from pipeline.metrics.classification import zero_shot_metrics
 from pipeline.metrics.retrieval import Watch, cross_ranks, mean_average_precision
 from pipeline.projectors.csls import nearest_mean, scaled
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.join import join
+from pipeline.store.samples import join
 
 Floats = NDArray[np.float64]
 BANK = 5000
@@ -55,7 +55,8 @@ class RunResult:
     name: str
     """How it is called in tables: its method, or its folder where two runs share the method."""
     method: str
-    path: Path
+    address: str
+    """Where the run lies."""
     seeds: tuple[int, ...]
     trained: bool
     """Whether gradient steps were made; otherwise it is a closed form."""
@@ -119,7 +120,7 @@ def evaluate_run(
     return RunResult(
         name=name,
         method=run.method,
-        path=run.path,
+        address=str(run.root),
         seeds=run.seeds,
         trained=any(entry.steps for entry in run.trainings),
         queries=queries,
@@ -129,7 +130,7 @@ def evaluate_run(
         precision={each.queries.direction: each.precision for each in answered if each.precision is not None},
         csls=csls_ranks(run, pairs, config.csls) if config.csls else {},
         confusion={each.queries.direction: each.confusion for each in answered if each.confusion is not None},
-        history={entry.seed: read_history(run.path / entry.folder) for entry in run.trainings},
+        history={entry.seed: read_history(run.folder / entry.folder) for entry in run.trainings},
         layer_pairs=read_layer_pairs(run),
         record=run.record,
     )
@@ -303,13 +304,15 @@ def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
     name = run.record.get("layer_scores")
     if not isinstance(name, str) or not name:
         return None
-    path = (run.path / name).resolve()
-    if not path.is_relative_to(run.path.resolve()) or not path.is_file():
-        raise UserError(expected=f"the file {name} in the run's folder", found="none", where=str(run.path))
+    path = (run.folder / name).resolve()
+    if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
+        raise UserError(expected=f"the file {name} in the run's folder", found="none", where=str(run.root))
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(expected="JSON with the scores of layer pairs", found=str(error), where=str(path)) from error
+        raise UserError(
+            expected="JSON with the scores of layer pairs", found=str(error), where=str(run.root / name)
+        ) from error
     return value if isinstance(value, dict) else None
 
 

@@ -6,6 +6,7 @@ In memory: the shard at work, the one being written, and a few decoded items.
 """
 
 import csv
+import io
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -13,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -23,11 +23,11 @@ from pipeline.extract.forward import Arrays, Forward, batches_by_length, batches
 from pipeline.extract.items import Items, Prepared, Preparing
 from pipeline.progress import Meter
 from pipeline.runtime import Share
-from pipeline.store.commit import writing
-from pipeline.store.distant import push_table
+from pipeline.storage.contract import Storage
+from pipeline.storage.local import writing
+from pipeline.store.commit import PendingShard, committed
 from pipeline.store.events import EventLog
-from pipeline.store.layout import MANIFEST, REJECTED, is_record, shard_index
-from pipeline.store.records import PendingShard, committed
+from pipeline.store.manifest import MANIFEST, REJECTED, is_record, shard_index
 from pipeline.store.writer import StoreWriter
 
 T = TypeVar("T")
@@ -207,12 +207,12 @@ class Computation:
 
     def _check_rejected(self, rejected: list[tuple[str, str]]) -> None:
         self.rejected |= dict(rejected)
-        table, found = self.writer.root / REJECTED, list(self.rejected.items())
+        root, found = self.writer.root, list(self.rejected.items())
         try:
-            self.items.require_sound(found, self.max_rejected, table)
+            self.items.require_sound(found, self.max_rejected, str(root / REJECTED))
         except UserError:
-            if not (self.writer.root / MANIFEST).exists():  # a finished store has its whole table already
-                write_rejected(table, found)
+            if root.stat(MANIFEST) is None:  # a finished store has its whole table already
+                write_rejected(root, found)
             raise
 
 
@@ -281,7 +281,7 @@ class OtherWorkers:
         own: Shards that this worker committed; grows while it works.
     """
 
-    def __init__(self, root: Path, own: set[int]) -> None:
+    def __init__(self, root: Storage, own: set[int]) -> None:
         self._root, self._own = root, own
         self._rows: dict[int, int] = {}
         self._before = self._names()
@@ -301,16 +301,16 @@ class OtherWorkers:
         return self._found
 
     def _names(self) -> set[str]:
-        return {path.name for path in self._root.iterdir() if is_record(path.name)}
+        return {path.name for path in self._root.here.iterdir() if is_record(path.name)}
 
 
-def write_rejected(table: Path, rejected: Sequence[tuple[str, str]]) -> None:
+def write_rejected(root: Storage, rejected: Sequence[tuple[str, str]]) -> None:
     """Write the table of a store that is not finished.
 
     Raises:
         PipelineError: The disk does not take it.
     """
-    with writing(table):
-        with table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
-        push_table(table)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
+    with writing(root, REJECTED):
+        root.put(REJECTED, text.getvalue().encode())

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pipeline.config import build, name, names, section
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.remote.heartbeat import LEASE_SECONDS
 from pipeline.runtime import DTYPE_NAMES
 from pipeline.settings import at_least, between, more_than, one_of, setting, settings
+from pipeline.storage.contract import Place
+from pipeline.storage.leases import LEASE_SECONDS
 
 
 @settings
@@ -22,13 +23,13 @@ class ExtractConfig:
     content, not by where it lies; which layers and which texts are stored changes no byte of any of them.
     """
 
-    dataset: Path = setting(changes_bytes=False, help="Data set folder, data/0_raw/<name>.")
+    dataset: Place = setting(changes_bytes=False, help="Data set folder, data/0_raw/<name>.")
     encoder: str = setting(
         changes_bytes=True,
         help="timm:NAME, open_clip:NAME/PRETRAINED, hf:ORG/NAME@REV, st:ORG/NAME (each also with a local path), "
         "package:NAME, or module:Class. It reads images or texts, whichever it takes.",
     )
-    out: Path = setting(changes_bytes=False, help="Feature store, data/1_features/<data set>/<encoder>.")
+    out: Place = setting(changes_bytes=False, help="Feature store, data/1_features/<data set>/<encoder>.")
     layers: str = setting(default="all", changes_bytes=False, help="all, last, 0,5,-1, 4:12, or module names.")
     pool: str = setting(
         default="auto",

@@ -13,7 +13,7 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.items import Prepared
 from pipeline.runtime import torch_dtype
-from pipeline.store.dtypes import storage_dtype
+from pipeline.store.formats.base import storage_dtype
 
 Arrays = dict[str, NDArray[np.generic]]
 

@@ -9,8 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional, Union
 
 from pipeline.encoders.base import Encoder, Modality
@@ -18,8 +17,8 @@ from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.datasets.layout import Classes, RawDataset
 from pipeline.extract.datasets.tables import is_utf8
 from pipeline.files import file_sha256
-from pipeline.remote.binding import address, local_path
-from pipeline.remote.folder import bring
+from pipeline.storage.contract import Storage
+from pipeline.storage.open import open_storage
 from pipeline.store.samples import Samples
 
 if TYPE_CHECKING:
@@ -73,12 +72,13 @@ class ImageItem(Item):
         """Return the image."""
         from pipeline.extract.decode import decode_bytes, read_file
 
-        path = local_path(self.root) / self.file
+        root = open_storage(self.root)
+        path = root.here / self.file
         try:
-            data = read_file(path if path.exists() else bring(path))
-        except RejectedInputError:
+            data = read_file(path if path.exists() else root.file(self.file))  # what is here is compared below
+        except (RejectedInputError, FileNotFoundError):
             if self.start == _start(b""):
-                raise
+                raise RejectedInputError("the file cannot be read: No such file or directory") from None
             raise self._changed("a file that cannot be read") from None
         if _start(hashlib.sha256(data).digest()) != self.start:
             raise self._changed("other bytes")
@@ -120,19 +120,19 @@ class Items:
     """sha256 over (id, sha256 of the content) of each item in order."""
     at: Callable[[int], Item]
     """Position → where that item comes from."""
-    table: Path = field(default=Path())
-    """The file that the items come from, for messages."""
+    table: str = ""
+    """Address of the file that the items come from, for messages."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def require_sound(self, rejected: Sequence[tuple[str, str]], limit: float, table: Path) -> None:
+    def require_sound(self, rejected: Sequence[tuple[str, str]], limit: float, table: str) -> None:
         """Stop where more than the allowed share of the items is broken.
 
         Args:
             rejected: (id, reason) of those found so far.
             limit: Share that is allowed.
-            table: The rejected.csv that the message points at.
+            table: Address of the rejected.csv that the message points at.
 
         Raises:
             UserError: Too many.
@@ -143,7 +143,7 @@ class Items:
         raise UserError(
             expected=f"at most {limit:.1%} broken {self.what}",
             found=f"{len(rejected)} of {len(self)}, the first {first!r}: {reason}",
-            where=str(table),
+            where=table,
             remedy="that table lists those found so far: mend them, or allow more with --max-rejected",
         )
 
@@ -158,18 +158,16 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
         exif: `reject` or `apply`.
     """
     files = [row.file for row in dataset.images]
-    paths = [dataset.root / file for file in files]
+    root = dataset.root
     ids = [row.image_id for row in dataset.images]
     seen = bytearray()
     with ThreadPoolExecutor(workers) as pool:
-        digest = _digest(ids, _noted(pool.map(_file_sha256, paths, chunksize=64), seen))
-
-    root = address(dataset.root)
+        digest = _digest(ids, _noted(pool.map(lambda file: _file_sha256(root, file), files, chunksize=64), seen))
 
     def at(position: int) -> Item:
         return ImageItem(
             position=position,
-            root=root,
+            root=str(root),
             file=files[position],
             start=bytes(seen[position * _START : (position + 1) * _START]),
             reduced=jpeg == "reduced",
@@ -177,7 +175,7 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
         )
 
     samples = Samples(ids, ids, [row.split for row in dataset.images], [row.label for row in dataset.images], files)
-    return Items(what="images", samples=samples, digest=digest, at=at, table=dataset.root / "images.csv")
+    return Items(what="images", samples=samples, digest=digest, at=at, table=str(root / "images.csv"))
 
 
 def caption_items(dataset: RawDataset) -> Items:
@@ -193,7 +191,7 @@ def caption_items(dataset: RawDataset) -> Items:
         [image.label if image else "" for image in images],
         [_shown(text) for text in texts],
     )
-    return _texts("captions", samples, texts, dataset.root / "captions.csv")
+    return _texts("captions", samples, texts, str(dataset.root / "captions.csv"))
 
 
 def prompt_items(dataset: RawDataset, classes: Classes) -> Items:
@@ -203,10 +201,10 @@ def prompt_items(dataset: RawDataset, classes: Classes) -> Items:
     texts = [text for _, _, text in prompts]
     ids = [f"{name}#{number}" for name, number, _ in prompts]
     samples = Samples(ids, empty, empty, [name for name, _, _ in prompts], texts)
-    return _texts("class prompts", samples, texts, dataset.root / "classes.json")
+    return _texts("class prompts", samples, texts, str(dataset.root / "classes.json"))
 
 
-def _texts(what: str, samples: Samples, texts: list[str], table: Path) -> Items:
+def _texts(what: str, samples: Samples, texts: list[str], table: str) -> Items:
     digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts)
     digest = _digest(samples.sample_id, digests)
 
@@ -220,9 +218,9 @@ def _shown(text: str) -> str:
     return text if is_utf8(text) else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _file_sha256(path: Path) -> bytes:
+def _file_sha256(root: Storage, name: str) -> bytes:
     try:
-        return bytes.fromhex(file_sha256(bring(path)))
+        return bytes.fromhex(file_sha256(root.file(name)))
     except OSError:
         return b""  # a missing file is rejected when it is decoded; when it turns up, the digest changes
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
@@ -12,12 +11,13 @@ from pipeline.extract.datasets.layout import RawDataset
 from pipeline.extract.items import Items, caption_items, image_items, prepare, prompt_items
 from pipeline.extract.receipt import RECEIPT
 from pipeline.runtime import DTYPE_NAMES, cpu_cores, free_disk, resolve_device
-from pipeline.store.dtypes import storage_dtype
+from pipeline.storage.contract import Storage
+from pipeline.storage.open import open_storage
+from pipeline.store.cleaning import own_files, replace_store
+from pipeline.store.commit import PendingShard, pending_shards
+from pipeline.store.formats.base import storage_dtype
 from pipeline.store.key import FeatureKey
-from pipeline.store.layout import CLASSES, HEADER, own_files
-from pipeline.store.manifest import Header, read_header
-from pipeline.store.records import PendingShard, pending_shards
-from pipeline.store.replace import replace_store
+from pipeline.store.manifest import CLASSES, HEADER, Header, read_header
 from pipeline.words import duration, size
 
 _REMEDY = "extract to another --out, or start over with --replace"
@@ -34,7 +34,7 @@ _FINE_ROWS = {"image": 256, "text": 4096}
 class Job:
     """One store to make."""
 
-    root: Path
+    root: Storage
     items: Items
 
 
@@ -44,10 +44,11 @@ def jobs_of(config: ExtractConfig, dataset: RawDataset, modality: str) -> Iterat
     Raises:
         UserError: The data set has nothing for it to read.
     """
+    out = open_storage(config.out)
     if modality == "image":
         if not dataset.images:
             raise UserError(expected="images", found="none in images.csv", where=str(dataset.root))
-        yield Job(config.out, image_items(dataset, workers_of(config), jpeg=config.jpeg, exif=config.exif))
+        yield Job(out, image_items(dataset, workers_of(config), jpeg=config.jpeg, exif=config.exif))
         return
     captions = bool(dataset.captions) and config.texts != "classes"
     classes = dataset.classes if config.texts != "captions" else None
@@ -55,9 +56,9 @@ def jobs_of(config: ExtractConfig, dataset: RawDataset, modality: str) -> Iterat
         wanted = {"all": "captions or classes", "captions": "captions", "classes": "classes.json"}[config.texts]
         raise UserError(expected=wanted, found="none", where=str(dataset.root), remedy="a text encoder needs texts")
     if captions:
-        yield Job(config.out, caption_items(dataset))
+        yield Job(out, caption_items(dataset))
     if classes:
-        yield Job(config.out / CLASSES, prompt_items(dataset, classes))
+        yield Job(out / CLASSES, prompt_items(dataset, classes))
 
 
 def header_of(config: ExtractConfig, items: Items, encoder: Encoder, layers: Sequence[str]) -> Header:
@@ -101,9 +102,9 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
     )
 
 
-def pending_of(config: ExtractConfig, root: Path, header: Header, layers: tuple[str, ...]) -> list[PendingShard]:
+def pending_of(config: ExtractConfig, root: Storage, header: Header, layers: tuple[str, ...]) -> list[PendingShard]:
     """Return what is missing, before anything is written; with `replace`, a store that does not fit is removed."""
-    if (root / HEADER).exists():
+    if HEADER in root.list():
         try:
             existing = read_header(root)
             header.key.require(existing.key, str(root), _REMEDY)
@@ -112,20 +113,20 @@ def pending_of(config: ExtractConfig, root: Path, header: Header, layers: tuple[
             if not config.replace:
                 raise
             if not config.dry_run:
-                (root / RECEIPT).unlink(missing_ok=True)
+                (root.here / RECEIPT).unlink(missing_ok=True)
                 replace_store(root)
     return [PendingShard(index, *header.span(index), layers) for index in range(header.shards)]
 
 
-def require_free(out: Path) -> None:
+def require_free(out: Storage) -> None:
     """Check that a folder is a store, what a killed run left of one, or free for one.
 
     Raises:
         UserError: It holds something else.
     """
-    if not out.is_dir() or own_files(out) or (out / CLASSES / HEADER).exists():
+    if out.absent() or own_files(out) or HEADER in (out / CLASSES).list():
         return
-    others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    others = sorted(path.name for path in out.here.iterdir() if not path.name.startswith("."))
     if others:
         raise UserError(
             expected="a feature store, or a folder that is empty or not there yet",
@@ -182,7 +183,7 @@ class Cost:
 
 
 def estimate(
-    root: Path, items: Items, layers: Sequence[tuple[str, int]], pending: Sequence[PendingShard], storage: str
+    root: Storage, items: Items, layers: Sequence[tuple[str, int]], pending: Sequence[PendingShard], storage: str
 ) -> Cost:
     """Count rows and bytes. `layers` are (name, D), `pending` is what lacks some of them.
 
@@ -198,7 +199,7 @@ def estimate(
         bytes=len(items) * sum(width.values()) * itemsize,
         missing_rows=sum(shard.stop - shard.start for shard in pending),
         missing_bytes=missing * itemsize,
-        free_bytes=free_disk(root),
+        free_bytes=free_disk(root.here),
     )
     if cost.missing_bytes * 1.02 > cost.free_bytes:
         raise PipelineError(

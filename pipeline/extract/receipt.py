@@ -1,10 +1,10 @@
 """Know that nothing is left to do without loading the encoder.
 
-Beside a finished store lies receipt.json: what was asked for, the sha256 of every file that the encoder was made of,
-of the code and of the library versions that made it, and the key that came of it. Where all of that is the same now,
-loading the encoder would give that key again. The receipt is signed, so that no flipped byte of it is believed, and it
-counts only for a store of the very key that it names: another store in its place, or a receipt from elsewhere, is no
-receipt. It is no part of the store: without it the encoder is loaded, and that is all.
+Beside a finished store, on the machine that made it, lies receipt.json: what was asked for, the sha256 of every file
+that the encoder was made of, of the code and of the library versions that made it, and the key that came of it. Where
+all of that is the same now, loading the encoder would give that key again. The receipt is signed, so that no flipped
+byte of it is believed, and it counts only for a store of the very key that it names: another store in its place, or a
+receipt from elsewhere, is no receipt. It is no part of the store: without it the encoder is loaded, and that is all.
 
 The digests are taken before the encoder is loaded: files that change while it works make the receipt void, not wrong.
 Encoders whose files are not all known (hub names, classes of one's own) give no receipt: they are loaded.
@@ -26,7 +26,7 @@ from pipeline.extract.config import ExtractConfig
 from pipeline.files import dump_signed, file_sha256, load_signed
 from pipeline.runtime import installed_versions
 from pipeline.settings import bytes_settings
-from pipeline.store import atomic
+from pipeline.storage.local import LocalStorage
 from pipeline.store.key import FeatureKey
 
 RECEIPT = "receipt.json"
@@ -55,18 +55,18 @@ def prepare_receipt(config: ExtractConfig) -> Mapping[str, Any]:
 
 
 def write_receipt(
-    root: Path, prepared: Mapping[str, Any], key: FeatureKey, modality: str, layer_names: Sequence[str]
+    folder: Path, prepared: Mapping[str, Any], key: FeatureKey, modality: str, layer_names: Sequence[str]
 ) -> None:
     """Leave a receipt in a store that has just been finished, or none; a disk that will not take it is no error.
 
     Args:
-        root: The store.
+        folder: The store's folder on this machine.
         prepared: What `prepare_receipt` gave before the encoder was loaded.
         key: The store's key.
         modality: What the encoder takes.
         layer_names: All its layers, in order of depth.
     """
-    path = root / RECEIPT
+    path = folder / RECEIPT
     try:
         if not prepared:
             path.unlink(missing_ok=True)
@@ -74,18 +74,18 @@ def write_receipt(
         receipt = {**prepared, "key": key.digest(), "modality": modality, "layer_names": list(layer_names)}
         data = dump_signed(receipt)
         if not path.is_file() or path.read_bytes() != data:
-            atomic.put(path, data)
+            LocalStorage(folder).put(RECEIPT, data)
     except OSError as error:
         _log.warning("%s: %s; the next run loads the encoder", path, error.strerror)
 
 
-def read_receipt(root: Path, config: ExtractConfig) -> Mapping[str, Any] | None:
+def read_receipt(folder: Path, config: ExtractConfig) -> Mapping[str, Any] | None:
     """Return a store's receipt if it still says what loading the encoder now would say; None otherwise.
 
     Whoever uses it compares its "key" with the digest of the store's own key.
     """
     try:
-        receipt = load_signed(root / RECEIPT)
+        receipt = _read(folder)
         if receipt["request"] != bytes_settings(config) or receipt["code"] != _code():
             return None
         packaged = config.encoder.startswith("package:")  # the table of packages is code, and takes long to import
@@ -95,13 +95,17 @@ def read_receipt(root: Path, config: ExtractConfig) -> Mapping[str, Any] | None:
         return None
 
 
-def same_receipt(root: Path, receipt: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def same_receipt(folder: Path, receipt: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the receipt of another store if, but for the key, it is the same as one that was found good."""
     try:
-        other = load_signed(root / RECEIPT)
+        other = _read(folder)
     except (OSError, PipelineError):
         return None
     return other if {**other, "key": ""} == {**receipt, "key": ""} else None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return load_signed((folder / RECEIPT).read_bytes(), RECEIPT, str(folder))
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ prompts into `<out>/classes`. Only what is missing is computed; where nothing is
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pipeline.encoders.base import Encoder
@@ -30,15 +29,14 @@ from pipeline.extract.plan import (
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.layers import select_layers
 from pipeline.progress import Meter, Progress, Update, silent
-from pipeline.remote.binding import address
 from pipeline.runtime import Share, keep_freed_memory
-from pipeline.store.distant import leases_of, pull_tables
+from pipeline.storage.contract import Storage
+from pipeline.storage.leases import this_process
+from pipeline.storage.open import open_storage
+from pipeline.store.commit import PendingShard
 from pipeline.store.events import EventLog
-from pipeline.store.holder import this_process
-from pipeline.store.layout import CLASSES, REJECTED
-from pipeline.store.manifest import Header, Manifest
+from pipeline.store.manifest import CLASSES, REJECTED, Header, Manifest
 from pipeline.store.reader import FeatureStore
-from pipeline.store.records import PendingShard
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
 
@@ -47,7 +45,7 @@ from pipeline.store.writer import StoreWriter
 class ExtractResult:
     """One store, made or found."""
 
-    path: Path
+    path: Storage
     """The feature store."""
     what: str
     """What its rows are: images, captions or class prompts."""
@@ -115,8 +113,7 @@ def extract(config: ExtractConfig, progress: Progress = silent, preparing: Prepa
     """
     start = time.perf_counter()
     dataset = open_dataset(config.dataset)
-    pull_tables(config.out)
-    require_free(config.out)
+    require_free(open_storage(config.out))
     found = _unchanged(config, dataset)
     if found is None:
         found = _with_encoder(config, dataset, progress, preparing or Here(workers_of(config)))
@@ -130,7 +127,7 @@ def finished(config: ExtractConfig) -> ExtractResult | None:
         UserError: The data set cannot be used, or `out` holds something else.
     """
     dataset = open_dataset(config.dataset)
-    require_free(config.out)
+    require_free(open_storage(config.out))
     found = _unchanged(config, dataset)
     return None if found is None else _joined(found)
 
@@ -156,12 +153,13 @@ def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
 
 def _unchanged(config: ExtractConfig, dataset: RawDataset) -> list[ExtractResult] | None:
     """Return the results of a finished extraction that would give the same again; None if there may be work."""
-    receipt = read_receipt(config.out, config) or read_receipt(config.out / CLASSES, config)
+    out = open_storage(config.out)
+    receipt = read_receipt(out.here, config) or read_receipt((out / CLASSES).here, config)
     if receipt is None:
         return None
     results = []
     for job in jobs_of(config, dataset, receipt["modality"]):
-        own = same_receipt(job.root, receipt)
+        own = same_receipt(job.root.here, receipt)
         result = _finished(config, job, own) if own else None
         if result is None:
             return None
@@ -225,7 +223,7 @@ def _with_encoder(
         results.append(making.run(preparing))
         if not config.dry_run:
             names = [layer.name for layer in encoder.layers]
-            write_receipt(job.root, prepared, making.header.key, encoder.modality, names)
+            write_receipt(job.root.here, prepared, making.header.key, encoder.modality, names)
     return results
 
 
@@ -249,11 +247,11 @@ class _Making:
         if config.dry_run:
             cost = self._timed(cost, pending)
         if pending or config.dry_run:
-            self._tell(f"{address(root)}: {cost.sentence()}")
+            self._tell(f"{root}: {cost.sentence()}")
         if config.dry_run:
             return _result(self.job, self.layers, None, cost=cost)
         holder = this_process()
-        writer = StoreWriter(root, self.header, leases_of(root, config.lease_seconds, holder))
+        writer = StoreWriter(root, self.header, root.leases(config.lease_seconds, holder))
         with EventLog(root, holder) as events:
             if pending:
                 events.start(
@@ -308,7 +306,7 @@ class _Making:
         return {
             "spec": self.config.encoder,
             "modality": self.encoder.modality,
-            "dataset": address(self.config.dataset),
+            "dataset": str(self.config.dataset),
             "device": self.config.device,
             "batch_size": batch_size_of(self.config, self.encoder.modality),
             "versions": versions(),
@@ -316,7 +314,7 @@ class _Making:
 
 
 def _require_sound(config: ExtractConfig, job: Job, manifest: Manifest) -> None:
-    job.items.require_sound(_rejected(manifest), config.max_rejected, job.root / REJECTED)
+    job.items.require_sound(_rejected(manifest), config.max_rejected, str(job.root / REJECTED))
 
 
 def _rejected(manifest: Manifest) -> list[tuple[str, str]]:

@@ -34,8 +34,8 @@ from pipeline.indexes.kinds import INDEXES, need_faiss
 from pipeline.indexes.on_disk import ON_DISK, merge_lists
 from pipeline.indexes.recall import Truth
 from pipeline.projectors.run_record import key_differences
-from pipeline.store.commit import writing
-from pipeline.store.locks import lock
+from pipeline.storage.local import writing
+from pipeline.storage.locks import lock
 
 FORMAT = 2
 PLAN, TRAINED, QUERIES = "plan.json", "trained.faiss", "queries.safetensors"
@@ -158,7 +158,7 @@ class IndexParts:
         """
         path = self.folder / f"{_stem(number)}.json"
         try:
-            said = files.load_signed(path)
+            said = files.load_signed(path.read_bytes(), path.name, str(path.parent))
         except FileNotFoundError:
             return None
         except DamagedStoreError:
@@ -221,7 +221,7 @@ class IndexParts:
             expected, remedy = f"{need:,} free bytes for the merged lists", "make room and run again: the parts stay"
             raise PipelineError(expected=expected, found=f"{free:,}", where=str(into.parent), remedy=remedy)
         own = self._trained()
-        with writing(into / ON_DISK):
+        with writing(into, ON_DISK):
             merge_lists(own, paths, into / ON_DISK)
         return Index(INDEXES[self.wanted.kind], own, self.wanted.seed)
 
@@ -249,7 +249,7 @@ class IndexParts:
     def _read_plan(self) -> dict[str, Any]:
         path = self.folder / PLAN
         try:
-            said = files.load_signed(path)
+            said = files.load_signed(path.read_bytes(), path.name, str(path.parent))
         except DamagedStoreError as error:
             expected, remedy = "a plan that is what was written", self._start_over
             raise UserError(expected=expected, found="other bytes", where=str(path), remedy=remedy) from error
@@ -277,7 +277,7 @@ class IndexParts:
         files.sync_folder(self.folder)
         for name, write in writers.items():
             target = self.folder / name
-            with writing(target), files.temp_beside(target) as temp:
+            with writing(self.folder, name), files.temp_beside(target) as temp:
                 write(temp)
                 files.sync_file(temp)
                 written[name] = {"bytes": temp.stat().st_size, "sha256": files.file_sha256(temp)}

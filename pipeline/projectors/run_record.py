@@ -7,7 +7,7 @@ another key and `run.encode("image", features, seed)` embeds them. What `run.jso
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +18,8 @@ from pipeline.errors import KeyMismatchError, UserError
 from pipeline.files import write_atomically
 from pipeline.projectors.base import Projector
 from pipeline.projectors.table import load_projector, read_json
-from pipeline.remote.binding import name_of
-from pipeline.remote.folder import pull_folder, push_folder
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.open import open_storage
 
 FORMAT = 1
 SIDES = ("image", "text")
@@ -76,7 +76,8 @@ class AlignedRun:
     """A run opened for use.
 
     Attributes:
-        path: Its folder.
+        root: Where it lies.
+        folder: The folder on this machine that its files are read from.
         record: All of `run.json`, as plain data.
         method: Name of the method.
         config: The settings that it was trained with.
@@ -87,10 +88,11 @@ class AlignedRun:
         dim: Width d of the shared space.
     """
 
-    def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
-        where = str(path / "run.json")
+    def __init__(self, root: Storage, record: Mapping[str, Any]) -> None:
+        where = str(root / "run.json")
         check_record(record, where)
-        self.path = path
+        self.root = root
+        self.folder = root.here
         self.record: dict[str, Any] = dict(record)
         self.method: str = record["method"]
         self.config: dict[str, Any] = record["config"]
@@ -105,21 +107,22 @@ class AlignedRun:
         self._loaded: dict[tuple[str, int], Projector] = {}
 
     @classmethod
-    def open(cls, path: Path) -> "AlignedRun":
+    def open(cls, place: Place) -> "AlignedRun":
         """Open a run's folder and check `run.json`.
 
         Raises:
             UserError: The file is missing or damaged, or a field is missing or of the wrong kind.
         """
-        pull_folder(path, RUN_FILES)
-        if not (path / "run.json").is_file():
-            found = "no run.json in it" if path.is_dir() else "a file" if path.exists() else "no such folder"
+        root = open_storage(place)
+        file = root.pull(RUN_FILES) / "run.json"
+        if not file.is_file():
+            found = root.absent() or "no run.json in it"
             remedy = "make one with `pipeline align`"
-            raise UserError(expected="a finished run's folder", found=found, where=str(path), remedy=remedy)
-        return cls(path, read_json(path / "run.json", "a run"))
+            raise UserError(expected="a finished run's folder", found=found, where=str(root), remedy=remedy)
+        return cls(root, read_json(file, "a run", str(root / "run.json")))
 
     @classmethod
-    def write(cls, path: Path, record: Mapping[str, Any]) -> "AlignedRun":
+    def write(cls, place: Place, record: Mapping[str, Any]) -> "AlignedRun":
         """Check a record (its `format` is added), write it atomically as `run.json`, and open the run.
 
         To be called last of all: a folder with a `run.json` is a whole run.
@@ -127,14 +130,15 @@ class AlignedRun:
         Raises:
             UserError: A field is missing, of the wrong kind, or no JSON value.
         """
-        run = cls(path, {"format": FORMAT, **record})
+        root = open_storage(place)
+        run = cls(root, {"format": FORMAT, **record})
         try:
             text = json.dumps(run.record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
-            raise UserError(expected="JSON values (NaN is none)", found=str(error), where=str(path)) from error
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "run.json", text.encode())
-        push_folder(path, RUN_FILES, last="run.json")
+            raise UserError(expected="JSON values (NaN is none)", found=str(error), where=str(root)) from error
+        root.make()
+        write_atomically(root.here / "run.json", text.encode())
+        root.push(RUN_FILES, last="run.json")
         return run
 
     def temperature(self, seed: int) -> tuple[float, str]:
@@ -178,7 +182,7 @@ class AlignedRun:
                 block = projector(features[start : start + rows].to(device))
                 if not torch.isfinite(block).all():
                     found = f"NaN or infinity in the {side} features, in or after row {start}"
-                    raise UserError(expected="finite features", found=found, where=str(self.path))
+                    raise UserError(expected="finite features", found=found, where=str(self.root))
                 result[start : start + rows] = block
         return result
 
@@ -201,7 +205,7 @@ class AlignedRun:
         known = self.stores[side]
         if len(keys) != len(known):
             expected = f"{len(known)} {side} store(s), as in training"
-            raise UserError(expected=expected, found=str(len(keys)), where=where or str(self.path))
+            raise UserError(expected=expected, found=str(len(keys)), where=where or str(self.root))
         differences = [
             (f"{side}[{index}].{name}" if len(known) > 1 else name, trained, offered)
             for index, (store, key) in enumerate(zip(known, keys, strict=True))
@@ -209,18 +213,18 @@ class AlignedRun:
             if not _is_under(name, ignore)
         ]
         if differences:
-            remedy = f"extract the {side} features as the run {name_of(self.path)!r} had them, or align these anew"
-            raise KeyMismatchError(differences, where or str(self.path), remedy)
+            remedy = f"extract the {side} features as the run {self.root.name!r} had them, or align these anew"
+            raise KeyMismatchError(differences, where or str(self.root), remedy)
 
     def _load(self, side: str, seed: int) -> Projector:
         folders = {entry.seed: entry.folder for entry in self.trainings}
         if seed not in folders:
             expected = f"one of the seeds {', '.join(map(str, self.seeds))}"
-            raise UserError(expected=expected, found=str(seed), where=str(self.path))
-        folder = self.path / folders[seed]
-        projector = load_projector(folder, side)
+            raise UserError(expected=expected, found=str(seed), where=str(self.root))
+        folder = folders[seed]
+        projector = load_projector(self.folder / folder, side, str(self.root / folder))
         if projector.d != self.dim:
-            expected, where = f"a projector to {self.dim} dimensions", str(folder / f"{side}.json")
+            expected, where = f"a projector to {self.dim} dimensions", str(self.root / folder / f"{side}.json")
             raise UserError(expected=expected, found=str(projector.d), where=where, remedy=REMEDY)
         return projector
 

@@ -85,18 +85,23 @@ def save_projector(folder: Path, side: str, projector: Projector) -> None:
     write_atomically(folder / f"{side}.json", (json.dumps({"format": FORMAT, **about}, indent=2) + "\n").encode())
 
 
-def load_projector(folder: Path, side: str) -> Projector:
+def load_projector(folder: Path, side: str, where: str = "") -> Projector:
     """Read a projector back, in evaluation mode, on the CPU.
+
+    Args:
+        folder: Where its files lie.
+        side: Which of the folder's projectors.
+        where: What errors call the folder; its path if unsaid.
 
     Raises:
         UserError: A file is missing, damaged, of another format, or the two do not belong together.
         UnknownNameError: The JSON names a projector or a setting that does not exist.
     """
-    about_path = folder / f"{side}.json"
-    about = read_json(about_path, "a projector")
+    where = f"{where or folder}/{side}.json"
+    about = read_json(folder / f"{side}.json", "a projector", where)
     if about.get("format") != FORMAT:
-        raise _damaged(about_path, f"format {FORMAT}", repr(about.get("format")))
-    return unpack_projector(about, str(about_path), folder / f"{side}.safetensors")
+        raise _damaged(where, f"format {FORMAT}", repr(about.get("format")))
+    return unpack_projector(about, where, folder / f"{side}.safetensors")
 
 
 def pack_projector(projector: Projector, side: str) -> tuple[dict[str, Any], bytes]:
@@ -151,8 +156,8 @@ def unpack_projector(about: Mapping[str, Any], where: str, tensors_path: Path) -
     return projector.eval()
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, kind: str, where: str = "") -> dict[str, Any]:
+    """Read a JSON object; `where` is what errors call the file, its path if unsaid.
 
     Raises:
         UserError: The file is missing or is not a JSON object.
@@ -160,9 +165,9 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     try:
         value = json.loads(_read(path))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _damaged(path, f"JSON that describes {kind}", _line(error)) from error
+        raise _damaged(where or path, f"JSON that describes {kind}", _line(error)) from error
     if not isinstance(value, dict):
-        raise _damaged(path, f"a JSON object that describes {kind}", type(value).__name__)
+        raise _damaged(where or path, f"a JSON object that describes {kind}", type(value).__name__)
     return value
 
 

@@ -1,34 +1,233 @@
-"""Commit one shard file: temp file → write → reopen and verify → fsync and sha256 → rename → record, the same way.
+"""Shards: what is committed, what one must satisfy, and committing it, so that a kill leaves the old state or the new.
 
-Killed at any step, a store has the old state or the new one; readers never see a part.
+Commit: temp file → write → reopen and verify → fsync and sha256 → publish → record, in the same way. What is committed
+is read off the commit records and the files' sizes, nothing else: a record whose file is missing or of another size
+does not count; the log names the file, and its shard is redone.
 """
 
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from pipeline import files
-from pipeline.errors import PipelineError, UserError
-from pipeline.files import dump_signed, file_sha256
-from pipeline.runtime import free_disk
-from pipeline.store import atomic
-from pipeline.store.digests import array_xxh3, ids_digest
-from pipeline.store.distant import publish, push_shard, withdraw
-from pipeline.store.dtypes import StorageDtype, count_nonfinite, storage_dtype
-from pipeline.store.formats.base import Features, ShardFormat
-from pipeline.store.formats.table import file_format
-from pipeline.store.layout import stem
-from pipeline.store.manifest import Header, ShardFile, ShardLayer
-from pipeline.words import size
+import numpy as np
+
+from pipeline import files as disk
+from pipeline.errors import DamagedStoreError, UserError
+from pipeline.storage.contract import Content, Storage, Stored
+from pipeline.storage.local import writing
+from pipeline.store.formats import file_format
+from pipeline.store.formats.base import Features, ShardFormat, StorageDtype, array_xxh3, count_nonfinite, storage_dtype
+from pipeline.store.manifest import (
+    Header,
+    ShardFile,
+    ShardLayer,
+    ids_digest,
+    is_record,
+    read_record,
+    record_of,
+    stem,
+)
 
 _ERRNO = re.compile(r"errno(?: =)? (\d+)")
+_LONGEST_ID = 1024
+_log = logging.getLogger(__name__)
+
+
+# ---- what is committed -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PendingShard:
+    """Work to do: items [start, stop) of the data set, for these layers."""
+
+    index: int
+    start: int
+    stop: int
+    layers: tuple[str, ...]
+
+
+def committed(root: Storage, header: Header) -> dict[int, list[ShardFile]]:
+    """Return the committed files of each shard, sorted by shard and name.
+
+    Raises:
+        UserError: A record belongs to another key or another cut into shards.
+    """
+    found: defaultdict[int, list[ShardFile]] = defaultdict(list)
+    for record in _records(root, header, ""):
+        found[record.index].append(record)
+    return dict(sorted(found.items()))
+
+
+def committed_files(root: Storage, header: Header, index: int) -> list[ShardFile]:
+    """Return the committed files of one shard."""
+    return _records(root, header, f"{index:05d}-")
+
+
+def _records(root: Storage, header: Header, prefix: str) -> list[ShardFile]:
+    there = root.list(prefix)
+    names = [name for name in there if is_record(name)]
+    root.fetch(names)
+    found = (_sound_record(root, name, header, there) for name in names)
+    return [record for record in found if record is not None]
+
+
+def missing_layers(files: Sequence[ShardFile], layers: Sequence[str]) -> tuple[str, ...]:
+    """Return those layers that no file of a shard holds."""
+    return tuple(name for name in layers if all(file.layer(name) is None for file in files))
+
+
+def pending_shards(root: Storage, header: Header, layers: Sequence[str]) -> list[PendingShard]:
+    """Return what is left to do for these layers."""
+    done = committed(root, header)
+    left = ((index, missing_layers(done.get(index, ()), layers)) for index in range(header.shards))
+    return [PendingShard(index, *header.span(index), missing) for index, missing in left if missing]
+
+
+def file_problem(record: ShardFile, there: Mapping[str, Stored]) -> str:
+    """Return what is wrong with a committed file at a glance: missing, or its size; "" = nothing."""
+    stored = there.get(record.name)
+    if stored is None:
+        return "no file"
+    return "" if stored.size == record.bytes else f"{stored.size} bytes"
+
+
+def _sound_record(root: Storage, name: str, header: Header, there: Mapping[str, Stored]) -> ShardFile | None:
+    try:
+        record = read_record(root, name)
+    except FileNotFoundError:
+        return None
+    except DamagedStoreError as error:
+        _warn(f"{error.sentence()}; its shard is computed again")
+        return None
+    _require_own(root, name, record, header)
+    problem = file_problem(record, there)
+    if problem:
+        _warn(f"{root}: expected {record.name} with {record.bytes} bytes, found {problem}; it is computed again")
+        return None
+    return record
+
+
+@lru_cache(maxsize=1024)
+def _warn(sentence: str) -> None:
+    """Log a sentence the first time: records are read many times in a run."""
+    _log.warning("%s", sentence)
+
+
+def _require_own(root: Storage, name: str, record: ShardFile, header: Header) -> None:
+    span = header.span(record.index)
+    if record.key == header.key.digest() and (record.start, record.stop) == span:
+        return
+    raise UserError(
+        expected=f"commit records of this store's key and of items {span[0]}..{span[1]}",
+        found=f"{name}, a record of key {record.key[:12]}… and of items {record.start}..{record.stop}",
+        where=str(root),
+        remedy="extract to another --out, or start over with --replace",
+    )
+
+
+# ---- what a shard must satisfy ---------------------------------------------------------------------------------------
+
+
+def check_layers(layers: Sequence[str]) -> None:
+    """Check that some layers are named, each once.
+
+    Raises:
+        UserError: They are not.
+    """
+    if not layers or len(set(layers)) != len(layers) or not all(layers):
+        raise UserError(expected="layer names, each once", found=", ".join(map(repr, layers)) or "none")
+
+
+def checked_ids(shard: PendingShard, ids: Sequence[str], rejected: Sequence[tuple[str, str]], where: str) -> None:
+    """Check that ids and rejected ids are as many as the shard's items, each once and storable.
+
+    Raises:
+        UserError: They are not.
+    """
+    seen = [*ids, *(name for name, _ in rejected)]
+    if len(seen) != shard.stop - shard.start:
+        raise UserError(
+            expected=f"{shard.stop - shard.start} items in shard {shard.index}",
+            found=f"{len(ids)} rows and {len(rejected)} rejected",
+            where=where,
+        )
+    if len(set(seen)) != len(seen):
+        twice = next(name for place, name in enumerate(seen) if name in seen[:place])
+        raise UserError(expected="every sample id once", found=f"{twice!r} twice in shard {shard.index}", where=where)
+    shortest, longest = min(map(len, seen), default=1), max(map(len, seen), default=1)
+    if not shortest or longest > _LONGEST_ID or not _storable("\0".join(seen), len(seen)):
+        wrong = next(name for name in seen if not 0 < len(name) <= _LONGEST_ID or not _storable(name, 1))
+        raise UserError(
+            expected=f"sample ids of 1 to {_LONGEST_ID} characters of UTF-8 without NUL",
+            found=repr(wrong)[:80],
+            where=where,
+        )
+
+
+def _storable(joined: str, count: int) -> bool:
+    try:
+        return joined.encode().count(b"\0") == max(0, count - 1)
+    except UnicodeEncodeError:
+        return False
+
+
+def checked_features(
+    shard: PendingShard, rows: int, features: Mapping[str, Features], header: Header, where: str
+) -> dict[str, Features]:
+    """Return a shard's layers as contiguous arrays [N, D].
+
+    Raises:
+        UserError: A layer is missing, or has another shape or dtype.
+    """
+    missing = [name for name in shard.layers if name not in features]
+    if missing:
+        raise UserError(
+            expected=f"layers {', '.join(shard.layers)} of shard {shard.index}",
+            found=f"no {', '.join(missing)}",
+            where=where,
+        )
+    dtype = storage_dtype(header.key.storage_dtype)
+    for name in shard.layers:
+        values = features[name]
+        if values.ndim != 2 or len(values) != rows or not values.shape[1] or values.dtype != dtype.numpy:
+            raise UserError(
+                expected=f"layer {name} as [{rows}, D] in {dtype.numpy.name} (storage dtype {dtype.name})",
+                found=f"{list(values.shape)} in {values.dtype}",
+                where=where,
+            )
+    return {name: np.ascontiguousarray(features[name]) for name in shard.layers}
+
+
+def check_same_rows(
+    files: Sequence[ShardFile], ids: Sequence[str], rejected: Sequence[tuple[str, str]], where: str
+) -> None:
+    """Check that a later file of a shard has the rows of the earlier ones.
+
+    Raises:
+        UserError: An item was rejected in one run and not in the other.
+    """
+    digest = ids_digest(ids)
+    for file in files:
+        if file.ids != digest:
+            raise UserError(
+                expected=f"the {file.rows} rows of shard {file.index} that {file.name} has",
+                found=f"{len(ids)} other rows ({len(rejected)} items rejected, {len(file.rejected)} before)",
+                where=where,
+                remedy="read the same items as the first run did; or extract to another --out, or use --replace",
+            )
+
+
+# ---- committing one --------------------------------------------------------------------------------------------------
 
 
 def commit_file(
-    root: Path,
+    root: Storage,
     header: Header,
     index: int,
     ids: Sequence[str],
@@ -41,24 +240,21 @@ def commit_file(
         PipelineError: The disk is full, read-only or gives back other bytes; nothing is left behind.
     """
     shard_format, dtype = file_format(header.file_format), storage_dtype(header.key.storage_dtype)
-    target = root / (stem(index, list(features)) + shard_format.suffix)
-    record_path = target.with_suffix(".json")
-    with writing(target), ThreadPoolExecutor(1) as beside:
+    name = stem(index, list(features)) + shard_format.suffix
+    with writing(root, name), ThreadPoolExecutor(1) as beside:
         described = beside.submit(describe, features, dtype)
-        retire(record_path)
-        with atomic.temp_file(target) as temp:
+        retire(root, record_of(name))
+        with root.temporary(name) as temp:
             write_shard(shard_format, temp, ids, features, dtype)
             layers = described.result()
-            digest = beside.submit(file_sha256, temp)
+            digest = beside.submit(disk.file_sha256, temp)
             verify_shard(shard_format, temp, ids, layers)
-            files.sync_file(temp)
-            sha256, size = digest.result(), temp.stat().st_size
-            files.publish(temp, target)
-            files.sync_folder(root)
-        push_shard(target, sha256)
+            disk.sync_file(temp)
+            content = Content(digest.result(), temp.stat().st_size)
+            root.publish(temp, name, content)
         start, stop = header.span(index)
         record = ShardFile(
-            name=target.name,
+            name=name,
             key=header.key.digest(),
             index=index,
             start=start,
@@ -66,11 +262,11 @@ def commit_file(
             rows=len(ids),
             layers=layers,
             ids=ids_digest(ids),
-            bytes=size,
-            sha256=sha256,
-            rejected=tuple((name, reason) for name, reason in rejected),
+            bytes=content.size,
+            sha256=content.sha256,
+            rejected=tuple((item, reason) for item, reason in rejected),
         )
-        publish(record_path, dump_signed(record.to_json()))
+        root.put(record_of(name), disk.dump_signed(record.to_json()))
     return record
 
 
@@ -88,12 +284,9 @@ def describe(features: Mapping[str, Features], dtype: StorageDtype) -> tuple[Sha
     )
 
 
-def retire(record: Path) -> None:
+def retire(root: Storage, record: str) -> None:
     """Remove the record of a damaged file before that file is replaced, so that no record describes another."""
-    withdraw(record)
-    if record.exists():
-        record.unlink()
-        files.sync_folder(record.parent)
+    root.delete([record])
 
 
 def write_shard(
@@ -102,10 +295,7 @@ def write_shard(
     """Write the file; whatever the library raises comes out as OSError."""
     try:
         shard_format.write(temp, ids, features, dtype)
-    except (
-        RuntimeError,
-        OSError,
-    ) as error:  # h5py's word for a failed close; errno is in the text
+    except (RuntimeError, OSError) as error:  # the first is h5py's word for a failed close; errno is in the text
         number = _ERRNO.search(str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
 
@@ -123,37 +313,3 @@ def verify_shard(shard_format: ShardFormat, path: Path, ids: Sequence[str], laye
         views = shard_format.view(path, extents, storage_dtype(layer.dtype))
         if (extents.rows, extents.width) != (len(ids), layer.width) or array_xxh3(views) != layer.xxh3:
             raise OSError(f"the file gives back other values of layer {layer.name}")
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Turn an OSError into one sentence that says what, where and how much space is free.
-
-    Raises:
-        UserError: In its place, where the folder is a file or may not be written.
-        PipelineError: In its place, for any other failure of the disk.
-    """
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UserError(
-            expected=f"a folder to write {target.name} into",
-            found=os.strerror(error.errno) if error.errno else str(error),
-            where=str(target.parent),
-            remedy="choose another folder, or allow writing there",
-        ) from error
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise PipelineError(
-            expected=f"to write {target.name}",
-            found=reason,
-            where=str(target.parent),
-            remedy=f"{_free(target.parent)}; make room or allow writing there and run again: what is committed stays",
-        ) from error
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{size(free_disk(folder))} are free"
-    except OSError:
-        return "the free space is unknown"

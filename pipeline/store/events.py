@@ -18,9 +18,11 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.store.holder import Holder
-from pipeline.store.layout import EVENTS, event_files
-from pipeline.store.locks import open_locked
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.leases import Holder
+from pipeline.storage.locks import open_locked
+from pipeline.storage.open import open_storage
+from pipeline.store.manifest import EVENTS, event_files
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +35,8 @@ class EventLog:
         holder: Whose run it is.
     """
 
-    def __init__(self, root: Path, holder: Holder) -> None:
-        self.path = root / EVENTS / f"{holder.name}.jsonl"
+    def __init__(self, root: Storage, holder: Holder) -> None:
+        self.path = root.here / EVENTS / f"{holder.name}.jsonl"
         self._common = {"worker": holder.name, "host": holder.host, "pid": holder.pid}
         self._file: int | None = None
         self._torn = False
@@ -101,9 +103,9 @@ def read_log(path: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def read_events(root: Path) -> list[Mapping[str, Any]]:
+def read_events(place: Place) -> list[Mapping[str, Any]]:
     """Return the events of all runs on a store, sorted by their writers' clocks."""
-    return sorted((event for path in event_files(root) for event in read_log(path)), key=seconds_of)
+    return sorted((event for path in event_files(open_storage(place)) for event in read_log(path)), key=seconds_of)
 
 
 def seconds_of(event: Mapping[str, Any]) -> float:

@@ -1,7 +1,8 @@
 """Finish a store: check the samples, digest every layer by streaming, write side tables and, last, the manifest.
 
 Where a manifest is there already and the samples change, it first names the new table beside the old one: killed
-between any two steps, the store opens with the one or with the other.
+between any two steps, the store opens with the one or with the other. The manifest is written over the one that was
+seen; where another machine was faster, all is decided anew.
 """
 
 import csv
@@ -9,32 +10,64 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
+from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
 from pipeline.files import dump_signed, file_sha256
-from pipeline.store.digests import content_digest, ids_digest
-from pipeline.store.distant import publish, publish_over
-from pipeline.store.layout import MANIFEST, REJECTED, SAMPLES
-from pipeline.store.manifest import Header, LayerInfo, Manifest, ShardFile, read_manifest
-from pipeline.store.records import committed, missing_layers
+from pipeline.storage.contract import Storage, Stored
+from pipeline.store.commit import committed, missing_layers
+from pipeline.store.manifest import (
+    MANIFEST,
+    REJECTED,
+    SAMPLES,
+    Header,
+    LayerInfo,
+    Manifest,
+    ShardFile,
+    content_digest,
+    ids_digest,
+    read_manifest,
+)
 from pipeline.store.samples import Samples, samples_bytes
-from pipeline.store.sources import first_files, layer_sources, stream_digest
+from pipeline.store.shards import first_files, layer_shards, stream_digest
 
+_ROUNDS = 5
+"""How often the manifest is decided anew because another machine has just written it."""
 _log = logging.getLogger(__name__)
 
 
+class OvertakenError(PipelineError):
+    """Another machine wrote the manifest while this one was about to: look again and decide anew."""
+
+
+def agreed(root: Storage, action: Callable[[Stored | None], Manifest]) -> Manifest:
+    """Do something that ends by writing over the manifest that was seen, again where another machine was faster."""
+    for _ in range(_ROUNDS):
+        try:
+            return action(root.list().get(MANIFEST))
+        except OvertakenError:
+            continue
+    return action(root.list().get(MANIFEST))
+
+
 def finish(
-    root: Path, header: Header, asked: Sequence[str], samples: Samples, provenance: Mapping[str, Any]
+    root: Storage,
+    header: Header,
+    asked: Sequence[str],
+    samples: Samples,
+    provenance: Mapping[str, Any],
+    seen: Stored | None,
 ) -> Manifest:
-    """Write side tables and manifest; the caller holds the store's lock.
+    """Write side tables and manifest in the place of the one that was seen; the caller holds the store's lock.
 
     An existing manifest of the same content is kept as it is, so that two processes may finish one after the other.
+
+    Raises:
+        OvertakenError: Another machine has written the manifest since.
     """
     done = committed(root, header)
     _require_complete(root, header, done, asked)
@@ -57,29 +90,29 @@ def finish(
         rejected=_sha256(rejected),
         provenance={"created": datetime.now(UTC).isoformat(timespec="seconds"), **provenance},
     )
-    _put_samples(root, old, table)
-    put_if_changed(root / REJECTED, rejected)
+    seen = _put_samples(root, old, table, seen)
+    put_if_changed(root, REJECTED, rejected)
     if old is not None and replace(old, provenance=manifest.provenance) == manifest:
         return old
-    publish_over(root / MANIFEST, dump_signed(manifest.to_json()))
+    _put_manifest(root, manifest, seen)
     return manifest
 
 
-def refresh(root: Path, header: Header, samples: Samples) -> Manifest:
+def refresh(root: Storage, header: Header, samples: Samples, seen: Stored | None) -> Manifest:
     """Rewrite samples.parquet and the manifest's digest of it; the caller holds the store's lock."""
-    if not (root / MANIFEST).exists():
+    if seen is None:
         raise UnfinishedStoreError(len(committed(root, header)), header.shards, str(root))
     old = read_manifest(root)
     _checked_ids(root, old.header, old.shards, samples)
     table = samples_bytes(samples)
     manifest = replace(old, samples=_sha256(table), next_samples="")
-    _put_samples(root, old, table)
+    seen = _put_samples(root, old, table, seen)
     if manifest != old:
-        publish_over(root / MANIFEST, dump_signed(manifest.to_json()))
+        _put_manifest(root, manifest, seen)
     return manifest
 
 
-def old_manifest(root: Path) -> Manifest | None:
+def old_manifest(root: Storage) -> Manifest | None:
     """Return the manifest of an earlier run; None if there is none or it is damaged (the log says so)."""
     try:
         return read_manifest(root)
@@ -99,19 +132,38 @@ def rejected_bytes(files: Iterable[ShardFile]) -> bytes:
     return text.getvalue().encode()
 
 
-def put_if_changed(path: Path, data: bytes) -> None:
+def put_if_changed(root: Storage, name: str, data: bytes) -> None:
     """Write a small file atomically unless it holds these bytes already."""
-    if not path.is_file() or path.read_bytes() != data:
-        publish(path, data)
+    if _found_sha256(root, name) != _sha256(data):
+        root.put(name, data)
 
 
-def _put_samples(root: Path, old: Manifest | None, table: bytes) -> None:
+def _put_samples(root: Storage, old: Manifest | None, table: bytes, seen: Stored | None) -> Stored | None:
+    """Write the samples' table, named by the manifest before that; return the manifest that is there then."""
     if old is not None and _sha256(table) not in (old.samples, old.next_samples):
-        path = root / SAMPLES
-        found = file_sha256(path) if path.is_file() else ""
+        found = _found_sha256(root, SAMPLES)
         now = found if found == old.next_samples and found else old.samples
-        publish_over(root / MANIFEST, dump_signed(replace(old, samples=now, next_samples=_sha256(table)).to_json()))
-    put_if_changed(root / SAMPLES, table)
+        _put_manifest(root, replace(old, samples=now, next_samples=_sha256(table)), seen)
+        seen = root.stat(MANIFEST)
+    put_if_changed(root, SAMPLES, table)
+    return seen
+
+
+def _put_manifest(root: Storage, manifest: Manifest, seen: Stored | None) -> None:
+    if not root.put_over(MANIFEST, dump_signed(manifest.to_json()), seen):
+        raise OvertakenError(
+            expected=f"{MANIFEST} as it was last read",
+            found="another one, time and again",
+            where=str(root),
+            remedy="run again when no other machine finishes this store",
+        )
+
+
+def _found_sha256(root: Storage, name: str) -> str:
+    try:
+        return file_sha256(root.file(name))
+    except FileNotFoundError:
+        return ""
 
 
 def _sha256(data: bytes) -> str:
@@ -119,7 +171,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _require_complete(
-    root: Path, header: Header, done: Mapping[int, Sequence[ShardFile]], asked: Sequence[str]
+    root: Storage, header: Header, done: Mapping[int, Sequence[ShardFile]], asked: Sequence[str]
 ) -> None:
     complete = sum(bool(files) and not missing_layers(files, asked) for files in done.values())
     if complete < header.shards:
@@ -145,7 +197,7 @@ def _needed(files: Sequence[ShardFile], names: Sequence[str]) -> list[ShardFile]
     return needed
 
 
-def _checked_ids(root: Path, header: Header, files: Sequence[ShardFile], samples: Samples) -> list[str]:
+def _checked_ids(root: Storage, header: Header, files: Sequence[ShardFile], samples: Samples) -> list[str]:
     names = samples.sample_id
     if len(names) != header.items or len(set(names)) != header.items:
         found = f"{len(names)} samples, {len(set(names))} of them different"
@@ -166,22 +218,22 @@ def _checked_ids(root: Path, header: Header, files: Sequence[ShardFile], samples
 
 
 def _layers(
-    root: Path, files: Sequence[ShardFile], names: Sequence[str], old: Manifest | None
+    root: Storage, files: Sequence[ShardFile], names: Sequence[str], old: Manifest | None
 ) -> tuple[LayerInfo, ...]:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return tuple(pool.map(lambda name: _layer(root, files, name, old), names))
 
 
-def _layer(root: Path, files: Sequence[ShardFile], name: str, old: Manifest | None) -> LayerInfo:
-    sources = layer_sources(files, name)
+def _layer(root: Storage, files: Sequence[ShardFile], name: str, old: Manifest | None) -> LayerInfo:
+    shards = layer_shards(files, name)
     known = next((layer for layer in old.layers if layer.name == name), None) if old else None
-    if known is not None and old is not None and layer_sources(old.shards, name) == sources:
+    if known is not None and old is not None and layer_shards(old.shards, name) == shards:
         return known
-    kinds = {(source.layer.width, source.layer.dtype) for source in sources}
+    kinds = {(shard.layer.width, shard.layer.dtype) for shard in shards}
     if len(kinds) > 1:
         widths = ", ".join(f"{width} {dtype}" for width, dtype in sorted(kinds))
         raise UserError(expected=f"layer {name} of one width", found=widths, where=str(root))
     width, dtype = kinds.pop()
-    nonfinite = sum(source.layer.nonfinite for source in sources)
-    digest = stream_digest(root, sources)
+    nonfinite = sum(shard.layer.nonfinite for shard in shards)
+    digest = stream_digest(root, shards)
     return LayerInfo(name=name, width=width, dtype=dtype, digest=digest, nonfinite=nonfinite)

@@ -1,45 +1,18 @@
-"""What is in a store and how far it has come: the functions behind `pipeline store ...`, which return data."""
+"""What is in a store, what takes the space, and why two differ; as data."""
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from pipeline.remote.binding import address
-from pipeline.store.convert import convert
-from pipeline.store.distant import sizes_of
-from pipeline.store.dtypes import storage_dtype
-from pipeline.store.events import read_events
-from pipeline.store.garbage import garbage, gc
-from pipeline.store.ingest import IngestConfig, ingest
-from pipeline.store.layout import CLASSES, HEADER, event_files, own_files, shard_index
+from pipeline.storage.contract import Place
+from pipeline.storage.open import open_storage
+from pipeline.store.cleaning import own_files
+from pipeline.store.formats.base import storage_dtype
+from pipeline.store.manifest import CLASSES, HEADER, event_files, is_record, shard_index
 from pipeline.store.reader import FeatureStore
-from pipeline.store.replace import replace_store
-from pipeline.store.status import ShardStatus, Summary, WorkerStatus, status, summary
-from pipeline.store.verify import Problem, verify
-
-__all__ = [
-    "IngestConfig",
-    "Problem",
-    "ShardStatus",
-    "Summary",
-    "WorkerStatus",
-    "convert",
-    "diff",
-    "du",
-    "garbage",
-    "gc",
-    "ingest",
-    "ls",
-    "read_events",
-    "replace_store",
-    "status",
-    "summary",
-    "verify",
-]
 
 
-def ls(path: Path) -> dict[str, Any]:
+def ls(place: Place) -> dict[str, Any]:
     """Return what a finished store holds, as JSON data.
 
     Keys: path, rows, items, rejected, layers [{name, width, dtype, digest, nonfinite}], key, key_digest,
@@ -49,10 +22,11 @@ def ls(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The folder is no store, unfinished or damaged.
     """
-    store = FeatureStore.open(path)
+    root = open_storage(place)
+    store, nested = FeatureStore.open(root), root / CLASSES
     manifest = store.manifest
     return {
-        "path": address(path),
+        "path": str(root),
         "rows": store.rows,
         "items": manifest.header.items,
         "rejected": manifest.header.items - store.rows,
@@ -67,23 +41,22 @@ def ls(path: Path) -> dict[str, Any]:
         "format": manifest.header.file_format,
         "splits": dict(sorted(Counter(store.samples.split).items())),
         "provenance": dict(manifest.provenance),
-        "classes": ls(path / CLASSES) if (path / CLASSES / HEADER).exists() else None,
+        "classes": ls(nested) if HEADER in nested.list() else None,
     }
 
 
-def du(path: Path) -> dict[str, int]:
-    """Return bytes on the disk: "total", "shards", "tables" (all that is no shard), and what is in those.
+def du(place: Place) -> dict[str, int]:
+    """Return bytes that are stored: "total", "shards", "tables" (all that is no shard), and what is in those.
 
     "events" are the logs of the runs that made the store, "layer:<name>" the values of each layer.
 
     Raises:
         UserError: The folder is no store, unfinished or damaged.
     """
-    store = FeatureStore.open(path)
-    sizes = sizes_of(path, own_files(path))
-    shards = sum(
-        size for name, size in sizes.items() if name.endswith((".h5", ".parquet")) and shard_index(name) is not None
-    )
+    store = FeatureStore.open(place)
+    there = store.root.list()
+    sizes = {name: there[name].size for name in own_files(store.root)}
+    shards = sum(size for name, size in sizes.items() if shard_index(name) is not None and not is_record(name))
     layers = {
         f"layer:{layer.name}": sum(
             file.rows * part.width * storage_dtype(part.dtype).itemsize
@@ -93,12 +66,12 @@ def du(path: Path) -> dict[str, int]:
         )
         for layer in store.layers
     }
-    events = sum(file.stat().st_size for file in event_files(path))
+    events = sum(file.stat().st_size for file in event_files(store.root))
     total = sum(sizes.values()) + events
     return {"total": total, "shards": shards, "tables": total - shards, "events": events, **layers}
 
 
-def diff(first: Path, second: Path) -> list[str]:
+def diff(first: Place, second: Place) -> list[str]:
     """Return in sentences why two finished stores differ; empty if ids, values and keys are the same.
 
     Raises:

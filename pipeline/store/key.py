@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.files import json_digest
-from pipeline.store.dtypes import storage_dtype
+from pipeline.store.formats.base import storage_dtype
 
 FORMAT = 1
 """Version of the store's layout and of what the key means."""

@@ -1,18 +1,115 @@
-"""What a store says about itself: header (first), a record for each committed file, manifest (last).
+"""What a store says about itself, and the names of its files: header (first), a record a shard file, manifest (last).
 
-All are frozen, go to JSON by `to_json` and come back by `from_json`; `pipeline.store.digests` signs the text.
+All are frozen, go to JSON by `to_json` and come back by `from_json`; `pipeline.files` signs the text.
 """
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import DamagedStoreError, UserError
-from pipeline.files import load_signed
-from pipeline.store.formats.table import file_format
+from pipeline.files import canonical, json_digest, load_signed
+from pipeline.storage.contract import Content, Storage
+from pipeline.storage.leases import Thing, leased_thing
+from pipeline.storage.local import is_temp
+from pipeline.store.formats import file_format
 from pipeline.store.key import FORMAT, FeatureKey
-from pipeline.store.layout import HEADER, MANIFEST
+
+HEADER = "store.json"
+MANIFEST = "manifest.json"
+SAMPLES = "samples.parquet"
+REJECTED = "rejected.csv"
+CLASSES = "classes"
+EVENTS = ".events"
+
+_STEM = re.compile(r"(\d{5,})-[0-9a-f]{8}")
+_SHARD = re.compile(rf"{_STEM.pattern}\.(?:h5|parquet)")
+_RECORD = re.compile(rf"{_STEM.pattern}\.json")
+_LOCK = re.compile(r"\.(?:store|gc|\d{5,})\.lock")
+_EVENTS = re.compile(r"[\w-]+\.jsonl")
+_BLOCK_IDS = 1 << 16
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def stem(index: int, layers: Sequence[str]) -> str:
+    """Return the file name, without its ending, of a shard that holds these layers."""
+    return f"{index:05d}-{hashlib.sha256(canonical(list(layers))).hexdigest()[:8]}"
+
+
+def record_of(name: str) -> str:
+    """Return the name of the commit record of a shard file."""
+    return PurePath(name).with_suffix(".json").name
+
+
+def shard_index(name: str) -> int | None:
+    """Return the index of a shard file or commit record, None for any other name."""
+    match = _SHARD.fullmatch(name) or _RECORD.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_record(name: str) -> bool:
+    """Say whether a name is a commit record's."""
+    return _RECORD.fullmatch(name) is not None
+
+
+def temp_of(name: str) -> Thing:
+    """Return what a temp file belongs to: the shard's index, or "store"."""
+    index = shard_index(name[1:].rsplit(".", 2)[0])
+    return "store" if index is None else index
+
+
+def is_lock(name: str) -> bool:
+    """Say whether a name is a lock file's."""
+    return _LOCK.fullmatch(name) is not None
+
+
+def is_own(name: str) -> bool:
+    """Say whether a store would give a file this name."""
+    fixed = name in (HEADER, MANIFEST, SAMPLES, REJECTED)
+    return fixed or shard_index(name) is not None or is_passing(name)
+
+
+def is_passing(name: str) -> bool:
+    """Say whether a name is that of a temp, lock or lease file."""
+    return is_temp(name) or is_lock(name) or leased_thing(name) is not None
+
+
+def event_files(root: Storage) -> list[Path]:
+    """Return the event logs of the runs on this machine, sorted; they are no part of what a store holds."""
+    folder = root.here / EVENTS
+    if not folder.is_dir() or folder.is_symlink():
+        return []
+    return sorted(path for path in folder.iterdir() if _EVENTS.fullmatch(path.name) and not path.is_symlink())
+
+
+# ---- digests ---------------------------------------------------------------------------------------------------------
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """Return the sha256 over N ids in order, each with a NUL after it (no id holds one)."""
+    digest = hashlib.sha256()
+    for start in range(0, len(ids), _BLOCK_IDS):
+        digest.update(("\0".join(ids[start : start + _BLOCK_IDS]) + "\0").encode())
+    return digest.hexdigest()
+
+
+def content_digest(rows: int, ids: str, layers: Iterable[tuple[str, int, str, str]]) -> str:
+    """Combine what a store holds into one digest.
+
+    Args:
+        rows: N.
+        ids: Digest of the N ids.
+        layers: (name, width, dtype, sha256 over the N × D values in order) of each layer, in any order.
+    """
+    return json_digest({"rows": rows, "ids": ids, "layers": sorted([list(layer) for layer in layers])})
+
+
+# ---- header, records, manifest ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +206,11 @@ class ShardFile:
     sha256: str
     rejected: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def content(self) -> Content:
+        """Return what the file must be."""
+        return Content(self.sha256, self.bytes)
+
     def layer(self, name: str) -> ShardLayer | None:
         """Return one of the file's layers, None if it is not in it."""
         return next((layer for layer in self.layers if layer.name == name), None)
@@ -200,40 +302,42 @@ class Manifest:
         )
 
 
-def read_header(root: Path) -> Header:
+def read_header(root: Storage) -> Header:
     """Read and check a store's header.
 
     Raises:
+        FileNotFoundError: There is none.
         DamagedStoreError: It is not what was written.
         UserError: It is of another version of the format.
     """
-    return Header.from_json(_read(root / HEADER))
+    return Header.from_json(_read(root, HEADER))
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Storage) -> Manifest:
     """Read and check a store's manifest; errors as for `read_header`."""
-    return Manifest.from_json(_read(root / MANIFEST))
+    return Manifest.from_json(_read(root, MANIFEST))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    data = load_signed(path)
+def read_record(root: Storage, name: str) -> ShardFile:
+    """Read and check a commit record.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedStoreError: It is not what was written.
+    """
+    record = ShardFile.from_json(load_signed(root.get(name), name, str(root)))
+    if record_of(record.name) != name:
+        raise DamagedStoreError(name, "the record of its own shard file", record.name, str(root))
+    return record
+
+
+def _read(root: Storage, name: str) -> dict[str, Any]:
+    data = load_signed(root.get(name), name, str(root))
     if data.get("format") != FORMAT:
         raise UserError(
             expected=f"a feature store of format {FORMAT}",
             found=f"format {data.get('format')!r}",
-            where=str(path),
+            where=str(root / name),
             remedy="extract again with this version (another --out, or --replace)",
         )
     return data
-
-
-def read_record(path: Path) -> ShardFile:
-    """Read and check a commit record.
-
-    Raises:
-        DamagedStoreError: It is not what was written.
-    """
-    record = ShardFile.from_json(load_signed(path))
-    if Path(record.name).stem != path.stem:
-        raise DamagedStoreError(path.name, "the record of its own shard file", record.name, str(path.parent))
-    return record

@@ -1,34 +1,30 @@
 """Read a finished feature store: one layer without touching the others, every first read verified.
 
-    store = FeatureStore.open(Path("data/1_features/flickr8k/timm-vit"))
+    store = FeatureStore.open("data/1_features/flickr8k/timm-vit")        # or s3://bucket/…
     features = store.read("output")                        # torch tensor [N, D]
     for rows, batch in store.batches("output", 32768, shuffle=True, seed=0): ...
 
-A store pickles as its path and manifest: each worker opens the files by itself.
+A store pickles as its address and manifest: each worker opens the files by itself.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedStoreError, UnknownNameError
-from pipeline.remote.binding import local_path
-from pipeline.store.batches import gather, row_batches
-from pipeline.store.digests import ids_digest
-from pipeline.store.dtypes import storage_dtype
-from pipeline.store.formats.base import Features
+from pipeline.errors import DamagedStoreError, UnknownNameError, UserError
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.open import open_storage
+from pipeline.store.formats.base import Features, storage_dtype
 from pipeline.store.key import FeatureKey
-from pipeline.store.layout import SAMPLES
-from pipeline.store.manifest import LayerInfo, Manifest
+from pipeline.store.manifest import SAMPLES, LayerInfo, Manifest, ids_digest
 from pipeline.store.opening import whole_manifest
 from pipeline.store.samples import Samples, read_samples
-from pipeline.store.sources import Source, bring_sources, first_files, layer_sources, read_source, view_source
+from pipeline.store.shards import LayerShard, fetch_shards, first_files, layer_shards, read_shard, view_shard
 
 if TYPE_CHECKING:
     import torch
@@ -40,32 +36,32 @@ class FeatureStore:
     """A finished store. Use `FeatureStore.open`.
 
     Args:
-        path: The store's folder.
+        root: Where it lies.
         manifest: Its manifest.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, root: Storage, manifest: Manifest) -> None:
+        self.root = root
         self.manifest = manifest
         self._verified: set[tuple[str, str]] = set()
         self._staged: dict[str, Features] = {}
 
     @classmethod
-    def open(cls, path: Path | str) -> "FeatureStore":
+    def open(cls, place: Place) -> "FeatureStore":
         """Open a store: check the manifest, the side tables, and that every file is there with its size.
 
-        A URL, such as `s3://bucket/store`, is opened through the cache: see `pipeline.store.distant`.
+        Of a store in an object store only this is fetched; a shard file is when a layer in it is first read.
 
         Raises:
             UserError: No such folder, or a folder that is no store.
             UnfinishedStoreError: Not all shards are committed.
             DamagedStoreError: The manifest, samples.parquet or a file is not what was committed.
         """
-        root = local_path(path)
+        root = open_storage(place)
         return cls(root, whole_manifest(root))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "manifest": self.manifest, "_verified": self._verified, "_staged": {}}
+        return {"root": self.root, "manifest": self.manifest, "_verified": self._verified, "_staged": {}}
 
     @property
     def key(self) -> FeatureKey:
@@ -100,11 +96,11 @@ class FeatureStore:
             DamagedStoreError: They are not those of the committed rows.
         """
         rejected = {name for file in first_files(self.manifest.shards) for name, _ in file.rejected}
-        table = read_samples(self.path / SAMPLES)
+        table = read_samples(self.root.file(SAMPLES))
         if rejected:
             table = table.take(row for row, name in enumerate(table.sample_id) if name not in rejected)
         if ids_digest(table.sample_id) != self.manifest.ids:
-            raise DamagedStoreError(SAMPLES, "the ids of the committed rows", "other ids", str(self.path))
+            raise DamagedStoreError(SAMPLES, "the ids of the committed rows", "other ids", str(self.root))
         return table
 
     @property
@@ -121,7 +117,7 @@ class FeatureStore:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise UnknownNameError("layer", name, [layer.name for layer in self.layers], str(self.path))
+        raise UnknownNameError("layer", name, [layer.name for layer in self.layers], str(self.root))
 
     def numpy(self, layer: str) -> Features:
         """Read a layer as a new array [N, D] in its own dtype; bfloat16 comes as its bits in uint16.
@@ -131,14 +127,14 @@ class FeatureStore:
         """
         info = self.layer(layer)
         out = np.empty((self.rows, info.width), storage_dtype(info.dtype).numpy)
-        sources = self._sources(layer)
-        stops = np.cumsum([source.rows for source in sources])
-        bring_sources(self.path, sources)
-        parts = [out[stop - source.rows : stop] for source, stop in zip(sources, stops, strict=True)]
+        shards = self._shards(layer)
+        stops = np.cumsum([shard.rows for shard in shards])
+        fetch_shards(self.root, shards)
+        parts = [out[stop - shard.rows : stop] for shard, stop in zip(shards, stops, strict=True)]
         with ThreadPoolExecutor(_READERS) as pool:
-            for _ in pool.map(lambda source, part: read_source(self.path, source, part), sources, parts):
+            for _ in pool.map(lambda shard, part: read_shard(self.root, shard, part), shards, parts):
                 pass
-        self._verified.update((source.file, layer) for source in sources)
+        self._verified.update((shard.file, layer) for shard in shards)
         return out
 
     def read(self, layer: str, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
@@ -158,9 +154,9 @@ class FeatureStore:
             DamagedStoreError: A shard is not what was committed.
         """
         self.layer(layer)
-        sources = self._sources(layer)
-        bring_sources(self.path, sources)
-        return [view for source in sources for view in self._view(source)]
+        shards = self._shards(layer)
+        fetch_shards(self.root, shards)
+        return [view for shard in shards for view in self._view(shard)]
 
     def gather(
         self, layer: str, rows: NDArray[np.int64], dtype: "torch.dtype | None" = None, *, keep: bool = True
@@ -204,26 +200,26 @@ class FeatureStore:
         """Forget the layers that `gather` and `batches` keep in memory."""
         self._staged.clear()
 
-    def _sources(self, layer: str) -> tuple[Source, ...]:
-        return layer_sources(self.manifest.shards, layer)
+    def _shards(self, layer: str) -> tuple[LayerShard, ...]:
+        return layer_shards(self.manifest.shards, layer)
 
-    def _view(self, source: Source) -> list[Features]:
-        known = (source.file, source.layer.name)
-        views = view_source(self.path, source, verify=known not in self._verified)
+    def _view(self, shard: LayerShard) -> list[Features]:
+        known = (shard.file, shard.layer.name)
+        views = view_shard(self.root, shard, verify=known not in self._verified)
         self._verified.add(known)
         return views
 
     def _gather_mapped(self, layer: str, info: LayerInfo, rows: NDArray[np.int64]) -> Features:
         """Open (and, the first time, verify) only the shards that hold some of the rows: others may read the rest."""
-        sources = self._sources(layer)
-        starts = np.cumsum([0, *(source.rows for source in sources)])
+        shards = self._shards(layer)
+        starts = np.cumsum([0, *(shard.rows for shard in shards)])
         which = np.searchsorted(starts, rows, side="right") - 1
         touched = np.unique(which)
         if not len(touched):
             return np.empty((0, info.width), storage_dtype(info.dtype).numpy)
-        counts = [sources[index].rows for index in touched]
+        counts = [shards[index].rows for index in touched]
         first = np.cumsum([0, *counts[:-1]])[np.searchsorted(touched, which)]
-        views = [view for index in touched for view in self._view(sources[index])]
+        views = [view for index in touched for view in self._view(shards[index])]
         return gather(views, rows - starts[which] + first)
 
     def _stage(self, layer: str) -> list[Features]:
@@ -244,6 +240,35 @@ class FeatureStore:
         else:
             tensor = torch.from_numpy(values)
         return tensor if dtype is None else tensor.to(dtype)
+
+
+def row_batches(
+    rows: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool
+) -> Iterator[NDArray[np.int64]]:
+    """Yield row numbers [B] that cover 0..N-1 once.
+
+    Raises:
+        UserError: The batch size is not positive.
+    """
+    if batch_size < 1:
+        raise UserError(expected="a batch size of 1 or more", found=str(batch_size))
+    order = np.random.default_rng(seed).permutation(rows) if shuffle else np.arange(rows)
+    stop = rows - rows % batch_size if drop_last else rows
+    for start in range(0, stop, batch_size):
+        yield order[start : min(stop, start + batch_size)].astype(np.int64, copy=False)
+
+
+def gather(parts: Sequence[Features], rows: NDArray[np.int64]) -> Features:
+    """Copy rows [B] out of consecutive parts [n, D] of a layer into a new array [B, D]."""
+    if len(parts) == 1:
+        return parts[0][rows]
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    which = np.searchsorted(starts, rows, side="right") - 1
+    out = np.empty((len(rows), parts[0].shape[1]), parts[0].dtype)
+    for part in np.unique(which):
+        chosen = which == part
+        out[chosen] = parts[part][rows[chosen] - starts[part]]
+    return out
 
 
 def _free_memory() -> int:

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.store.distant import leased_there, pull_tables
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.leases import Sighting, lock_name, sightings, this_process
+from pipeline.storage.locks import is_locked
+from pipeline.storage.open import open_storage
+from pipeline.store.commit import committed, missing_layers
 from pipeline.store.events import read_log, seconds_of
-from pipeline.store.holder import this_process
-from pipeline.store.layout import HEADER, MANIFEST, event_files, lock_name
-from pipeline.store.lease_files import Sighting, sightings
-from pipeline.store.locks import is_locked
-from pipeline.store.manifest import ShardFile, read_header
-from pipeline.store.records import committed, missing_layers
-from pipeline.store.sources import first_files
+from pipeline.store.manifest import HEADER, MANIFEST, ShardFile, event_files, read_header
+from pipeline.store.shards import first_files
 
 _WINDOW = 300.0
 """Seconds that the rate is taken over, or three shards where they take longer."""
@@ -81,7 +80,7 @@ class Summary:
     workers: Sequence[WorkerStatus]
 
 
-def status(path: Path) -> list[ShardStatus]:
+def status(place: Place) -> list[ShardStatus]:
     """Return the state of every shard of a store, finished or not.
 
     A shard is done if it has every layer that any shard has or that a living worker was asked for; leased if a living
@@ -90,18 +89,21 @@ def status(path: Path) -> list[ShardStatus]:
     Raises:
         UserError: The folder is no store.
     """
-    return _shards(path, _committed(path), _workers(path, sightings(path)))
+    root = open_storage(place)
+    files, leases = _committed(root), sightings(root.slots())
+    return _shards(root, files, leases, _workers(root, leases))
 
 
-def summary(path: Path) -> Summary:
+def summary(place: Place) -> Summary:
     """Return how far a store is, how fast it grows, who works on it, and what failed or was left out.
 
     Raises:
         UserError: The folder is no store.
     """
-    files = _committed(path)
-    runs = _workers(path, sightings(path))
-    shards = _shards(path, files, runs)
+    root = open_storage(place)
+    files, leases = _committed(root), sightings(root.slots())
+    runs = _workers(root, leases)
+    shards = _shards(root, files, leases, runs)
     counts = Counter(shard.state for shard in shards)
     done = sum(shard.stop - shard.start for shard in shards if shard.state == "done")
     rate, items = _rate(runs), shards[-1].stop
@@ -115,7 +117,7 @@ def summary(path: Path) -> Summary:
         done_items=done,
         rate=rate,
         eta=(items - done) / rate if rate else None,
-        finished=(path / MANIFEST).exists() and done == items,
+        finished=root.stat(MANIFEST) is not None and done == items,
         rejected=dict(Counter(reason for file in first_files(records) for _, reason in file.rejected).most_common()),
         failures=dict(Counter(run.failure for run in runs if run.failure).most_common()),
         workers=[run.status for run in runs],
@@ -137,17 +139,16 @@ class _Run:
         return str(last.get("reason", "")) if last["event"] == "failed" else ""
 
 
-def _committed(path: Path) -> dict[int, list[ShardFile]]:
-    pull_tables(path)
-    if not (path / HEADER).is_file():
-        raise UserError(expected="a feature store", found="no store.json", where=str(path))
-    return committed(path, read_header(path))
+def _committed(root: Storage) -> dict[int, list[ShardFile]]:
+    if HEADER not in root.list():
+        raise UserError(expected="a feature store", found="no store.json", where=str(root))
+    return committed(root, read_header(root))
 
 
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
 
-def _workers(root: Path, leases: Sequence[Sighting]) -> list[_Run]:
+def _workers(root: Storage, leases: Sequence[Sighting]) -> list[_Run]:
     kernel = this_process().kernel
     found = []
     for path in event_files(root):
@@ -174,7 +175,7 @@ def _worker(path: Path, events: Sequence[Mapping[str, Any]], leases: Sequence[Si
         state=state,
         since=first["time"],
         shards=sum(event["event"] == "committed" for event in events),
-        at=tuple(sorted(seen.what for seen in held if isinstance(seen.what, int))),
+        at=tuple(sorted(seen.thing for seen in held if isinstance(seen.thing, int))),
     )
 
 
@@ -193,20 +194,22 @@ def _rate(runs: Sequence[_Run]) -> float | None:
 # ---- shards ----------------------------------------------------------------------------------------------------------
 
 
-def _shards(path: Path, files: Mapping[int, Sequence[ShardFile]], runs: Sequence[_Run]) -> list[ShardStatus]:
-    header = read_header(path)
+def _shards(
+    root: Storage, files: Mapping[int, Sequence[ShardFile]], leases: Sequence[Sighting], runs: Sequence[_Run]
+) -> list[ShardStatus]:
+    header = read_header(root)
     stored = [layer.name for own in files.values() for file in own for layer in file.layers]
     asked = [str(name) for run in runs if run.alive for name in run.events[0].get("layers", ())]
     names = tuple(dict.fromkeys([*stored, *asked]))
-    holders = {seen.what: seen for seen in sightings(path) if not seen.dead}
+    holders = {seen.thing: seen for seen in leases if not seen.dead}
     return [
-        _shard(path, index, header.span(index), files.get(index, []), names, holders.get(index))
+        _shard(root, index, header.span(index), files.get(index, []), names, holders.get(index))
         for index in range(header.shards)
     ]
 
 
 def _shard(
-    root: Path,
+    root: Storage,
     index: int,
     span: tuple[int, int],
     files: Sequence[ShardFile],
@@ -217,8 +220,8 @@ def _shard(
     held = tuple(name for name in names if name not in missing)
     state = "done" if files and not missing else "missing"
     record = seen.record if seen else None
-    near = seen and record and seen.silent <= _SILENT * record.seconds
-    if is_locked(root / lock_name(index)) or near or leased_there(root, index):
+    alive = seen is not None and seen.silent <= _SILENT * (record.seconds if record else 0.0)
+    if is_locked(root.here / lock_name(index)) or alive:
         return ShardStatus(
             index, *span, "leased", held, record.holder.name if record else None, record.since if record else None
         )

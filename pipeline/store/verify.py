@@ -6,20 +6,33 @@ Deep: besides, sha256 of every shard file and side table, ids and xxh3 of each (
 content digest, and that the samples are those of the rows. Any flipped byte is found.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import DamagedStoreError, PipelineError, UserError
 from pipeline.files import file_sha256
-from pipeline.store.digests import content_digest, ids_digest
-from pipeline.store.distant import bring_shards, pull_records
-from pipeline.store.formats.table import file_format
-from pipeline.store.layout import CLASSES, HEADER, MANIFEST, REJECTED, SAMPLES
-from pipeline.store.manifest import Manifest, ShardFile, read_header, read_manifest, read_record
+from pipeline.storage.contract import Place, Storage, Stored
+from pipeline.storage.open import open_storage
+from pipeline.store.commit import file_problem
+from pipeline.store.formats import FORMATS
+from pipeline.store.manifest import (
+    CLASSES,
+    HEADER,
+    MANIFEST,
+    REJECTED,
+    SAMPLES,
+    Manifest,
+    ShardFile,
+    content_digest,
+    ids_digest,
+    read_header,
+    read_manifest,
+    read_record,
+    record_of,
+)
 from pipeline.store.opening import require_finished
 from pipeline.store.reader import FeatureStore
-from pipeline.store.records import file_problem
-from pipeline.store.sources import layer_sources, stream_digest
+from pipeline.store.shards import layer_shards, stream_digest
 
 
 @dataclass(frozen=True)
@@ -30,37 +43,37 @@ class Problem:
     sentence: str
 
 
-def verify(path: Path, *, deep: bool = False) -> list[Problem]:
+def verify(place: Place, *, deep: bool = False) -> list[Problem]:
     """Return what is wrong with a store and the store of class prompts inside it; empty if nothing is.
 
     Raises:
         UserError: The folder is no store.
         UnfinishedStoreError: The store is not finished.
     """
-    require_finished(path)
-    problems = _verify_one(path, deep)
-    nested = path / CLASSES
-    if (nested / HEADER).exists():
+    root = open_storage(place)
+    problems = _verify_one(root, require_finished(root), deep)
+    nested = root / CLASSES
+    if HEADER in nested.list():
         problems += [Problem(f"{CLASSES}/{each.file}", each.sentence) for each in _verify_nested(nested, deep)]
     return problems
 
 
-def _verify_nested(path: Path, deep: bool) -> list[Problem]:
+def _verify_nested(root: Storage, deep: bool) -> list[Problem]:
     try:
-        return verify(path, deep=deep)
+        return verify(root, deep=deep)
     except PipelineError as error:
         return [Problem(MANIFEST, error.sentence())]
 
 
-def _verify_one(root: Path, deep: bool) -> list[Problem]:
+def _verify_one(root: Storage, there: Mapping[str, Stored], deep: bool) -> list[Problem]:
     try:
         manifest = read_manifest(root)
     except UserError as error:
         return [_problem(MANIFEST, error)]
-    pull_records(root)
+    root.fetch(record_of(shard.name) for shard in manifest.shards)
     problems = _check_header(root, manifest)
-    for record in manifest.shards:
-        found = _check_shard(root, record) or (_check_deeply(root, record) if deep else [])
+    for shard in manifest.shards:
+        found = _check_shard(root, shard, there) or (_check_deeply(root, shard) if deep else [])
         problems += found
     if deep and not problems:
         problems += _check_content(root, manifest)
@@ -73,7 +86,7 @@ def _problem(file: str, error: PipelineError) -> Problem:
     return Problem(error.name if isinstance(error, DamagedStoreError) else file, error.sentence())
 
 
-def _check_header(root: Path, manifest: Manifest) -> list[Problem]:
+def _check_header(root: Storage, manifest: Manifest) -> list[Problem]:
     try:
         header = read_header(root)
     except FileNotFoundError:
@@ -84,14 +97,14 @@ def _check_header(root: Path, manifest: Manifest) -> list[Problem]:
     return [] if same else [Problem(HEADER, f"{HEADER}: expected the manifest's header, found another")]
 
 
-def _check_shard(root: Path, record: ShardFile) -> list[Problem]:
+def _check_shard(root: Storage, shard: ShardFile, there: Mapping[str, Stored]) -> list[Problem]:
     problems = []
-    problem = file_problem(root, record)
+    problem = file_problem(shard, there)
     if problem:
-        problems.append(Problem(record.name, f"{record.name}: expected {record.bytes} bytes, found {problem}"))
-    name = Path(record.name).with_suffix(".json").name
+        problems.append(Problem(shard.name, f"{shard.name}: expected {shard.bytes} bytes, found {problem}"))
+    name = record_of(shard.name)
     try:
-        if read_record(root / name) != record:
+        if read_record(root, name) != shard:
             problems.append(Problem(name, f"{name}: expected the manifest's record, found another"))
     except FileNotFoundError:
         problems.append(Problem(name, f"{name}: expected a commit record, found no file"))
@@ -100,26 +113,26 @@ def _check_shard(root: Path, record: ShardFile) -> list[Problem]:
     return problems
 
 
-def _check_deeply(root: Path, record: ShardFile) -> list[Problem]:
-    path = root / record.name
+def _check_deeply(root: Storage, shard: ShardFile) -> list[Problem]:
     try:
-        bring_shards(root, [(record.name, record.sha256, record.bytes)], again=True)
+        root.fetch({shard.name: shard.content}, again=True)
+        path = root.file(shard.name, shard.content)
     except DamagedStoreError as error:
-        return [_problem(record.name, error)]
+        return [_problem(shard.name, error)]
     found = file_sha256(path)
-    if found != record.sha256:
-        return [Problem(record.name, f"{record.name}: expected sha256 {record.sha256}, found {found}")]
-    shard_format = next(file_format(name) for name in ("hdf5", "parquet") if file_format(name).suffix == path.suffix)
-    if ids_digest(shard_format.ids(path)) != record.ids:
-        return [Problem(record.name, f"{record.name}: expected the committed ids, found others")]
+    if found != shard.sha256:
+        return [Problem(shard.name, f"{shard.name}: expected sha256 {shard.sha256}, found {found}")]
+    shard_format = next(each for each in FORMATS.values() if each.suffix == path.suffix)
+    if ids_digest(shard_format.ids(path)) != shard.ids:
+        return [Problem(shard.name, f"{shard.name}: expected the committed ids, found others")]
     return []
 
 
-def _check_content(root: Path, manifest: Manifest) -> list[Problem]:
+def _check_content(root: Storage, manifest: Manifest) -> list[Problem]:
     parts = []
     for layer in manifest.layers:
         try:
-            digest = stream_digest(root, layer_sources(manifest.shards, layer.name))
+            digest = stream_digest(root, layer_shards(manifest.shards, layer.name))
         except DamagedStoreError as error:
             return [_problem(error.name, error)]
         if digest != layer.digest:
@@ -130,11 +143,13 @@ def _check_content(root: Path, manifest: Manifest) -> list[Problem]:
     return []
 
 
-def _check_tables(root: Path, manifest: Manifest) -> list[Problem]:
+def _check_tables(root: Storage, manifest: Manifest) -> list[Problem]:
     problems = []
     for name, expected in ((SAMPLES, manifest.samples), (REJECTED, manifest.rejected)):
-        path = root / name
-        found = file_sha256(path) if path.is_file() else "no file"
+        try:
+            found = file_sha256(root.file(name))
+        except FileNotFoundError:
+            found = "no file"
         if found != expected and not (name == SAMPLES and found == manifest.next_samples):
             problems.append(Problem(name, f"{name}: expected sha256 {expected}, found {found}"))
     if not problems:

@@ -12,22 +12,31 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UnknownNameError
 from pipeline.files import dump_signed
-from pipeline.store import atomic
-from pipeline.store.checks import check_layers, check_same_rows, checked_features, checked_ids
-from pipeline.store.commit import commit_file, writing
-from pipeline.store.distant import agreed, leases_of, publish_first, pull_tables
-from pipeline.store.finish import finish, refresh
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.leases import STORE, Lease, Leases, lock_name
+from pipeline.storage.local import writing
+from pipeline.storage.locks import share
+from pipeline.storage.open import open_storage
+from pipeline.store.cleaning import sweep
+from pipeline.store.commit import (
+    PendingShard,
+    check_layers,
+    check_same_rows,
+    checked_features,
+    checked_ids,
+    commit_file,
+    committed,
+    committed_files,
+    missing_layers,
+    pending_shards,
+)
+from pipeline.store.finish import agreed, finish, refresh
 from pipeline.store.formats.base import Features
-from pipeline.store.layout import HEADER, lock_name
-from pipeline.store.leases import Lease, Leases
-from pipeline.store.locks import lock, share
-from pipeline.store.manifest import Header, Manifest, read_header
-from pipeline.store.records import PendingShard, committed, committed_files, missing_layers, pending_shards
+from pipeline.store.manifest import HEADER, MANIFEST, SAMPLES, Header, Manifest, read_header
 from pipeline.store.samples import Samples
 
 _POLL = 0.05
@@ -41,9 +50,9 @@ class StoreWriter:
     As long as a writer lives it shares the lock of store.json: `gc` and `replace_store` leave its store alone.
 
     Args:
-        root: The store's folder; created if it is not there.
+        root: The store's storage, folder or URL; a folder is created if it is not there.
         header: What is to be written. An existing store's shard_rows, file_format and layer_names win.
-        leases: Who hands out shards; files in the store's folder if unsaid.
+        leases: Who hands out shards; the storage's own if unsaid.
 
     Raises:
         KeyMismatchError: The folder holds features of another key; names each field.
@@ -51,15 +60,15 @@ class StoreWriter:
         PipelineError: The folder cannot be written.
     """
 
-    def __init__(self, root: Path, header: Header, leases: Leases | None = None) -> None:
-        self.root = root
-        self._leases = leases or leases_of(root)
-        with writing(root / HEADER):
-            root.mkdir(parents=True, exist_ok=True)
-            with self._alone() if not (root / HEADER).exists() else lock(root / lock_name("store")):
-                self.header, held = _agree(root, header)
+    def __init__(self, root: Place, header: Header, leases: Leases | None = None) -> None:
+        self.root = open_storage(root)
+        self._leases = leases or self.root.leases()
+        with writing(self.root, HEADER):
+            self.root.make()
+            with self._alone() if HEADER not in self.root.list() else self.root.lock(lock_name(STORE)):
+                self.header, held = _agree(self.root, header)
             self._release = weakref.finalize(self, os.close, held)  # while it is held, nobody collects or replaces
-            atomic.sweep(root)
+            sweep(self.root)
         self._asked: tuple[str, ...] = ()
         self._claimed: dict[int, Lease] = {}
 
@@ -82,10 +91,10 @@ class StoreWriter:
         """Try to reserve a shard while it is computed.
 
         Yields True if nobody else holds it and it still lacks a layer of the last `pending` call. What a dead process
-        held can be claimed again (see `pipeline.store.leases`).
+        held can be claimed again (see `pipeline.storage.leases`).
         """
         with ExitStack() as stack:
-            with writing(self.root / lock_name(index)):
+            with writing(self.root, lock_name(index)):
                 lease = self._leases.take(index)
             if lease is None:
                 yield False
@@ -162,8 +171,10 @@ class StoreWriter:
             UserError: The samples are not the ones that were committed.
             DamagedStoreError: A committed file has changed.
         """
-        with writing(self.root / "manifest.json"), self._alone():
-            return agreed(self.root, lambda: finish(self.root, self.header, self._asked, samples, provenance))
+        with writing(self.root, MANIFEST), self._alone():
+            return agreed(
+                self.root, lambda seen: finish(self.root, self.header, self._asked, samples, provenance, seen)
+            )
 
     def refresh_samples(self, samples: Samples) -> Manifest:
         """Rewrite samples.parquet of a finished store whose splits, labels or contents changed; no shard is touched.
@@ -172,8 +183,8 @@ class StoreWriter:
             UnfinishedStoreError: There is no manifest yet.
             UserError: The sample ids are not the ones that were committed.
         """
-        with writing(self.root / "samples.parquet"), self._alone():
-            return agreed(self.root, lambda: refresh(self.root, self.header, samples))
+        with writing(self.root, SAMPLES), self._alone():
+            return agreed(self.root, lambda seen: refresh(self.root, self.header, samples, seen))
 
     def _lacks(self, index: int) -> bool:
         files = committed_files(self.root, self.header, index)
@@ -184,16 +195,15 @@ class StoreWriter:
         if index in self._claimed:
             yield
             return
-        path = self.root / lock_name(index)
         with ExitStack() as stack:
-            with writing(path):
-                stack.enter_context(lock(path))
+            with writing(self.root, lock_name(index)):
+                stack.enter_context(self.root.lock(lock_name(index)))
             yield
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the whole store; waits for whoever does."""
-        while (lease := self._leases.take("store")) is None:
+        while (lease := self._leases.take(STORE)) is None:
             time.sleep(_POLL)
         try:
             yield
@@ -201,12 +211,15 @@ class StoreWriter:
             lease.release()
 
 
-def _agree(root: Path, header: Header) -> tuple[Header, int]:
+def _agree(root: Storage, header: Header) -> tuple[Header, int]:
     """Return the store's header and a descriptor that shares its lock; writes the header if there is none."""
-    pull_tables(root)
-    while (held := share(root / HEADER)) is None:
+    while True:
+        root.fetch([HEADER])
+        held = share(root.here / HEADER)
+        if held is not None:
+            break
         committed(root, header)
-        publish_first(root / HEADER, dump_signed(header.to_json()))
+        root.put_new(HEADER, dump_signed(header.to_json()))
     try:
         return _same_key(root, header), held
     except BaseException:
@@ -214,7 +227,7 @@ def _agree(root: Path, header: Header) -> tuple[Header, int]:
         raise
 
 
-def _same_key(root: Path, header: Header) -> Header:
+def _same_key(root: Storage, header: Header) -> Header:
     existing = read_header(root)
     differences = header.key.differences(existing.key)
     if header.items != existing.items:

@@ -27,7 +27,7 @@ from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_
 from pipeline.files import write_atomically
 from pipeline.projectors.table import read_json
 from pipeline.runtime import resolve_device
-from pipeline.store.side import LayerRef, Rows, Side
+from pipeline.store.views import LayerRef, Rows, Side
 from pipeline.sweep.cells import Cell
 from pipeline.sweep.config import SweepConfig
 

@@ -13,7 +13,7 @@ from pipeline.align.run import REVISION as ALIGN_REVISION
 from pipeline.align.run import side_digest
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 from pipeline.sweep.config import SweepConfig
 
 REVISION = 1

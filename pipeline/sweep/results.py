@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.data import TestPairs
 from pipeline.files import write_atomically
 from pipeline.projectors.table import read_json
-from pipeline.store.side import LayerRef
+from pipeline.store.views import LayerRef
 from pipeline.sweep.bench import Workbench
 from pipeline.sweep.cells import Cell
 

@@ -149,7 +149,7 @@ def test_locked_side_is_evaluated(stores: Stores, tmp_path: Path) -> None:
     opened = run(stores, tmp_path / "run", text_projector="identity", projector="residual_mlp")
     found = evaluate(
         EvaluateConfig(
-            runs=(opened.path,), image=(stores.image,), text=(stores.text,), out=tmp_path / "report", bootstrap=100
+            runs=(opened.folder,), image=(stores.image,), text=(stores.text,), out=tmp_path / "report", bootstrap=100
         )
     )
     assert found["image_retrieval_recall@10"] > 2 * 10 / 40

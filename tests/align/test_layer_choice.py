@@ -16,7 +16,7 @@ from pipeline.metrics.retrieval import retrieval_metrics
 from pipeline.progress import silent
 from pipeline.projectors.base import unit_rows
 from pipeline.projectors.closed_form import InputOptions, fit_closed_form
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 from tests.align.conftest import MakeStores, Stores
 
 N, M = 80, 50

@@ -31,7 +31,7 @@ def config_of(stores: Stores, out: Path, **changes: Any) -> AlignConfig:
 
 
 def history(run: AlignedRun, seed: int) -> list[dict[str, Any]]:
-    lines = (run.path / f"seed-{seed}" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run.folder / f"seed-{seed}" / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -69,7 +69,7 @@ def test_what_was_logged_is_the_history(stores: Stores, tmp_path: Path, name: st
     pytest.importorskip(name)
     run = AlignedRun.open(align(config_of(stores, tmp_path / "run", log_to=name)))
     for entry in run.record["seeds"]:
-        curve, final = READERS[name](run.path / "logs" / name / f"seed-{entry['seed']}")
+        curve, final = READERS[name](run.folder / "logs" / name / f"seed-{entry['seed']}")
         rows = history(run, entry["seed"])
         for ours in ("loss", "lr", "lambda_i2t", "temperature"):
             assert curve(f"train/{ours}") == pytest.approx({row["step"]: row[ours] for row in rows}, rel=1e-6)
@@ -99,9 +99,9 @@ def test_wandb_stays_offline(stores: Stores, tmp_path: Path, monkeypatch: pytest
     run = AlignedRun.open(align(config_of(stores, tmp_path / "run", log_to="wandb", seeds=(1,))))
     wandb.teardown()  # waits for its writing process
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
-    (folder,) = (run.path / "logs/wandb/seed-1/wandb").glob("offline-run-*")
+    (folder,) = (run.folder / "logs/wandb/seed-1/wandb").glob("offline-run-*")
     (file,) = folder.glob("run-*.wandb")
-    digest = json.loads((run.path / "seed-1/seed.json").read_text(encoding="utf-8"))["digest"]
+    digest = json.loads((run.folder / "seed-1/seed.json").read_text(encoding="utf-8"))["digest"]
     assert file.name == f"run-{digest[:16]}.wandb"
     written = file.read_bytes()
     for name in ("train/loss", f"val/{RECALL}", f"final/{RECALL}", "learning_rate"):
@@ -112,7 +112,7 @@ def test_wandb_stays_offline(stores: Stores, tmp_path: Path, monkeypatch: pytest
 def test_a_closed_form_logs_its_ridges(stores: Stores, tmp_path: Path) -> None:
     pytest.importorskip("dvclive")
     run = AlignedRun.open(align(config_of(stores, tmp_path / "run", log_to="dvclive", method="cca", settings={})))
-    curve, final = read_dvclive_of_cca(run.path / "logs/dvclive/seed-1")
+    curve, final = read_dvclive_of_cca(run.folder / "logs/dvclive/seed-1")
     ridges = [row["ridge"] for row in history(run, 1)]
     assert list(curve.values()) == ridges
     assert final["steps"] == 0
@@ -148,10 +148,12 @@ def test_logging_changes_no_result(stores: Stores, tmp_path: Path, kept: Kept) -
     logged = AlignedRun.open(align(config_of(stores, tmp_path / "logged", log_to="json")))
     for seed in (1, 2):
         for name in ("image.safetensors", "text.safetensors", "history.jsonl"):
-            assert (plain.path / f"seed-{seed}" / name).read_bytes() == (
-                logged.path / f"seed-{seed}" / name
+            assert (plain.folder / f"seed-{seed}" / name).read_bytes() == (
+                logged.folder / f"seed-{seed}" / name
             ).read_bytes()
-        digests = [json.loads((each.path / f"seed-{seed}/seed.json").read_text())["digest"] for each in (plain, logged)]
+        digests = [
+            json.loads((each.folder / f"seed-{seed}/seed.json").read_text())["digest"] for each in (plain, logged)
+        ]
         assert digests[0] == digests[1]
 
 

@@ -168,7 +168,7 @@ def test_each_seed_looks_for_its_own_and_history_shows_it(stores: Stores, tmp_pa
     opened = aligned(stores, tmp_path / "run")
     assert len(set(rates(opened))) == 2
     for entry, rate in zip(opened.record["seeds"], rates(opened), strict=True):
-        lines = (opened.path / entry["folder"] / "history.jsonl").read_text().splitlines()
+        lines = (opened.folder / entry["folder"] / "history.jsonl").read_text().splitlines()
         assert max(json.loads(line)["lr"] for line in lines) == pytest.approx(rate, rel=0.02)
 
 

@@ -13,7 +13,7 @@ from pipeline.align.run import align
 from pipeline.errors import UserError
 from pipeline.progress import Update, silent
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.side import LayerRef, Side
+from pipeline.store.views import LayerRef, Side
 from tests.align.conftest import MakeStores, Stores
 
 ALL_LAYERS = ((LayerRef(0, "block1"),), (LayerRef(0, "output"),))

@@ -50,7 +50,7 @@ def test_run_is_whole(stores: Stores, tmp_path: Path) -> None:
     store = FeatureStore.open(stores.image)
     opened.check("image", [store.key.to_json()])
     assert opened.stores["image"][0].content_digest == store.content_digest
-    scores = json.loads((opened.path / "layer_pairs.json").read_text())
+    scores = json.loads((opened.folder / "layer_pairs.json").read_text())
     assert scores["chosen"] == [1, 1]
     assert opened.encode("image", store.read("block1"), seed=42).shape == (300, 8)
 
@@ -95,8 +95,8 @@ def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatc
     config = config_for(stores, tmp_path / "killed", seeds=(1, 2, 3))
     with pytest.raises(KeyboardInterrupt):
         align(config)
-    assert not (config.out / "run.json").exists()
-    (config.out / "seed-2").mkdir()
+    assert not (tmp_path / "killed" / "run.json").exists()
+    (tmp_path / "killed" / "seed-2").mkdir()
 
     seeds: list[int] = []
 

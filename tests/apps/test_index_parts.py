@@ -16,8 +16,8 @@ from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.indexes.stored import read_index
 from pipeline.runtime import Share
-from pipeline.store import sources
-from pipeline.store.locks import lock
+from pipeline.storage.locks import lock
+from pipeline.store import shards
 from tests.apps.index_runs import ROWS, config, index_bytes, write_run
 from tests.commands.running import done, refused
 
@@ -150,13 +150,13 @@ def test_a_worker_reads_its_own_shards_alone(folder: Path, monkeypatch: pytest.M
     make_parts(config(folder, parts=8), Share(index=0, count=8))
     (folder / "index.parts" / "part-00007.json").unlink()
     read: set[int] = set()
-    view = sources.view_source
+    view = shards.view_shard
 
-    def noted(root: Path, source: Any, *, verify: bool) -> Any:
-        read.add(source.index)
-        return view(root, source, verify=verify)
+    def noted(root: Any, shard: Any, *, verify: bool) -> Any:
+        read.add(shard.index)
+        return view(root, shard, verify=verify)
 
-    monkeypatch.setattr("pipeline.store.reader.view_source", noted)
+    monkeypatch.setattr("pipeline.store.reader.view_shard", noted)
     assert make_parts(config(folder, parts=8), Share(index=7, count=8)).made == (7,)
     assert read == {8}
 

@@ -96,7 +96,7 @@ class World:
                     "content_digest": store.content_digest,
                     "key": store.key.to_json(),
                     "spec": f"package:tiny-{side}",
-                    "path": str(store.path),
+                    "path": str(store.root),
                 }
             ]
             for side, store in (("image", FeatureStore.open(self.image)), ("text", FeatureStore.open(self.text)))

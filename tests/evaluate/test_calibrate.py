@@ -13,7 +13,7 @@ from pipeline.evaluate.data import TestPairs, pairs_of_split, zero_shot_set
 from pipeline.evaluate.run import evaluate
 from pipeline.metrics.calibration import confidences
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 from tests.evaluate.conftest import World, write_store
 
 

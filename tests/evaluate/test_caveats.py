@@ -12,7 +12,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import pairs_of_split
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 from tests.evaluate.conftest import World, write_store
 from tests.evaluate.report.test_verdict import run, summary
 

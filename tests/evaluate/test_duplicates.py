@@ -15,7 +15,7 @@ from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates, near_dupli
 from pipeline.evaluate.queries import Measure, QueryRanks, read_queries
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 from tests.evaluate.conftest import World, write_store
 
 

@@ -14,7 +14,7 @@ from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.data import ZeroShotSet, zero_shot_set
 from pipeline.evaluate.probes import probe_rows
 from pipeline.evaluate.run import evaluate
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 from tests.evaluate.conftest import World
 
 

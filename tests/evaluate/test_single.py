@@ -12,7 +12,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import check_side, pairs_of_split, run_features, zero_shot_set
 from pipeline.evaluate.single import RunResult, evaluate_run
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 
 
 def evaluated(world: Any, path: Any, ks: tuple[int, ...] = (1, 5, 10)) -> RunResult:

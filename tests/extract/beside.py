@@ -79,7 +79,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     try:
         result = extract(config)
     except PipelineError as error:
-        left = sorted(path.name for path in config.out.iterdir() if path.name != ".events")
+        left = sorted(path.name for path in Path(str(config.out)).iterdir() if path.name != ".events")
         return {"error": error.sentence(), "code": error.exit_code, "committed": sorted(committed), "left": left}
     return {"computed": result.computed_shards, "committed": sorted(committed), "digest": result.content_digest}
 

@@ -52,16 +52,17 @@ def kill_at_random(child: int, out: Path, moments: random.Random) -> None:
 
 def one_store(config: ExtractConfig, moments: random.Random, kills: int) -> dict[str, object]:
     """Kill some runs on one store, then let one finish."""
-    shutil.rmtree(config.out, ignore_errors=True)
-    answer = config.out.with_suffix(".answer")
+    out = Path(str(config.out))
+    shutil.rmtree(out, ignore_errors=True)
+    answer = out.with_suffix(".answer")
     for _ in range(kills):
         answer.unlink(missing_ok=True)
-        kill_at_random(start(config, answer), config.out, moments)
-    before = committed(config.out)
+        kill_at_random(start(config, answer), out, moments)
+    before = committed(out)
     answer.unlink(missing_ok=True)
     _, status = os.waitpid(start(config, answer), 0)
     found = json.loads(answer.read_text()) if answer.exists() else {}
-    return {"kills": kills, "status": status, "before": before, "after": committed(config.out), **found}
+    return {"kills": kills, "status": status, "before": before, "after": committed(out), **found}
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.store import atomic
-from pipeline.store.inspect import verify
+from pipeline.storage.local import LocalStorage
 from pipeline.store.reader import FeatureStore
+from pipeline.store.verify import verify
 from tests.conftest import ROOT
 from tests.extract.building import IMAGE, write_raw
 
@@ -109,15 +109,21 @@ def test_a_disk_that_fails_in_the_middle(
 @pytest.mark.parametrize("name", ["store.json", "samples.parquet", "rejected.csv", "manifest.json"])
 def test_no_room_for_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     raw = write_raw(tmp_path / "raw", images=8, captions=0)
-    put = atomic.put
+    put, put_new = LocalStorage.put, LocalStorage.put_new
 
-    def full(target: Path, data: bytes) -> None:
-        if target.name == name:
+    def full(self: LocalStorage, file: str, data: bytes) -> None:
+        if file == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        put(target, data)
+        put(self, file, data)
+
+    def full_too(self: LocalStorage, file: str, data: bytes) -> bool:
+        if file == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return put_new(self, file, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "put", full)
+        patch.setattr(LocalStorage, "put", full)
+        patch.setattr(LocalStorage, "put_new", full_too)
         with pytest.raises(PipelineError, match=r"No space left on device; .* GB are free; make room"):
             extract(config(raw, tmp_path / "out"))
     assert not (tmp_path / "out" / "manifest.json").exists()

@@ -14,8 +14,8 @@ from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.importers import import_dataset
 from pipeline.extract.run import extract
-from pipeline.store.join import join
 from pipeline.store.reader import FeatureStore
+from pipeline.store.samples import join
 from tests.extract import tiny_encoders
 from tests.extract.building import IMAGE, TEXT, encoded, picture, write_raw, write_table
 

@@ -113,7 +113,7 @@ def test_one_kind_of_text_can_be_asked_for(raw: Path, tmp_path: Path, texts: str
 def test_classes_alone_where_there_are_no_captions(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", captions=0)
     result = extract(config(raw, tmp_path / "out", TEXT))
-    assert (result.what, result.path) == ("class prompts", tmp_path / "out" / "classes")
+    assert (result.what, str(result.path)) == ("class prompts", str(tmp_path / "out" / "classes"))
     with pytest.raises(UserError, match="expected captions, found none; a text encoder needs texts"):
         extract(config(raw, tmp_path / "out", TEXT, texts="captions"))
 

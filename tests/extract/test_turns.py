@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.extract.compute import in_turn
 from pipeline.extract.config import ExtractConfig
 from pipeline.runtime import Share, share_of
-from pipeline.store.records import PendingShard
+from pipeline.store.commit import PendingShard
 
 SRUN = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3"}

@@ -19,9 +19,10 @@ from unittest import mock
 
 from pipeline.extract import run
 from pipeline.extract.config import ExtractConfig
-from pipeline.store.holder import this_process
-from pipeline.store.inspect import read_events, status, summary
-from pipeline.store.leases import FileLeases
+from pipeline.storage.leases import Holder, Leases, this_process
+from pipeline.storage.local import FileSlots, LocalStorage
+from pipeline.store.events import read_events
+from pipeline.store.status import status, summary
 from tests.extract.beside import IMAGE, Filling, in_child, meet
 
 ROWS = 4
@@ -34,9 +35,12 @@ def work(config: ExtractConfig, machine: str | None = None) -> dict[str, Any]:
     """Extract, on another machine if one is named; say which shards it committed, in this order."""
     if machine is not None:
         holder = replace(this_process(), kernel=machine, host=machine)
-        theirs = partial(FileLeases, kernel=False)
         mock.patch.object(run, "this_process", return_value=holder).start()
-        mock.patch.object(run, "leases_of", lambda root, seconds, who: theirs(root, seconds, holder=who)).start()
+
+        def theirs(root: LocalStorage, seconds: float, who: Holder) -> Leases:
+            return Leases(FileSlots(root.here), seconds, holder=who, kernel=False)
+
+        mock.patch.object(LocalStorage, "leases", theirs).start()
     result = run.extract(config)
     own = [event for event in read_events(config.out) if event["pid"] == os.getpid()]
     shards = [event["shard"] for event in own if event["event"] == "committed"]
@@ -62,7 +66,7 @@ def stopping(config: ExtractConfig, machine: str | None = None) -> int:
     """Fork a run that stops in the middle of its third shard; wait until it does, and return its id."""
 
     def run() -> dict[str, Any]:
-        Filling.before[2 * ROWS] = partial(stop, config.out)
+        Filling.before[2 * ROWS] = partial(stop, Path(str(config.out)))
         return work(config, machine)
 
     child = in_child(run)

@@ -20,7 +20,7 @@ from pipeline.indexes.on_disk import ON_DISK
 from pipeline.indexes.parts import PLAN, IndexParts, Wanted
 from pipeline.indexes.recall import recalls
 from pipeline.indexes.stored import FAISS, read_index, write_index
-from pipeline.store.locks import lock
+from pipeline.storage.locks import lock
 from tests.indexes.test_kinds import unit
 
 faiss: Any = pytest.importorskip("faiss")

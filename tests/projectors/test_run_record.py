@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> AlignedRun:
 
 
 def test_a_written_run_opens_with_the_same_content(run: AlignedRun) -> None:
-    again = AlignedRun.open(run.path)
+    again = AlignedRun.open(run.folder)
     assert again.record == run.record
     assert again.record["format"] == 1
     assert again.method == "cca"
@@ -120,7 +120,7 @@ def test_another_number_of_stores_is_refused(run: AlignedRun) -> None:
 
 def test_with_several_stores_the_error_says_which(run: AlignedRun) -> None:
     stores = {**record()["stores"], "image": record()["stores"]["image"] * 2}
-    stacked = AlignedRun.write(run.path, record(stores=stores))
+    stacked = AlignedRun.write(run.folder, record(stores=stores))
     with pytest.raises(KeyMismatchError, match=r"image\[1\].encoder.weights = 1234"):
         stacked.check("image", [KEY, {**KEY, "encoder": {"name": "vit", "weights": "9999"}}])
 
@@ -156,7 +156,7 @@ def test_values_that_json_does_not_have(tmp_path: Path) -> None:
 
 
 def test_a_projector_of_another_width_than_the_run(run: AlignedRun) -> None:
-    save_projector(run.path / "seed-1", "image", LinearProjector(6, 5))
+    save_projector(run.folder / "seed-1", "image", LinearProjector(6, 5))
     with pytest.raises(UserError, match="a projector to 3 dimensions"):
         run.projector("image", 1)
 

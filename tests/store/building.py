@@ -3,16 +3,15 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.store.dtypes import storage_dtype
-from pipeline.store.formats.base import Features
+from pipeline.storage.contract import Place
+from pipeline.store.commit import PendingShard
+from pipeline.store.formats.base import Features, storage_dtype
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header, Manifest
-from pipeline.store.records import PendingShard
 from pipeline.store.samples import Samples
 from pipeline.store.writer import StoreWriter
 
@@ -70,7 +69,7 @@ def computed(shard: PendingShard, dtype: str = "float16", items: int = ITEMS) ->
     return [sample_id(item) for item in rows], features, rejected
 
 
-def fill(root: Path, head: Header, layers: Sequence[str] = LAYERS) -> Manifest:
+def fill(root: Place, head: Header, layers: Sequence[str] = LAYERS) -> Manifest:
     """Write what a store lacks, and finish it."""
     writer = StoreWriter(root, head)
     for shard in writer.work(layers):

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
-from pipeline.store.digests import array_xxh3
-from pipeline.store.dtypes import DTYPES, storage_dtype
-from pipeline.store.formats.base import Features
-from pipeline.store.formats.table import FORMATS
+from pipeline.store.formats import FORMATS
+from pipeline.store.formats.base import DTYPES, Features, array_xxh3, storage_dtype
 from pipeline.store.reader import FeatureStore
 from pipeline.store.writer import StoreWriter
 from tests.store.building import (

@@ -23,17 +23,20 @@ import pyarrow.parquet  # noqa: F401
 
 from pipeline import files
 from pipeline.errors import PipelineError
-from pipeline.store import atomic, commit, finish, writer
-from pipeline.store.layout import HEADER, MANIFEST
+from pipeline.storage import local
+from pipeline.storage.open import open_storage
+from pipeline.store import commit, finish, writer
+from pipeline.store.commit import committed
+from pipeline.store.manifest import HEADER, MANIFEST
 from pipeline.store.reader import FeatureStore
-from pipeline.store.records import committed
 from tests.store.building import LAYERS, computed, fill, header, samples
 
 STEPS: list[tuple[Any, str]] = [
     (commit, "retire"),
     (commit, "write_shard"),
     (commit, "verify_shard"),
-    (atomic, "temp_file"),
+    (local, "temp_file"),
+    (local, "link_new"),
     (files, "write_bytes"),
     (files, "sync_file"),
     (files, "publish"),
@@ -112,7 +115,7 @@ def run(root: Path, file_format: str, rows: int, number: int | None = None, torn
 def recover(root: Path, file_format: str, rows: int) -> dict[str, Any]:
     """Finish what a killed run left, and say what was done before and what had to be done."""
     head = header(file_format, shard_rows=rows)
-    before = committed(root, head) if root.exists() else {}
+    before = committed(open_storage(root), head) if root.exists() else {}
     done = sorted((index, layer.name) for index, files in before.items() for file in files for layer in file.layers)
     redone: list[tuple[int, str]] = []
     store_writer = writer.StoreWriter(root, head)

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.store.inspect import IngestConfig, convert, ingest, verify
+from pipeline.store.interop import IngestConfig, convert, ingest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import Samples
+from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import KEY, LAYERS, fill, header, stored
 
@@ -26,12 +27,12 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def test_npy(store: FeatureStore, tmp_path: Path) -> None:
-    files = convert(store.path, tmp_path / "out", "npy", layers=["a/b", "output"])
+    files = convert(store.root, tmp_path / "out", "npy", layers=["a/b", "output"])
     assert [path.name for path in files] == ["a%2Fb.npy", "output.npy", "ids.json"]
     np.testing.assert_array_equal(np.load(files[0]), stored("a/b"))
     assert json.loads(files[2].read_text()) == store.ids
     with pytest.raises(UserError, match=r"a new file, found a%2Fb\.npy exists"):
-        convert(store.path, tmp_path / "out", "npy")
+        convert(store.root, tmp_path / "out", "npy")
 
 
 def test_safetensors_keeps_bfloat16(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def text_store(path: Path, image_ids: list[str]) -> FeatureStore:
 
 def test_clip_retrieval_pairs_rows(store: FeatureStore, tmp_path: Path) -> None:
     captions = text_store(tmp_path / "text", ["gone", store.ids[4], store.ids[2], store.ids[4]])
-    image, text, table = convert(store.path, tmp_path / "out", "clip-retrieval", text=captions.path)
+    image, text, table = convert(store.root, tmp_path / "out", "clip-retrieval", text=captions.root)
     assert [str(path.relative_to(tmp_path / "out")) for path in (image, text, table)] == [
         "img_emb/img_emb_0.npy", "text_emb/text_emb_0.npy", "metadata/metadata_0.parquet",
     ]  # fmt: skip
@@ -74,20 +75,20 @@ def test_clip_retrieval_pairs_rows(store: FeatureStore, tmp_path: Path) -> None:
 
 
 def test_clip_retrieval_of_one_store(store: FeatureStore, tmp_path: Path) -> None:
-    image, table = convert(store.path, tmp_path / "out", "clip-retrieval", layers=["a/b"])
+    image, table = convert(store.root, tmp_path / "out", "clip-retrieval", layers=["a/b"])
     np.testing.assert_array_equal(np.load(image), stored("a/b"))
     assert pq.read_table(table).num_rows == 22
 
 
 def test_refusals(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"export layout \(npy, .*'numpy'"):
-        convert(store.path, tmp_path, "numpy")
+        convert(store.root, tmp_path, "numpy")
     with pytest.raises(UnknownNameError, match=r"layer .*'outptu'"):
-        convert(store.path, tmp_path, "npy", layers=["outptu"])
+        convert(store.root, tmp_path, "npy", layers=["outptu"])
     with pytest.raises(UserError, match="one layer for clip-retrieval, found a/b, output"):
-        convert(store.path, tmp_path, "clip-retrieval", layers=["a/b", "output"])
+        convert(store.root, tmp_path, "clip-retrieval", layers=["a/b", "output"])
     with pytest.raises(UserError, match="an image store and a text store, found image and image"):
-        convert(store.path, tmp_path, "clip-retrieval", text=store.path)
+        convert(store.root, tmp_path, "clip-retrieval", text=store.root)
 
 
 @pytest.mark.parametrize("file_format", ["hdf5", "parquet"])
@@ -113,7 +114,7 @@ def test_ingest_npy(tmp_path: Path, file_format: str, dtype: str) -> None:
     assert store.samples.image_id == [f"i{i // 2}" for i in range(11)]
     assert set(store.samples.split) == {"test"}
     assert store.key.encoder["family"] == "ingested"
-    assert verify(store.path, deep=True) == []
+    assert verify(store.root, deep=True) == []
     np.save(tmp_path / "v.npy", vectors + 1)
     with pytest.raises(KeyMismatchError, match=r"encoder\.content"):
         ingest(config)
@@ -135,7 +136,7 @@ def test_ingest_parquet(tmp_path: Path, kind: str) -> None:
 
 
 def test_ingest_takes_its_own_export(store: FeatureStore, tmp_path: Path) -> None:
-    convert(store.path, tmp_path / "out", "parquet", layers=["output"])
+    convert(store.root, tmp_path / "out", "parquet", layers=["output"])
     ingest(IngestConfig(vectors=tmp_path / "out" / "features.parquet", out=tmp_path / "again", modality="image"))
     again = FeatureStore.open(tmp_path / "again")
     assert again.samples == store.samples

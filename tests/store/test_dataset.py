@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.errors import DamagedStoreError, UnknownNameError, UserError
-from pipeline.store.dataset import RowDataset
 from pipeline.store.reader import FeatureStore
+from pipeline.store.views import RowDataset
 from tests.store.building import fill, header, stored
 
 FORMATS = ("hdf5", "parquet")

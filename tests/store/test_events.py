@@ -11,17 +11,22 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.store import inspect
+from pipeline.storage.leases import Holder, Leases, this_process
+from pipeline.storage.local import FileSlots
+from pipeline.storage.open import open_storage
+from pipeline.store.cleaning import gc, replace_store
 from pipeline.store.events import EventLog, read_events, reason_of
-from pipeline.store.holder import Holder, this_process
-from pipeline.store.layout import event_files
-from pipeline.store.leases import FileLeases
+from pipeline.store.inspect import diff, du
+from pipeline.store.interop import convert
+from pipeline.store.manifest import event_files
+from pipeline.store.status import status, summary
+from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header
 
 
 def begun(root: Path, holder: Holder | None = None, **fields: Any) -> EventLog:
-    log = EventLog(root, holder or this_process())
+    log = EventLog(open_storage(root), holder or this_process())
     log.start(**{"index": 0, "of": 1, "lease_seconds": 60.0, "kernel": this_process().kernel, **fields})
     return log
 
@@ -35,7 +40,7 @@ def test_lines_are_whole_and_in_time(tmp_path: Path) -> None:
         for shard in range(3):
             first.write("claimed", shard=shard)
             second.write("claimed", shard=10 + shard)
-    lines = [json.loads(line) for path in event_files(tmp_path) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for path in event_files(open_storage(tmp_path)) for line in path.read_text().splitlines()]
     assert len(lines) == 8
     found = read_events(tmp_path)
     assert [event["time"] for event in found] == sorted(event["time"] for event in lines)
@@ -97,7 +102,7 @@ def test_no_log_where_the_folder_takes_none(tmp_path: Path, caplog: Any) -> None
 
 
 def test_nothing_before_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="early"), EventLog(tmp_path, this_process()):
+    with pytest.raises(ValueError, match="early"), EventLog(open_storage(tmp_path), this_process()):
         raise ValueError("early")
     assert list(tmp_path.iterdir()) == []
 
@@ -116,17 +121,17 @@ def test_events_are_no_part_of_a_store(tmp_path: Path) -> None:
         manifest = fill(logged, header())
         log.write("finished")
     assert manifest.content_digest == fill(plain, header()).content_digest
-    assert inspect.diff(plain, logged) == []
-    assert inspect.verify(logged, deep=True) == []
-    assert inspect.gc(logged, delete=True) == []
-    sizes = inspect.du(logged)
+    assert diff(plain, logged) == []
+    assert verify(logged, deep=True) == []
+    assert gc(logged, delete=True) == []
+    sizes = du(logged)
     assert sizes["events"] == log.path.stat().st_size
-    assert sizes["total"] == inspect.du(plain)["total"] + sizes["events"]
-    exported = inspect.convert(logged, tmp_path / "npy", "npy", layers=["output"])
+    assert sizes["total"] == du(plain)["total"] + sizes["events"]
+    exported = convert(logged, tmp_path / "npy", "npy", layers=["output"])
     assert not [path for path in exported if "events" in path.name]
     log.path.write_bytes(b"\x00 damaged")
-    assert inspect.verify(logged, deep=True) == []
-    inspect.replace_store(logged)
+    assert verify(logged, deep=True) == []
+    replace_store(logged)
     assert not logged.exists()
 
 
@@ -135,7 +140,7 @@ def test_what_is_not_ours_in_the_folder_stays(tmp_path: Path) -> None:
     with begun(tmp_path):
         pass
     (tmp_path / ".events" / "notes.txt").write_text("mine")
-    inspect.replace_store(tmp_path)
+    replace_store(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".events"]
     assert [path.name for path in (tmp_path / ".events").iterdir()] == ["notes.txt"]
 
@@ -145,7 +150,7 @@ def test_what_is_not_ours_in_the_folder_stays(tmp_path: Path) -> None:
 
 def states(root: Path, *logs: EventLog) -> list[str]:
     """Return what is said of the writer of each log; two that began at once may be listed in either order."""
-    found = {worker.worker: worker.state for worker in inspect.summary(root).workers}
+    found = {worker.worker: worker.state for worker in summary(root).workers}
     assert found.keys() == {log.path.stem for log in logs}
     return [found[log.path.stem] for log in logs]
 
@@ -165,18 +170,18 @@ def test_alive_dead_silent(tmp_path: Path) -> None:
     theirs.touch()
     assert states(tmp_path, ours, theirs) == ["dead", "alive"]
     os.utime(theirs.path, (1000, 1000))
-    lease = FileLeases(tmp_path, holder=elsewhere(), kernel=False).take(1)
+    lease = Leases(FileSlots(tmp_path), holder=elsewhere(), kernel=False).take(1)
     assert lease is not None
     assert states(tmp_path, ours, theirs) == ["dead", "alive"], "its lease is renewed"
-    found = inspect.summary(tmp_path)
+    found = summary(tmp_path)
     assert {worker.worker: worker.at for worker in found.workers} == {ours.path.stem: (), theirs.path.stem: (1,)}
     assert (found.leased, found.missing) == (1, 2)
-    shard = inspect.status(tmp_path)[1]
+    shard = status(tmp_path)[1]
     assert (shard.state, shard.worker) == ("leased", elsewhere().name)
     lease.release()
     theirs.write("failed", reason="out of memory")
     assert states(tmp_path, ours, theirs) == ["dead", "failed"]
-    assert inspect.summary(tmp_path).failures == {"out of memory": 1}
+    assert summary(tmp_path).failures == {"out of memory": 1}
     theirs.__exit__(None, None, None)
 
 
@@ -184,28 +189,29 @@ def test_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Two workers, 10 items each, within 20 seconds since the first began: one a second, three items are left."""
     writer = StoreWriter(tmp_path, header())
     shards = writer.pending(LAYERS)
-    assert inspect.summary(tmp_path).rate is None
+    assert summary(tmp_path).rate is None
     with begun(tmp_path) as first, begun(tmp_path) as second:
-        assert inspect.summary(tmp_path).rate is None, "nothing is done yet"
+        assert summary(tmp_path).rate is None, "nothing is done yet"
         for log, shard in zip((first, second), shards, strict=False):
             writer.commit(shard, *computed(shard))
             log.write("committed", shard=shard.index, items=shard.stop - shard.start, seconds=1.0)
-        started = min(json.loads(path.read_text().splitlines()[0])["time"] for path in event_files(tmp_path))
+        logs = event_files(open_storage(tmp_path))
+        started = min(json.loads(path.read_text().splitlines()[0])["time"] for path in logs)
         now = datetime.fromisoformat(started).timestamp() + 20
         monkeypatch.setattr("pipeline.store.status.time.time", lambda: now)
-        found = inspect.summary(tmp_path)
+        found = summary(tmp_path)
         assert found.rate == pytest.approx(20 / 20)
         assert found.eta == pytest.approx(3.0)
         assert (found.items, found.done_items, found.done) == (23, 20, 2)
         now += 1000
-        assert inspect.summary(tmp_path).rate is None, "nothing in the last minutes"
-    assert inspect.summary(tmp_path).rejected == {"truncated image": 1}
+        assert summary(tmp_path).rate is None, "nothing in the last minutes"
+    assert summary(tmp_path).rejected == {"truncated image": 1}
 
 
 def test_layers_that_a_living_worker_was_asked_for(tmp_path: Path) -> None:
     fill(tmp_path, header(), LAYERS[:1])
-    assert {shard.state for shard in inspect.status(tmp_path)} == {"done"}
+    assert {shard.state for shard in status(tmp_path)} == {"done"}
     with begun(tmp_path, layers=list(LAYERS)):
-        assert {shard.state for shard in inspect.status(tmp_path)} == {"missing"}
-        assert not inspect.summary(tmp_path).finished
-    assert {shard.state for shard in inspect.status(tmp_path)} == {"done"}, "it is gone"
+        assert {shard.state for shard in status(tmp_path)} == {"missing"}
+        assert not summary(tmp_path).finished
+    assert {shard.state for shard in status(tmp_path)} == {"done"}, "it is gone"

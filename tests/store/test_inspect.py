@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.store import inspect
+from pipeline.store.cleaning import gc, replace_store
+from pipeline.store.inspect import diff, du, ls
+from pipeline.store.status import status
+from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, WIDTHS, computed, fill, header, sample_id, samples
 
@@ -16,7 +19,7 @@ from tests.store.building import LAYERS, WIDTHS, computed, fill, header, sample_
 def test_ls_is_json_and_complete(tmp_path: Path) -> None:
     manifest = fill(tmp_path, header())
     fill(tmp_path / "classes", header(items=12), ["output"])
-    data = json.loads(json.dumps(inspect.ls(tmp_path)))
+    data = json.loads(json.dumps(ls(tmp_path)))
     assert (data["rows"], data["items"], data["rejected"], data["shards"], data["files"]) == (22, 23, 1, 3, 3)
     assert [(layer["name"], layer["width"], layer["dtype"]) for layer in data["layers"]] == [
         (name, WIDTHS[name], "float16") for name in LAYERS
@@ -32,7 +35,7 @@ def test_ls_is_json_and_complete(tmp_path: Path) -> None:
 
 def test_du_adds_up(tmp_path: Path) -> None:
     fill(tmp_path, header("parquet"))
-    sizes = inspect.du(tmp_path)
+    sizes = du(tmp_path)
     assert sizes["total"] == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert sizes["total"] == sizes["shards"] + sizes["tables"]
     assert sizes["shards"] == sum(path.stat().st_size for path in tmp_path.glob("0*.parquet"))
@@ -44,19 +47,19 @@ def test_status_of_an_unfinished_store(tmp_path: Path) -> None:
     shard = writer.pending(LAYERS)[1]
     writer.commit(shard, *computed(shard))
     with writer.claim(2):
-        states = inspect.status(tmp_path)
+        states = status(tmp_path)
     assert [(each.state, each.start, each.stop) for each in states] == [
         ("missing", 0, 10), ("done", 10, 20), ("leased", 20, 23),
     ]  # fmt: skip
     assert states[1].layers == LAYERS
     with pytest.raises(UserError, match=r"expected a feature store, found no store\.json"):
-        inspect.status(tmp_path / "nowhere")
+        status(tmp_path / "nowhere")
 
 
 def test_equal_stores_do_not_differ(tmp_path: Path) -> None:
     fill(tmp_path / "a", header())
     fill(tmp_path / "b", header("parquet", shard_rows=4))
-    assert inspect.diff(tmp_path / "a", tmp_path / "b") == []
+    assert diff(tmp_path / "a", tmp_path / "b") == []
 
 
 def test_diff_names_keys_layers_rows_and_versions(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_diff_names_keys_layers_rows_and_versions(tmp_path: Path) -> None:
         ids = [sample_id(item) for item in range(10)]
         writer.commit(shard, ids, {name: np.ones((10, 3), np.float16) for name in shard.layers})
     writer.finish(samples(10), {"spec": "toy", "torch": "2.9"})
-    assert inspect.diff(tmp_path / "a", tmp_path / "b") == [
+    assert diff(tmp_path / "a", tmp_path / "b") == [
         'key: pooling is "auto" in the first and "cls" in the second',
         "rows: 22 in the first and 10 in the second",
         "ids: 12 only in the first (bild-12, bild-15, bild-18, …)",
@@ -85,8 +88,8 @@ def test_diff_sees_other_values_and_another_order(tmp_path: Path) -> None:
         for shard in writer.work(["output"]):
             writer.commit(shard, ids, {"output": np.full((5, 2), value, np.float16)})
         writer.finish(samples(5).take(range(5)[::order]), {})
-    assert inspect.diff(tmp_path / "a", tmp_path / "b") == ["layer output: other values for the same ids"]
-    assert inspect.diff(tmp_path / "a", tmp_path / "c") == ["ids: the same ids in another order"]
+    assert diff(tmp_path / "a", tmp_path / "b") == ["layer output: other values for the same ids"]
+    assert diff(tmp_path / "a", tmp_path / "c") == ["ids: the same ids in another order"]
 
 
 def test_gc_lists_first_and_removes_only_when_asked(tmp_path: Path) -> None:
@@ -99,31 +102,31 @@ def test_gc_lists_first_and_removes_only_when_asked(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"xyz")
     (tmp_path / "notes.txt").write_text("mine")
     with writer.claim(1):
-        assert {each.name for each in inspect.gc(tmp_path)} == set(stale)
-    assert {each.name for each in inspect.gc(tmp_path)} == set(stale), "its writer lives"
+        assert {each.name for each in gc(tmp_path)} == set(stale)
+    assert {each.name for each in gc(tmp_path)} == set(stale), "its writer lives"
     del writer
-    found = inspect.gc(tmp_path)
+    found = gc(tmp_path)
     assert {each.name for each in found} > set(stale)
     assert {each.reason for each in found} == {
         "temp file of a dead process", "lock file of a dead process", "not in the manifest",
     }  # fmt: skip
     assert len(found) == 4
     assert all((tmp_path / each.name).stat().st_size == each.bytes for each in found)
-    assert inspect.gc(tmp_path, delete=True) == found
-    assert inspect.gc(tmp_path) == []
+    assert gc(tmp_path, delete=True) == found
+    assert gc(tmp_path) == []
     assert not any((tmp_path / each.name).exists() for each in found)
     assert (tmp_path / "notes.txt").exists()
-    assert inspect.verify(tmp_path, deep=True) == []
+    assert verify(tmp_path, deep=True) == []
 
 
 def test_gc_leaves_an_unfinished_store_its_shards(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, header())
     shard = writer.pending(LAYERS)[0]
     writer.commit(shard, *computed(shard))
-    assert inspect.gc(tmp_path, delete=True) == []
+    assert gc(tmp_path, delete=True) == []
     assert len(writer.pending(LAYERS)) == 2
     with pytest.raises(UserError, match="expected a feature store"):
-        inspect.gc(tmp_path / "nowhere")
+        gc(tmp_path / "nowhere")
 
 
 def test_replace_removes_the_store_alone(tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_replace_removes_the_store_alone(tmp_path: Path) -> None:
     mine[2].parent.mkdir()
     for path in mine:
         path.write_text("mine")
-    removed = inspect.replace_store(tmp_path)
+    removed = replace_store(tmp_path)
     assert len(removed) == 2 * (3 * 2 + 4)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
     assert not (tmp_path / "classes").exists()
@@ -145,16 +148,16 @@ def test_replace_removes_an_empty_folder_and_unfinished_stores(tmp_path: Path) -
     writer.commit(shard, *computed(shard))
     del writer
     (tmp_path / "store" / "store.json").unlink()
-    assert len(inspect.replace_store(tmp_path / "store")) == 2
+    assert len(replace_store(tmp_path / "store")) == 2
     assert not (tmp_path / "store").exists()
-    assert inspect.replace_store(tmp_path / "store") == []
+    assert replace_store(tmp_path / "store") == []
 
 
 def test_replace_refuses_what_is_no_store(tmp_path: Path) -> None:
     for name in ("store.json", "manifest.json"):
         (tmp_path / name).write_text('{"mine": true}')
     with pytest.raises(UserError, match=r"expected a feature store to replace, found files named like"):
-        inspect.replace_store(tmp_path)
+        replace_store(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -163,7 +166,7 @@ def test_replace_does_not_follow_links(tmp_path: Path) -> None:
     target = tmp_path / "precious.parquet"
     (tmp_path / "store" / "samples.parquet").rename(target)
     (tmp_path / "store" / "samples.parquet").symlink_to(target)
-    inspect.replace_store(tmp_path / "store")
+    replace_store(tmp_path / "store")
     assert target.exists()
 
 
@@ -171,5 +174,5 @@ def test_replace_refuses_while_somebody_writes(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, header())
     writer.pending(LAYERS)
     with writer.claim(1), pytest.raises(UserError, match=r"found \.00001\.lock held by a live process"):
-        inspect.replace_store(tmp_path)
+        replace_store(tmp_path)
     assert (tmp_path / "store.json").exists()

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.store.join import join
-from pipeline.store.samples import Samples
+from pipeline.store.samples import Samples, join
 
 
 def table(image_ids: list[str], splits: list[str] | None = None) -> Samples:

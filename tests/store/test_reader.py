@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
 from pipeline.files import dump_signed, load_signed
-from pipeline.store import atomic, opening, reader
-from pipeline.store.batches import gather, row_batches
-from pipeline.store.inspect import verify
+from pipeline.storage.contract import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.store import opening, reader
 from pipeline.store.manifest import Manifest
-from pipeline.store.reader import FeatureStore
+from pipeline.store.reader import FeatureStore, gather, row_batches
+from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header, samples, stored
 
@@ -45,7 +46,7 @@ def test_unfinished(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["store.json", "manifest.json"])
 def test_another_version_of_the_format(tmp_path: Path, name: str) -> None:
     fill(tmp_path, header())
-    body = load_signed(tmp_path / name)
+    body = load_signed((tmp_path / name).read_bytes(), name, "store")
     (tmp_path / name).write_bytes(dump_signed({**body, "format": 99}))
     with pytest.raises(UserError, match=rf"{name}: expected a feature store of format 1, found format 99"):
         FeatureStore.open(tmp_path)
@@ -70,15 +71,15 @@ def test_samples_of_another_store(tmp_path: Path) -> None:
 
 def test_opening_beside_a_refresh_that_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, header())
-    check = opening._check_files
+    check = opening._check_samples
     writer = StoreWriter(tmp_path, header())
 
-    def slow_check(root: Path, manifest: Manifest) -> None:
-        monkeypatch.setattr(opening, "_check_files", check)
+    def slow_check(root: Storage, manifest: Manifest) -> None:
+        monkeypatch.setattr(opening, "_check_samples", check)
         writer.refresh_samples(samples(split="test"))
         check(root, manifest)
 
-    monkeypatch.setattr(opening, "_check_files", slow_check)
+    monkeypatch.setattr(opening, "_check_samples", slow_check)
     assert set(FeatureStore.open(tmp_path).samples.split) == {"test"}
 
 
@@ -87,17 +88,17 @@ def test_a_refresh_that_dies_leaves_the_old_samples_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     fill(tmp_path, header())
-    put, done = atomic.put, list[str]()
+    put, done = LocalStorage.put, list[str]()
 
-    def dying_put(target: Path, data: bytes) -> None:
+    def dying_put(self: LocalStorage, name: str, data: bytes) -> None:
         if len(done) == stop:
             raise OSError(errno.EIO, "made up")
-        done.append(target.name)
-        put(target, data)
+        done.append(name)
+        put(self, name, data)
 
     writer = StoreWriter(tmp_path, header())
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "put", dying_put)
+        patch.setattr(LocalStorage, "put", dying_put)
         for split in ("test", "val"):
             with pytest.raises(PipelineError, match=r"expected to write samples\.parquet, found Input/output error"):
                 writer.refresh_samples(samples(split=split))
@@ -113,7 +114,7 @@ def test_a_refresh_that_dies_leaves_the_old_samples_or_the_new(
     with pytest.raises(DamagedStoreError, match=r"samples\.parquet"):
         FeatureStore.open(tmp_path)
     with monkeypatch.context() as patch, suppress(PipelineError):
-        patch.setattr(atomic, "put", dying_put)
+        patch.setattr(LocalStorage, "put", dying_put)
         done.clear()
         writer.refresh_samples(samples(split="test"))
     if stop < 2:

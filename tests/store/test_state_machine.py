@@ -23,10 +23,14 @@ from hypothesis.stateful import (
 
 from pipeline import files
 from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
-from pipeline.store import atomic, commit
-from pipeline.store.inspect import gc, status, verify
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
+from pipeline.store import commit
+from pipeline.store.cleaning import gc
+from pipeline.store.commit import committed
 from pipeline.store.reader import FeatureStore
-from pipeline.store.records import committed
+from pipeline.store.status import status
+from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header, samples, stored
 
@@ -37,7 +41,7 @@ STEPS = [
     "files.sync_file",
     "files.publish",
     "files.sync_folder",
-    "atomic.put",
+    "LocalStorage.put",
 ]
 ASKED = st.lists(st.sampled_from(LAYERS), min_size=1, unique=True)
 
@@ -80,7 +84,7 @@ class StoreMachine(RuleBasedStateMachine):
         shard = chance.choice(pending)
         with failing(step, after), pytest.raises(PipelineError, match=r"expected to write .*Input/output error"):
             self.writer.commit(shard, *computed(shard))
-        files = committed(self.root, self.head).get(shard.index, [])
+        files = committed(open_storage(self.root), self.head).get(shard.index, [])
         whole = {layer.name for file in files for layer in file.layers}
         assert whole >= {name for index, name in self.done if index == shard.index}
         if set(shard.layers) <= whole:
@@ -103,7 +107,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.done)
     @rule(chance=st.randoms(use_true_random=False))
     def lose_a_file(self, chance: Any) -> None:
-        records = [file for files in committed(self.root, self.head).values() for file in files]
+        records = [file for files in committed(open_storage(self.root), self.head).values() for file in files]
         if records:
             record = chance.choice(records)
             path = self.root / record.name
@@ -118,7 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
     def clean(self) -> None:
         if not self.broken:
             gone = {each.name for each in gc(self.root, delete=True)}
-            left = committed(self.root, self.head)
+            left = committed(open_storage(self.root), self.head)
             self.done = {
                 (index, layer.name) for index, files in left.items() for file in files for layer in file.layers
             }
@@ -165,7 +169,8 @@ class StoreMachine(RuleBasedStateMachine):
         self._heal()
 
     def _heal(self) -> None:
-        sound = {self.root / file.name for files in committed(self.root, self.head).values() for file in files}
+        done = committed(open_storage(self.root), self.head)
+        sound = {self.root / file.name for files in done.values() for file in files}
         self.broken -= sound
 
 
@@ -173,7 +178,7 @@ class StoreMachine(RuleBasedStateMachine):
 def failing(step: str, after: bool) -> Any:
     """Let a step raise an input/output error, before or after it did its work, the first time that it is called."""
     module, _, name = step.rpartition(".")
-    owner: Any = {"atomic": atomic, "files": files, "": commit}[module]
+    owner: Any = {"LocalStorage": LocalStorage, "files": files, "": commit}[module]
     original = getattr(owner, name)
     calls = iter([True])
 

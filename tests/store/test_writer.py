@@ -20,12 +20,14 @@ from pipeline.errors import (
     UnknownNameError,
     UserError,
 )
-from pipeline.store import atomic, commit, garbage
-from pipeline.store.layout import lock_name
-from pipeline.store.locks import lock
+from pipeline.storage.leases import lock_name
+from pipeline.storage.local import temp_file
+from pipeline.storage.locks import lock
+from pipeline.store import cleaning, commit
+from pipeline.store.cleaning import gc as collect
+from pipeline.store.commit import PendingShard
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore
-from pipeline.store.records import PendingShard
 from pipeline.store.samples import Samples
 from pipeline.store.writer import StoreWriter
 from tests.store.building import ITEMS, LAYERS, computed, fill, header, samples
@@ -254,7 +256,7 @@ def test_stale_temp_and_lock_files_go_and_living_ones_stay(tmp_path: Path) -> No
     stale.write_bytes(b"half a shard")
     (tmp_path / ".00007.lock").touch()
     (tmp_path / ".gitkeep").touch()
-    with atomic.temp_file(tmp_path / "samples.parquet") as living, lock(tmp_path / lock_name(3)):
+    with temp_file(tmp_path / "samples.parquet") as living, lock(tmp_path / lock_name(3)):
         StoreWriter(tmp_path, header())
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {"store.json", ".gitkeep", living.name, ".00003.lock"}
@@ -264,12 +266,11 @@ def test_a_temp_file_that_was_not_locked_yet_when_somebody_looked_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, header())
-    with atomic.temp_file(tmp_path / "samples.parquet") as living:
-        for module in (atomic, garbage):
-            monkeypatch.setattr(module, "stale_temp_files", lambda root: [living])
+    with temp_file(tmp_path / "samples.parquet") as living:
+        monkeypatch.setattr(cleaning, "stale_temp_files", lambda root: [living])
         StoreWriter(tmp_path, header())
         assert living.exists()
-        garbage.gc(tmp_path, delete=True)
+        collect(tmp_path, delete=True)
         assert living.exists()
 
 

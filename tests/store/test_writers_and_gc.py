@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.store import garbage, inspect
+from pipeline.storage.contract import Storage
+from pipeline.store import cleaning
+from pipeline.store.cleaning import gc, replace_store
 from pipeline.store.reader import FeatureStore
+from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header, samples
 
@@ -17,14 +20,14 @@ def test_gc_between_two_shards_of_more_layers(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, header())
     for shard in writer.pending(LAYERS):
         writer.commit(shard, *computed(shard))
-        assert inspect.gc(tmp_path, delete=True) == [], "its shards are in no manifest yet"
+        assert gc(tmp_path, delete=True) == [], "its shards are in no manifest yet"
         with pytest.raises(UserError, match=r"expected a store that nobody writes, found store\.json held by a live"):
-            inspect.replace_store(tmp_path)
+            replace_store(tmp_path)
     writer.finish(samples(), {})
-    assert inspect.verify(tmp_path, deep=True) == []
+    assert verify(tmp_path, deep=True) == []
     assert len(FeatureStore.open(tmp_path).layers) == len(LAYERS)
     del writer
-    assert inspect.gc(tmp_path, delete=True) == []
+    assert gc(tmp_path, delete=True) == []
 
 
 def test_gc_never_takes_what_a_writer_has_just_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,9 +37,9 @@ def test_gc_never_takes_what_a_writer_has_just_finished(tmp_path: Path, monkeypa
     for shard in writer.pending(LAYERS):
         writer.commit(shard, *computed(shard))
     del writer
-    find, looked, waits = garbage._find, threading.Event(), list[bool]()
+    find, looked, waits = cleaning._find, threading.Event(), list[bool]()
 
-    def slow_find(path: Path, *, idle: bool) -> list[garbage.Garbage]:
+    def slow_find(path: Storage, *, idle: bool) -> list[cleaning.Garbage]:
         found = find(path, idle=idle)
         looked.set()
         finishing.join(0.3)
@@ -49,20 +52,20 @@ def test_gc_never_takes_what_a_writer_has_just_finished(tmp_path: Path, monkeypa
 
     finishing = threading.Thread(target=finish)
     finishing.start()
-    monkeypatch.setattr(garbage, "_find", slow_find)
-    removed = inspect.gc(tmp_path, delete=True)
+    monkeypatch.setattr(cleaning, "_find", slow_find)
+    removed = gc(tmp_path, delete=True)
     finishing.join(120)
     assert not finishing.is_alive()
     assert waits == [True], "it waited"
     assert removed != []
-    assert inspect.verify(tmp_path, deep=True) == []
+    assert verify(tmp_path, deep=True) == []
     assert len(FeatureStore.open(tmp_path).layers) == len(LAYERS)
 
 
 def test_a_writer_that_waited_for_a_replacement_begins_anew(tmp_path: Path) -> None:
     root = tmp_path / "store"
     fill(root, header())
-    inspect.replace_store(root)
+    replace_store(root)
     assert not root.exists()
     assert fill(root, header()).rows == 22
 

@@ -22,7 +22,7 @@ from pipeline.evaluate.single import evaluate_run
 from pipeline.progress import Update
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.settings import declared
-from pipeline.store.side import Side
+from pipeline.store.views import Side
 from pipeline.sweep import run as sweep_module
 from pipeline.sweep.cells import Cell, cells_of
 from pipeline.sweep.config import ClassSet, Corruption, SweepConfig
@@ -53,7 +53,7 @@ def test_a_cell_is_what_align_and_evaluate_give(
         assert result["layers"] == run.record["layers"]
     pairs = pairs_of_split(Side.open("image", (stores.image,)), Side.open("text", (stores.text,)), "test")
     zoo = zero_shot_set("zoo", Side.open("image", class_set.image), Side.open("text", class_set.classes), "test")
-    settings = EvaluateConfig(runs=(run.path,), image=config.image, text=config.text, out=tmp_path, bootstrap=100)
+    settings = EvaluateConfig(runs=(run.folder,), image=config.image, text=config.text, out=tmp_path, bootstrap=100)
     found = evaluate_run("run", run, pairs, [zoo], settings)
     names = [f"{side}_retrieval_recall@{k}" for side in ("text", "image") for k in (1, 5, 10)]
     for name in (*names, "zoo/acc1", "zoo/acc5", "zoo/mean_per_class_recall"):

@@ -58,7 +58,7 @@ The projectors alone, without Python's torch:
 ```python
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{run.path.name}/text.onnx")
+session = onnxruntime.InferenceSession("{run.root.name}/text.onnx")
 embeddings = session.run(None, {{"{INPUT}": features}})[0]  # float32 [N, {run.projector("text", seed).d_in}] in
 ```
 

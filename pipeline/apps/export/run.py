@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError, UnknownNameError, UserError
 from pipeline.files import file_sha256
 from pipeline.projectors.run_record import SIDES, AlignedRun
 from pipeline.projectors.table import pack_projector, read_json
+from pipeline.storage.contract import Place
 
 FORMATS = {
     "folder": "pipeline.apps.export.run:write_folder",
@@ -49,7 +50,7 @@ class Exported:
 
 
 def export(
-    run: Path, to: Path, *, form: str = "folder", seed: int | None = None, report: Path | None = None
+    run: Place, to: Path, *, form: str = "folder", seed: int | None = None, report: Path | None = None
 ) -> Exported:
     """Write a run's seed as one folder that can be handed over.
 
@@ -130,11 +131,11 @@ def measured(run: AlignedRun, report: Path | None) -> dict[str, float]:
     Raises:
         UserError: A report was named and does not speak of this run.
     """
-    folder = (report or run.path.parent.parent / "3_report") / "metrics"
-    names = list(dict.fromkeys((run.path.name, run.method)))
+    folder = (report or run.folder.parent.parent / "3_report") / "metrics"
+    names = list(dict.fromkeys((run.root.name, run.method)))
     found = [path for name in names if (path := folder / f"{name}.json").is_file()]
     if report is None:
-        found = [path for path in found if path.stat().st_mtime >= (run.path / "run.json").stat().st_mtime]
+        found = [path for path in found if path.stat().st_mtime >= (run.folder / "run.json").stat().st_mtime]
     if found:
         entries = read_json(found[0], "metrics")
         return {name: float(value) for name, value in entries.items() if type(value) in (int, float)}
@@ -158,7 +159,7 @@ def write_folder(run: AlignedRun, seed: int, files: Mapping[str, bytes], folder:
 ```python
 from pipeline.apps.dual_encoder import load_model
 
-model = load_model("{run.path.name}")  # this folder
+model = load_model("{run.root.name}")  # this folder
 image = model.encode_image(["photo.jpg"])  # unit vectors [1, {run.dim}]; PIL images or files
 text = model.encode_text(["a dog on a beach", "two cats"])  # [2, {run.dim}]
 print(image @ text.T)  # cosines
@@ -184,7 +185,7 @@ def model_card(run: AlignedRun, model: Mapping[str, Any], usage: str, numbers: M
 library_name: fewpairs
 tags: [image-text, dual-encoder, zero-shot-image-classification, feature-extraction]
 ---
-# {_plain(run.path.name)}
+# {_plain(run.root.name)}
 
 Frozen image and text encoders and two small projectors into one space of {model["dim"]} dimensions, where the cosine of
 a picture and a sentence says how well they fit. The projectors were made by the method `{_plain(model["method"])}`
@@ -205,12 +206,12 @@ def _dataset(run: AlignedRun, side: str) -> dict[str, Any]:
     """Return what `dataset.json` says of a side's data set, where it is still there; {} where not."""
     for store in run.stores[side]:
         try:
-            place = locate(store.path, run.path)
-            provenance = read_json(place / "manifest.json", "a store").get("provenance") if place else None
+            place = locate(store.path, run.root)
+            provenance = read_json(place.file("manifest.json"), "a store").get("provenance") if place else None
             named = provenance.get("dataset") if isinstance(provenance, dict) else None
             folder = locate(str(named or ""), place) if place else None
             if folder:
-                return read_json(folder / "dataset.json", "a data set")
+                return read_json(folder.file("dataset.json"), "a data set")
         except (PipelineError, OSError):
             continue
     return {}

@@ -56,7 +56,7 @@ The text side alone, with a copy of its encoder inside; pictures need the export
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{run.path.name}")  # this folder
+model = SentenceTransformer("{run.root.name}")  # this folder
 text = model.encode(["a dog on a beach", "two cats"])  # unit vectors [2, {run.dim}]
 ```"""
 
@@ -182,4 +182,4 @@ def _module(name: str) -> Any:
 
 
 def _refusal(expected: str, found: str, run: AlignedRun) -> UserError:
-    return UserError(expected=expected, found=found, where=f"{run.path.name}, text side", remedy=_REMEDY)
+    return UserError(expected=expected, found=found, where=f"{run.root.name}, text side", remedy=_REMEDY)

@@ -29,7 +29,6 @@ from pipeline.apps.serve.schemas import (
 from pipeline.apps.serve.served import ServedRun
 from pipeline.errors import RejectedInputError
 from pipeline.extract.decode import decode_image
-from pipeline.remote.folder import bring
 
 MEDIA_TYPE = "image/jpeg"
 QUALITY = 90
@@ -89,9 +88,11 @@ def thumbnail(file: Path, edge: int) -> bytes:
 def _file(run: ServedRun, row: int) -> Path:
     if run.folder is None:
         raise _gone("no folder of pictures")
-    folder = run.folder.resolve()
-    path = bring(folder / run.opened.images.samples.content[row]).resolve()
-    if not path.is_relative_to(folder):
+    try:
+        path = run.folder.file(run.opened.images.samples.content[row]).resolve()
+    except FileNotFoundError as error:
+        raise _gone("no such file") from error
+    if not path.is_relative_to(run.folder.here.resolve()):
         raise _gone("a file outside the data set's folder")
     return path
 

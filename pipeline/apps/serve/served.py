@@ -8,7 +8,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -35,6 +35,8 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import StoreRecord
+from pipeline.storage.contract import Place
+from pipeline.storage.open import is_url, open_storage
 
 Query = Image.Image | int
 """A picture, or the row of a stored one."""
@@ -55,9 +57,9 @@ class ServedRun:
         PipelineError: Neither encoder loads.
     """
 
-    def __init__(self, name: str, model: DualEncoder, opened: OpenedRun, pictures: Path | None = None) -> None:
+    def __init__(self, name: str, model: DualEncoder, opened: OpenedRun, pictures: Place | None = None) -> None:
         self.name, self.model, self.opened = name, model, opened
-        self.folder = pictures or opened.pictures
+        self.folder = opened.pictures if pictures is None else open_storage(pictures)
         self.rows = {name: row for row, name in reversed(list(enumerate(opened.images.samples.image_id)))}
         self.missing: dict[str, PipelineError] = {}
         self._searchers: OrderedDict[int, Searcher] = OrderedDict()
@@ -214,19 +216,19 @@ class ServedRun:
 
     def _dataset(self) -> dict[str, str]:
         try:
-            record = json.loads(((self.folder or Path()) / "dataset.json").read_text(encoding="utf-8"))
+            record = json.loads(self.folder.get("dataset.json")) if self.folder else {}
         except (OSError, ValueError):
             record = {}
-        known = record if isinstance(record, dict) and self.folder else {}
+        known = record if isinstance(record, dict) else {}
         return {name: str(known.get(name) or "") for name in ("name", "licence", "attribution")}
 
 
 def open_runs(
-    paths: Sequence[Path],
+    paths: Sequence[Place],
     *,
-    image: Sequence[Path] = (),
-    text: Sequence[Path] = (),
-    data: Path | None = None,
+    image: Sequence[Place] = (),
+    text: Sequence[Place] = (),
+    data: Place | None = None,
     device: str = "cpu",
 ) -> list[ServedRun]:
     """Open several runs under names of their own, load their encoders, which they share, and index their stores.
@@ -235,7 +237,8 @@ def open_runs(
         UserError: A run is named twice.
         PipelineError: A run or its image store is missing or does not fit, or neither of its encoders loads.
     """
-    places = [path.resolve() for path in paths]
+    roots = [open_storage(path) for path in paths]
+    places = [PurePosixPath(str(root) if is_url(str(root)) else root.here.resolve()) for root in roots]
     if len(set(places)) < len(places):
         raise UserError(expected="different runs", found="one of them twice", where=", ".join(map(str, paths)))
     names = [place.name for place in places]

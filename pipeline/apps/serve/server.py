@@ -22,6 +22,7 @@ from pipeline.apps.serve.schemas import BATCH, QUEUE, ApiError, add_handlers
 from pipeline.apps.serve.served import ServedRun, open_runs
 from pipeline.apps.serve.worker import Worker
 from pipeline.errors import UserError
+from pipeline.storage.contract import Place
 from pipeline.words import on_stderr
 
 PAGE = Path(__file__).parent / "page"
@@ -31,14 +32,14 @@ SHUTDOWN_SECONDS = 5
 
 
 def serve(
-    runs: Sequence[Path],
+    runs: Sequence[Place],
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     names: Collection[str] = (),
-    image: Sequence[Path] = (),
-    text: Sequence[Path] = (),
-    data: Path | None = None,
+    image: Sequence[Place] = (),
+    text: Sequence[Place] = (),
+    data: Place | None = None,
     device: str = "cpu",
 ) -> None:
     """Serve runs until the process is interrupted.

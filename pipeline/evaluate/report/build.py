@@ -13,7 +13,6 @@ from pipeline.evaluate.report.page import Caveat, Cell, ExampleGroup, Page, Sect
 from pipeline.evaluate.report.results import curves_section, differences_section, forest_picture, results_section
 from pipeline.evaluate.report.verdict import reasons, tiles, verdict
 from pipeline.evaluate.tables import CURVE, training_images
-from pipeline.remote.binding import address, addressed, name_of
 from pipeline.store.reader import FeatureStore
 from pipeline.words import count
 
@@ -80,7 +79,7 @@ def _runs(summary: Leaderboard) -> str:
 def specs(pairs: TestPairs, side: str) -> list[str]:
     """Return the encoders of a side as the user typed them."""
     stores = (pairs.image if side == "image" else pairs.text).stores
-    return [str(store.manifest.provenance.get("spec") or name_of(store.path)) for store in stores]
+    return [str(store.manifest.provenance.get("spec") or store.root.name) for store in stores]
 
 
 def _chance_curves(pairs: TestPairs) -> dict[str, list[float]]:
@@ -147,7 +146,7 @@ def _record_section(
 
 def _store_fact(store: FeatureStore) -> tuple[str, str]:
     digests = f"key {store.key.digest()[:12]}, content {store.content_digest[:12]}"
-    return f"{store.key.modality} store", f"{address(store.path)}, {count(store.rows, 'row')}, {digests}"
+    return f"{store.key.modality} store", f"{store.root}, {count(store.rows, 'row')}, {digests}"
 
 
 def _run_table(summary: Leaderboard) -> Table:
@@ -164,7 +163,7 @@ def _run_table(summary: Leaderboard) -> Table:
                 Cell(text=" + ".join(run.record["layers"]["text"])),
                 Cell(text=str(run.record["dim"]), value=float(run.record["dim"])),
                 Cell(text=f"{seconds:.2f}", value=seconds),
-                Cell(text=address(run.path)),
+                Cell(text=run.address),
             )
         )
     head = ("run", "training images", "seeds", "image layers", "text layers", "d", "seconds a seed", "folder")
@@ -172,4 +171,4 @@ def _run_table(summary: Leaderboard) -> Table:
 
 
 def _json(value: Any) -> str:
-    return addressed(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)

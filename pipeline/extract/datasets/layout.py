@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.extract.datasets.tables import Fence, is_utf8, read_columns
-from pipeline.remote.binding import name_of
-from pipeline.remote.folder import pull_files
+from pipeline.storage.contract import Place, Storage
+from pipeline.storage.open import open_storage
 
 FORMAT = 1
 TABLES = ("dataset.json", "images.csv", "captions.csv", "classes.json")
@@ -61,8 +61,8 @@ class Classes:
 class RawDataset:
     """A raw data set, read and checked."""
 
-    root: Path
-    """Its folder."""
+    root: Storage
+    """Where it lies."""
     name: str
     """Its name: dataset.json's, or else the folder's."""
     info: Mapping[str, Any]
@@ -75,59 +75,61 @@ class RawDataset:
     """classes.json, if there is one."""
 
 
-def open_dataset(root: Path) -> RawDataset:
+def open_dataset(place: Place) -> RawDataset:
     """Read and check a raw data set.
 
     Raises:
         UserError: Names the file and line: missing columns, ids that come twice, a path that leaves the folder, a label
             that is not a class, a caption of an unknown image, no table at all.
     """
-    pull_files(root, TABLES)
-    if not root.is_dir():
+    root = open_storage(place)
+    if root.absent():
         raise UserError(
             expected="a raw data set's folder",
             found="none",
             where=str(root),
             remedy="make one with `pipeline data openmoji` or `pipeline data import`",
         )
-    info = _read_info(root)
-    classes = read_classes(root / "classes.json") if (root / "classes.json").exists() else None
-    has_images, has_captions = (root / "images.csv").exists(), (root / "captions.csv").exists()
+    there = root.list()
+    root.fetch(name for name in TABLES if name in there)
+    info = _read_info(root) if "dataset.json" in there else {}
+    named = "classes.json" in there
+    classes = read_classes(root.file("classes.json"), str(root / "classes.json")) if named else None
+    has_images, has_captions = "images.csv" in there, "captions.csv" in there
     if not has_images and not has_captions:
         raise UserError(
             expected="images.csv or captions.csv",
-            found=", ".join(sorted(path.name for path in root.iterdir())[:10]) or "an empty folder",
+            found=", ".join(sorted(path.name for path in root.here.iterdir())[:10]) or "an empty folder",
             where=str(root),
             remedy="this is not a raw data set: make one of it with `pipeline data import`",
         )
     images = _read_images(root, classes) if has_images else ()
     known = {row.image_id for row in images} if has_images else None
     captions = _read_captions(root, known) if has_captions else ()
-    return RawDataset(root, str(info.get("name") or name_of(root)), info, images, captions, classes)
+    return RawDataset(root, str(info.get("name") or root.name), info, images, captions, classes)
 
 
-def _read_info(root: Path) -> Mapping[str, Any]:
-    path = root / "dataset.json"
-    if not path.exists():
-        return {}
-    info = read_json(path)
+def _read_info(root: Storage) -> Mapping[str, Any]:
+    where = str(root / "dataset.json")
+    info = read_json(root.file("dataset.json"), where)
     if info.get("format", FORMAT) != FORMAT:
         raise UserError(
             expected=f"format {FORMAT}",
             found=repr(info["format"]),
-            where=str(path),
+            where=where,
             remedy="make the data set again with this version of `pipeline data`",
         )
     return info
 
 
-def _read_images(root: Path, classes: Classes | None) -> tuple[ImageRow, ...]:
-    path = root / "images.csv"
-    fence = Fence(root, remedy="put the file into the data set's folder, or import it with `pipeline data import`")
+def _read_images(root: Storage, classes: Classes | None) -> tuple[ImageRow, ...]:
+    path, table = root.file("images.csv"), str(root / "images.csv")
+    remedy = "put the file into the data set's folder, or import it with `pipeline data import`"
+    fence = Fence(root.here, remedy, str(root))
     known = set(classes.names) if classes else None
     rows = []
-    for line, (image_id, file, split, label) in read_columns(path, ("image_id", "file"), ("split", "label")):
-        where = f"{path}, line {line}"
+    for line, (image_id, file, split, label) in read_columns(path, ("image_id", "file"), ("split", "label"), table):
+        where = f"{table}, line {line}"
         if not image_id:
             raise UserError(expected="an image_id", found="an empty field", where=where)
         if label and known is not None and label not in known:
@@ -140,26 +142,26 @@ def _read_images(root: Path, classes: Classes | None) -> tuple[ImageRow, ...]:
         fence.check(file, where)
         _require_utf8(where, image_id, file, split, label)
         rows.append(ImageRow(image_id, file, split, label))
-    _refuse_repeated((row.image_id for row in rows), "image_id", path)
+    _refuse_repeated((row.image_id for row in rows), "image_id", table)
     return tuple(rows)
 
 
-def _read_captions(root: Path, known: set[str] | None) -> tuple[CaptionRow, ...]:
-    path = root / "captions.csv"
+def _read_captions(root: Storage, known: set[str] | None) -> tuple[CaptionRow, ...]:
+    path, table = root.file("captions.csv"), str(root / "captions.csv")
     count: Counter[str] = Counter()
     rows = []
-    for line, (caption, caption_id, image_id) in read_columns(path, ("caption",), ("caption_id", "image_id")):
+    for line, (caption, caption_id, image_id) in read_columns(path, ("caption",), ("caption_id", "image_id"), table):
         if image_id and known is not None and image_id not in known:
             raise UserError(
                 expected="an image_id of images.csv, or none",
                 found=repr(image_id),
-                where=f"{path}, line {line}",
+                where=f"{table}, line {line}",
                 remedy="add the image to images.csv or leave the caption's image_id empty",
             )
-        _require_utf8(f"{path}, line {line}", caption_id, image_id)
+        _require_utf8(f"{table}, line {line}", caption_id, image_id)
         rows.append(CaptionRow(caption_id or f"{image_id}#{count[image_id]}", image_id, caption))
         count[image_id] += 1
-    _refuse_repeated((row.caption_id for row in rows), "caption_id", path)
+    _refuse_repeated((row.caption_id for row in rows), "caption_id", table)
     return tuple(rows)
 
 
@@ -174,21 +176,21 @@ def _require_utf8(where: str, *fields: str) -> None:
             )
 
 
-def _refuse_repeated(ids: Iterable[str], column: str, path: Path) -> None:
+def _refuse_repeated(ids: Iterable[str], column: str, where: str) -> None:
     seen: set[str] = set()
     for item_id in ids:
         if item_id in seen:
             raise UserError(
                 expected=f"every {column} once",
                 found=f"{item_id!r} twice",
-                where=str(path),
+                where=where,
                 remedy="ids join images, captions and features, so each must be unique",
             )
         seen.add(item_id)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, where: str = "") -> dict[str, Any]:
+    """Read a JSON object; `where` is what errors call the file, its path if unsaid.
 
     Raises:
         UserError: The file is missing, is not JSON, or is not an object.
@@ -196,41 +198,46 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(expected="a JSON object", found=str(error), where=str(path)) from error
+        raise UserError(expected="a JSON object", found=str(error), where=where or str(path)) from error
     if not isinstance(value, dict):
-        raise UserError(expected="a JSON object", found=type(value).__name__, where=str(path))
+        raise UserError(expected="a JSON object", found=type(value).__name__, where=where or str(path))
     return value
 
 
-def read_classes(path: Path) -> Classes:
+def read_classes(path: Path, where: str = "") -> Classes:
     """Read classes.json; names of other fields than `classes`, `templates` and `prompts` are left alone.
+
+    Args:
+        path: The file.
+        where: What errors call it; its path if unsaid.
 
     Raises:
         UserError: No classes, a name twice, a template without `{c}` or `{}`, prompts of an unknown class.
     """
-    value = read_json(path)
-    names = _texts(value.get("classes"), "classes", path)
+    where = where or str(path)
+    value = read_json(path, where)
+    names = _texts(value.get("classes"), "classes", where)
     if len(set(names)) != len(names):
         twice = next(name for name, times in Counter(names).items() if times > 1)
-        raise UserError(expected="every class once", found=f"{twice!r} twice", where=str(path))
-    templates = _texts(value.get("templates") or ["{c}"], "templates", path)
+        raise UserError(expected="every class once", found=f"{twice!r} twice", where=where)
+    templates = _texts(value.get("templates") or ["{c}"], "templates", where)
     for template in templates:
         if "{c}" not in template and "{}" not in template:
-            raise UserError(expected="templates with {c} or {}", found=repr(template), where=str(path))
+            raise UserError(expected="templates with {c} or {}", found=repr(template), where=where)
     prompts = value.get("prompts") or {}
     unknown = [name for name in prompts if name not in names]
     if unknown:
         raise UserError(
-            expected=f"prompts of classes ({_some(names)})", found=repr(unknown[0]), where=f"{path}: prompts"
+            expected=f"prompts of classes ({_some(names)})", found=repr(unknown[0]), where=f"{where}: prompts"
         )
-    own = {name: _texts(texts, f"prompts.{name}", path) for name, texts in prompts.items()}
+    own = {name: _texts(texts, f"prompts.{name}", where) for name, texts in prompts.items()}
     return Classes(names=names, templates=templates, prompts=own)
 
 
-def _texts(value: object, field_name: str, path: Path) -> tuple[str, ...]:
+def _texts(value: object, field_name: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
         raise UserError(
-            expected="a list of texts, none of them empty", found=_short(value), where=f"{path}: {field_name}"
+            expected="a list of texts, none of them empty", found=_short(value), where=f"{where}: {field_name}"
         )
     return tuple(value)
 

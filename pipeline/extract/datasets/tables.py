@@ -15,14 +15,20 @@ from pipeline.errors import UserError
 csv.field_size_limit(2**24)
 
 
-def read_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(path: Path, delimiter: str = ",", where: str = "") -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, column → text) of every row. Bytes that are not UTF-8 become surrogates (see `is_utf8`).
+
+    Args:
+        path: The file.
+        delimiter: What separates its fields.
+        where: What errors call the file; its path if unsaid.
 
     Raises:
         UserError: The file is missing, empty, not CSV, or a row has more or fewer fields than the header.
     """
     if not path.is_file():
         raise UserError(expected=f"a table {path.name}", found="no such file", where=str(path.parent))
+    where = where or str(path)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=delimiter)
         try:
@@ -35,25 +41,25 @@ def read_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str,
                     raise UserError(
                         expected=f"{len(header)} fields ({', '.join(header)})",
                         found=f"{len(row)}",
-                        where=f"{path}, line {reader.line_num}",
+                        where=f"{where}, line {reader.line_num}",
                         remedy="quote fields that hold the separator or line ends",
                     )
                 yield reader.line_num, dict(zip(header, row, strict=True))
         except csv.Error as error:
-            raise UserError(expected="CSV", found=str(error), where=f"{path}, line {reader.line_num}") from error
+            raise UserError(expected="CSV", found=str(error), where=f"{where}, line {reader.line_num}") from error
 
 
 def read_columns(
-    path: Path, required: Sequence[str], optional: Sequence[str] = (), delimiter: str = ","
+    path: Path, required: Sequence[str], optional: Sequence[str] = (), where: str = ""
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, values of the required and then the optional columns); an absent optional one is empty.
 
     Raises:
         UserError: A required column is missing (lists what was found), or what `read_rows` raises.
     """
-    rows = read_rows(path, delimiter)
+    rows = read_rows(path, where=where)
     _, header = next(rows)
-    require_columns(header, required, str(path))
+    require_columns(header, required, where or str(path))
     for line, row in rows:
         yield line, [row[name] for name in required] + [row.get(name, "") for name in optional]
 
@@ -102,10 +108,12 @@ class Fence:
     Args:
         root: The folder.
         remedy: What the error advises.
+        shown: What the error calls the folder; its path if unsaid.
     """
 
-    def __init__(self, root: Path, remedy: str = "") -> None:
+    def __init__(self, root: Path, remedy: str = "", shown: str = "") -> None:
         self.root = root
+        self._shown = shown or str(root)
         self._real = os.path.realpath(root)
         self._remedy = remedy
         self._folders: dict[str, bool] = {}
@@ -124,7 +132,7 @@ class Fence:
         problem = self.problem(name)
         if problem:
             raise UserError(
-                expected=f"a path inside {self.root}", found=f"{name!r} ({problem})", where=where, remedy=self._remedy
+                expected=f"a path inside {self._shown}", found=f"{name!r} ({problem})", where=where, remedy=self._remedy
             )
 
     def problem(self, name: str) -> str:

@@ -1,11 +1,13 @@
 """The contract of a shard file: ids and, for each layer, rows of values that lie uncompressed at known offsets.
 
 A format only writes the file and says where the values lie; reading and zero-copy views are the same for all formats.
+So are the number formats that a store can hold, all little-endian. numpy has no bfloat16: such features travel as
+uint16 and only the name says what the bits mean.
 """
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,12 +16,72 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.store.dtypes import StorageDtype
+from pipeline.errors import UnknownNameError
 
 _BLOCK_BYTES = 1 << 19
+_BLOCK_VALUES = 1 << 20
 
 Features = NDArray[np.generic]
 """Features [N, D] in a numpy type that carries a storage dtype's bits."""
+
+
+@dataclass(frozen=True)
+class StorageDtype:
+    """How one value lies on the disk.
+
+    Args:
+        name: The name that keys and manifests use.
+        numpy: The numpy type that carries the bits.
+        bits: Unsigned integer type of the same size.
+        exponent: Mask of the exponent's bits: all set means infinite or not a number.
+    """
+
+    name: str
+    numpy: np.dtype[np.generic]
+    bits: np.dtype[np.generic]
+    exponent: int
+
+    @property
+    def itemsize(self) -> int:
+        """Return the bytes of one value."""
+        return int(self.numpy.itemsize)
+
+
+DTYPES: dict[str, StorageDtype] = {
+    "float16": StorageDtype("float16", np.dtype("<f2"), np.dtype("<u2"), 0x7C00),
+    "bfloat16": StorageDtype("bfloat16", np.dtype("<u2"), np.dtype("<u2"), 0x7F80),
+    "float32": StorageDtype("float32", np.dtype("<f4"), np.dtype("<u4"), 0x7F800000),
+    "float64": StorageDtype("float64", np.dtype("<f8"), np.dtype("<u8"), 0x7FF0000000000000),
+}
+
+
+def storage_dtype(name: str, where: str = "") -> StorageDtype:
+    """Return the storage type of a name.
+
+    Raises:
+        UnknownNameError: No such type.
+    """
+    if name not in DTYPES:
+        raise UnknownNameError("storage dtype", name, DTYPES, where)
+    return DTYPES[name]
+
+
+def count_nonfinite(features: NDArray[np.generic], dtype: StorageDtype) -> int:
+    """Return how many values of features [N, D] are infinite or not a number, in blocks of bounded memory."""
+    flat = features.reshape(-1).view(dtype.bits)
+    mask = dtype.bits.type(dtype.exponent)
+    blocks = range(0, flat.size, _BLOCK_VALUES)
+    return sum(int(np.count_nonzero((flat[i : i + _BLOCK_VALUES] & mask) == mask)) for i in blocks)
+
+
+def array_xxh3(parts: Iterable[NDArray[np.generic]]) -> str:
+    """Return the xxh3 (128 bits, hexadecimal) over the bytes of contiguous arrays, one after the other."""
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        flat = part.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, 2 * _BLOCK_BYTES):
+            digest.update(flat[start : start + 2 * _BLOCK_BYTES].data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.store.dtypes import StorageDtype
-from pipeline.store.formats.base import Extent, Features, LayerExtents, ShardFormat
+from pipeline.store.formats.base import Extent, Features, LayerExtents, ShardFormat, StorageDtype
 
 _ALIGN = 4096
 

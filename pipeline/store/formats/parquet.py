@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.dtypes import StorageDtype
-from pipeline.store.formats.base import Extent, Features, LayerExtents, ShardFormat
+from pipeline.store.formats.base import Extent, Features, LayerExtents, ShardFormat, StorageDtype
 
 _IDS = "sample_id"
 _GROUP_ROWS = 8192

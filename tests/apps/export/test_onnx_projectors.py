@@ -22,7 +22,7 @@ def test_onnxruntime_agrees_with_torch(kind: str, tmp_path: Path) -> None:
     both = {"image": settings, "text": settings} if kind == "identity" else both
     kinds = {"image": kind, "text": kind}
     run = AlignedRun.open(make_run(tmp_path / "run", projectors=kinds, settings=both, dim=dim))
-    export(run.path, tmp_path / "model", form="onnx")
+    export(run.folder, tmp_path / "model", form="onnx")
     for side in ("image", "text"):
         file = tmp_path / "model" / f"{side}.onnx"
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

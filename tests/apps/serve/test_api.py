@@ -20,7 +20,7 @@ from tests.apps.serve.asking import PROBLEM, encoded, upload
 
 def test_text_finds_what_the_command_finds(client: TestClient, runs: list[ServedRun]) -> None:
     answer = client.post("/api/search", json={"text": "a blue thing", "top": 3}).json()
-    expected = search(runs[0].model.run.path, "a blue thing", top=3)
+    expected = search(runs[0].model.run.folder, "a blue thing", top=3)
     assert [(hit["image_id"], hit["captions"]) for hit in answer["images"]] == [
         (hit.image_id, list(hit.captions)) for hit in expected.images
     ]

@@ -1,6 +1,5 @@
 """What the report says of several runs: right in each direction, and honest about having looked at many."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ def run(
     return RunResult(
         name=name,
         method=name,
-        path=Path(name),
+        address=name,
         seeds=(1, 2),
         trained=trained,
         queries={},

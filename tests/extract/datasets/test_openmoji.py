@@ -68,7 +68,7 @@ def test_pictures_are_drawn_on_white_and_never_differ(dataset: RawDataset) -> No
         again = next(iter(openmoji._draw({record.image_id: entries[record.image_id]}, pictures, 64)))
         assert isinstance(again, Record)
         assert again.source == record.source
-    assert decode_image(dataset.root / dataset.images[0].file).size == (16, 16)
+    assert decode_image(dataset.root.file(dataset.images[0].file)).size == (16, 16)
 
 
 @needs_packages

@@ -1,0 +1,335 @@
+"""A folder of this machine (or of a file system that machines share) as a storage.
+
+A file gets its bytes whole or not at all: temp file beside it, fsync, rename, fsync the folder (`pipeline.files`). The
+temp file is locked (flock) while its writer lives; `sweep` removes those whose writer died.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline import files
+from pipeline.errors import PipelineError, UserError
+from pipeline.runtime import free_disk
+from pipeline.storage.contract import Content, Storage, Stored
+from pipeline.storage.leases import Left, Slots, Thing, lease_name, leased_thing
+from pipeline.storage.locks import open_locked, same_file
+from pipeline.words import size
+
+_TEMP = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+
+
+class LocalStorage(Storage):
+    """A folder.
+
+    Args:
+        folder: Its path.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), folder)
+
+    def __truediv__(self, name: str) -> "LocalStorage":
+        return LocalStorage(self.here / name)
+
+    def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
+        return LocalStorage, (self.here,)
+
+    @property
+    def name(self) -> str:
+        """Return the folder's name, that of the working folder too."""
+        return self.here.resolve().name
+
+    def absent(self) -> str:
+        """Return why there is no such folder."""
+        return "" if self.here.is_dir() else "a file" if self.here.exists() else "no such folder"
+
+    def list(self, prefix: str = "", *, deep: bool = False) -> dict[str, Stored]:
+        """Return plain files; links are not followed."""
+        try:
+            found = {name: _stored(path) for name, path in _files(self.here, prefix, deep)}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {name: stored for name, stored in sorted(found.items()) if stored is not None}
+
+    def stat(self, name: str) -> Stored | None:
+        """Return a file's size and token."""
+        return _stored(self.here / name)
+
+    def file(self, name: str, content: Content | None = None) -> Path:
+        """Return the file itself."""
+        path = self.here / name
+        if content is None and not path.is_file():
+            raise FileNotFoundError(str(path))
+        return path
+
+    def fetch(self, wanted: Mapping[str, Content | None] | Iterable[str], *, again: bool = False) -> None:
+        """Everything is here."""
+
+    def make(self) -> None:
+        """Make the folder and those above it."""
+        self.here.mkdir(parents=True, exist_ok=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file."""
+        files.write_atomically(self.here / name, data, temp=temp_file)
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Link a written file to its name, which the file system lets one alone do."""
+        target = self.here / name
+        with temp_file(target) as temp:
+            files.write_bytes(temp, data)
+            files.sync_file(temp)
+            if not link_new(temp, target):
+                return target.read_bytes() == data
+            files.sync_folder(target.parent)
+        return True
+
+    def put_if(self, name: str, data: bytes, token: str) -> bool:
+        """Rename over the file while its own lock is held, which excludes others that do the same."""
+        target = self.here / name
+        try:
+            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not same_file(descriptor, target) or _token(os.fstat(descriptor)) != token:
+                return False
+            self.put(name, data)
+        finally:
+            os.close(descriptor)
+        return True
+
+    @contextmanager
+    def temporary(self, name: str) -> Iterator[Path]:
+        """Create a locked temp file beside the name."""
+        with temp_file(self.here / name) as path:
+            yield path
+
+    def publish(self, temp: Path, name: str, content: Content) -> None:
+        """Give the temp file its name."""
+        target = self.here / name
+        files.publish(temp, target)
+        files.sync_folder(target.parent)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove files, and wait until their names are gone from the disk."""
+        for name in names:
+            path = self.here / name
+            if os.path.lexists(path):
+                path.unlink(missing_ok=True)
+                files.sync_folder(path.parent)
+
+    def pull(self, own: Sequence[str]) -> Path:
+        """Return the folder itself."""
+        return self.here
+
+    def push(self, own: Sequence[str], last: str) -> None:
+        """What is written into the folder is stored."""
+
+    def slots(self) -> Slots:
+        """Return the folder's lease files."""
+        return FileSlots(self.here)
+
+
+def _files(folder: Path, prefix: str, deep: bool) -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of plain files; only folders that can hold such names are read."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if deep and (prefix.startswith(f"{entry.name}/") or entry.name.startswith(prefix)):
+                    inner = _files(
+                        Path(entry.path), prefix.removeprefix(f"{entry.name}/") if "/" in prefix else "", True
+                    )
+                    yield from ((f"{entry.name}/{name}", path) for name, path in inner)
+            elif entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False):
+                yield entry.name, Path(entry.path)
+
+
+def _stored(path: Path) -> Stored | None:
+    try:
+        about = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Stored(about.st_size, _token(about))
+
+
+def _token(about: os.stat_result) -> str:
+    return f"{about.st_ino}-{about.st_mtime_ns}-{about.st_size}"
+
+
+def link_new(temp: Path, target: Path) -> bool:
+    """Give a temp file a name that nothing has; False if something has it."""
+    try:
+        os.link(temp, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: look, then write
+        if target.exists():
+            return False
+        files.publish(temp, target)
+    temp.unlink(missing_ok=True)
+    return True
+
+
+def is_temp(name: str) -> bool:
+    """Say whether a name is a temp file's."""
+    return _TEMP.fullmatch(name) is not None
+
+
+@contextmanager
+def temp_file(target: Path) -> Iterator[Path]:
+    """Create a locked, empty temp file beside `target`; what is left of it at the end is removed."""
+    path = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = open_locked(path, block=True)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextmanager
+def writing(folder: Storage | Path, name: str) -> Iterator[None]:
+    """Turn an OSError into one sentence that says what, where and how much space is free.
+
+    Raises:
+        UserError: In its place, where the folder is a file or may not be written.
+        PipelineError: In its place, for any other failure of the disk.
+    """
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UserError(
+            expected=f"a folder to write {name} into",
+            found=os.strerror(error.errno) if error.errno else str(error),
+            where=str(folder),
+            remedy="choose another folder, or allow writing there",
+        ) from error
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise PipelineError(
+            expected=f"to write {name}",
+            found=reason,
+            where=str(folder),
+            remedy=f"{_free(folder)}; make room or allow writing there and run again: what is committed stays",
+        ) from error
+
+
+def _free(folder: Storage | Path) -> str:
+    try:
+        return f"{size(free_disk(folder.here if isinstance(folder, Storage) else folder))} are free"
+    except OSError:
+        return "the free space is unknown"
+
+
+# ---- leases ----------------------------------------------------------------------------------------------------------
+
+
+class FileSlots:
+    """Leases as files of a folder, for all machines that share it."""
+
+    kernel_decides = True
+
+    def __init__(self, folder: Path) -> None:
+        self.here = folder
+
+    def is_kept(self, thing: Thing) -> bool:
+        """Everything is."""
+        return True
+
+    def look(self, thing: Thing) -> Left:
+        """Return the leases of a thing by generation."""
+        return [(name, read_lease(self.here / name)) for name in lease_files(self.here, thing)]
+
+    def claim(self, thing: Thing, left: Left, data: bytes) -> str | None:
+        """Create the file of the next generation, and withdraw it where somebody came in between.
+
+        Files may lie side by side: a slow one that will withdraw, and a living holder's with a lower number.
+        """
+        name = lease_name(thing, _generation(left[-1][0]) + 1 if left else 0)
+        path = self.here / name
+        if not create_lease(path, data):
+            return None
+        now = lease_files(self.here, thing)
+        if now != [*(each for each, _ in left), name] or any(read_lease(self.here / each) != old for each, old in left):
+            path.unlink(missing_ok=True)
+            return None
+        for each, _ in left:
+            (self.here / each).unlink(missing_ok=True)
+        return name
+
+    def read(self, name: str) -> bytes | None:
+        """Return what a lease says."""
+        return read_lease(self.here / name)
+
+    def renew(self, name: str, data: bytes, is_ours: Callable[[bytes | None], bool]) -> bool:
+        """Write over the bytes in place: a file that a thief has removed stays removed."""
+        try:
+            descriptor = os.open(self.here / name, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            if not is_ours(os.read(descriptor, 4096)):
+                return False
+            os.pwrite(descriptor, data, 0)
+            return True
+        finally:
+            os.close(descriptor)
+
+    def remove(self, name: str) -> None:
+        """Remove a lease."""
+        (self.here / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """Return the names of all leases."""
+        return lease_files(self.here)
+
+    def age(self, name: str) -> float | None:
+        """Return the file's age."""
+        try:
+            return max(0.0, time.time() - (self.here / name).stat().st_mtime)
+        except FileNotFoundError:
+            return None
+
+
+def lease_files(folder: Path, thing: Thing | None = None) -> list[str]:
+    """Return the lease files of one thing, or of all, sorted by generation; the last one counts."""
+    with os.scandir(folder) as entries:
+        found = [entry.name for entry in entries if leased_thing(entry.name) is not None and entry.name.count(".") == 3]
+    return sorted((name for name in found if thing in (None, leased_thing(name))), key=_generation)
+
+
+def read_lease(path: Path) -> bytes | None:
+    """Return what a lease's file holds, None if there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def create_lease(path: Path, data: bytes) -> bool:
+    """Create a file that must not be there; the file system lets one alone do it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, data)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _generation(name: str) -> int:
+    return int(name.split(".")[2])

@@ -1,0 +1,258 @@
+"""A folder in an object store (`s3://`, `gs://`, whatever fsspec opens) as a storage, read through a checked cache."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.storage.cache import Cache, cache_folder, cache_of, is_offline
+from pipeline.storage.contract import Content, Storage, Stored, chosen
+from pipeline.storage.leases import STORE, Left, Slots, Thing, lease_name, leased_thing
+from pipeline.storage.requests import Requests, is_inside
+
+THREADS = 16
+"""Requests at a time: they wait, they do not compute."""
+
+
+class ObjectStorage(Storage):
+    """A folder in an object store. Use `pipeline.storage.open.open_storage`.
+
+    Args:
+        url: Its URL, checked.
+        here: Its folder in the cache.
+    """
+
+    def __init__(self, url: str, here: Path) -> None:
+        super().__init__(url, here)
+        self.requests = Requests(url)
+
+    def __truediv__(self, name: str) -> Storage:
+        return open_objects(f"{self.address}/{name}")
+
+    def __reduce__(self) -> tuple[Callable[[str], Storage], tuple[str]]:
+        return open_objects, (self.address,)  # another process may have another cache
+
+    def absent(self) -> str:
+        """Nothing is to be made before an object can be put."""
+        return ""
+
+    def list(self, prefix: str = "", *, deep: bool = False) -> dict[str, Stored]:
+        """List what is there now, below a prefix, and remember it."""
+        known = self._cache
+        known.listing = known.listing or {}
+        found = known.stored(prefix) if is_offline() else self.requests.list(prefix)
+        kept = {name: each for name, each in known.listing.items() if not name.startswith(prefix)}
+        known.listing = kept | found
+        known.whole = known.whole or not prefix
+        return {name: found[name] for name in sorted(found) if deep or "/" not in name}
+
+    def stat(self, name: str) -> Stored | None:
+        """Ask for one object."""
+        return self._cache.stored(name).get(name) if is_offline() else self.requests.stat(name)
+
+    def file(self, name: str, content: Content | None = None) -> Path:
+        """Return the file in the cache."""
+        if content is not None:
+            self._cache.bring_checked(name, content)
+        elif not is_inside(name) or not self._cache.bring(name, self._seen(name)):
+            raise FileNotFoundError(f"{self.address}/{name}")
+        return self.here / name
+
+    def fetch(self, wanted: Mapping[str, Content | None] | Iterable[str], *, again: bool = False) -> None:
+        """Fetch several objects at a time."""
+        contents = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
+
+        def bring(name: str) -> None:
+            content = contents[name]
+            if content is not None:
+                self._cache.bring_checked(name, content)
+            elif is_inside(name):
+                self._cache.bring(name, self._seen(name))
+
+        for name in contents if again else ():
+            self._cache.doubt(name)
+        together(bring, list(contents))
+
+    def make(self) -> None:
+        """Refuse where nothing can be written."""
+        self._require_online("")
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object and, after it, the file in the cache."""
+        self._require_online(name)
+        self._cache.keep(name, data, self.requests.write(name, data))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Create an object."""
+        self._require_online(name)
+        return self._put(name, data, self.requests.create(name, data))
+
+    def put_if(self, name: str, data: bytes, token: str) -> bool:
+        """Replace an object."""
+        self._require_online(name)
+        return self._put(name, data, self.requests.replace(name, data, token))
+
+    @contextmanager
+    def temporary(self, name: str) -> Iterator[Path]:
+        """Create a file beside the cache."""
+        self._require_online(name)
+        with self._cache.incoming() as path:
+            path.touch()
+            yield path
+
+    def publish(self, temp: Path, name: str, content: Content) -> None:
+        """Upload the file, see that all of it has come, and keep it in the cache."""
+        self._cache.publish(name, temp, self._uploaded(temp, name), f"sha256:{content.sha256}")
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects, each with its file in the cache."""
+        for name in names:
+            self._require_online(name)
+            if self._seen(name) is not None:
+                self.requests.remove([name])
+            self._cache.forget(name)
+
+    def pull(self, own: Sequence[str]) -> Path:
+        """Make the cache's files what the objects are."""
+        there = chosen(self.list(deep=True), own)
+        for name in set(chosen(self._cache.names(), own)) - set(there):
+            self._cache.forget(name)
+        self.fetch(there)
+        return self.here
+
+    def push(self, own: Sequence[str], last: str) -> None:
+        """Put the cache's files there."""
+        here = chosen(self._cache.names(), own)
+        gone = [name for name in chosen(self._known(), own) if name not in here]
+        changed = [name for name in here if not self._cache.is_fresh(name, self._known().get(name))]
+        if not changed and not gone:
+            return
+        self._require_online(last)
+        self.requests.remove([last])
+        together(self._upload, [name for name in changed if name != last])
+        self.delete(gone)
+        if last in here:
+            self._upload(last)
+
+    def slots(self) -> Slots:
+        """Return the lease objects."""
+        return ObjectSlots(self)
+
+    def _put(self, name: str, data: bytes, done: bool) -> bool:
+        if done:
+            self._cache.keep(name, data, "")
+        self.list(name)
+        return done
+
+    def _upload(self, name: str) -> None:
+        there = self._uploaded(self.here / name, name)
+        self._cache.note(name, there.token, there)
+
+    def _uploaded(self, path: Path, name: str) -> Stored:
+        there, size = self.requests.upload(name, path), path.stat().st_size
+        if there is None or there.size != size:
+            raise OSError(f"{size} bytes were sent and {there.size if there else 0} are there")
+        return there
+
+    def _seen(self, name: str) -> Stored | None:
+        known = self._cache
+        return known.listing.get(name) if known.whole and known.listing is not None else self.stat(name)
+
+    def _known(self) -> Mapping[str, Stored]:
+        if not self._cache.whole:
+            self.list()
+        return self._cache.listing or {}
+
+    def _require_online(self, name: str) -> None:
+        if is_offline():
+            where = f"{self.address}/{name}".rstrip("/")
+            raise UserError(
+                expected="a network to write this to", found="FEWPAIRS_OFFLINE", where=where, remedy="unset it"
+            )
+
+    @property
+    def _cache(self) -> "Cache":
+        return cache_of(self.address, self.here, os.getpid())
+
+
+def open_objects(url: str) -> ObjectStorage:
+    """Return the storage at a checked URL; nothing is asked of the network.
+
+    Raises:
+        UserError: The cache is another user's.
+    """
+    return ObjectStorage(url, cache_folder(url))
+
+
+def together(action: Callable[[str], None], names: Sequence[str]) -> None:
+    """Do something with each name, several at a time."""
+    if len(names) < 2:
+        for name in names:
+            action(name)
+        return
+    with ThreadPoolExecutor(min(THREADS, len(names))) as pool:
+        for _ in pool.map(action, names):
+            pass
+
+
+# ---- leases ----------------------------------------------------------------------------------------------------------
+
+
+class ObjectSlots:
+    """Leases as objects that are put on conditions.
+
+    Where a store keeps no conditions a lease is best effort. The whole store has none: what its last step writes, it
+    writes on conditions itself.
+    """
+
+    kernel_decides = False
+
+    def __init__(self, storage: ObjectStorage) -> None:
+        self.here = storage.here
+        self._requests = storage.requests
+
+    def is_kept(self, thing: Thing) -> bool:
+        """Say whether it is a shard."""
+        return thing != STORE
+
+    def look(self, thing: Thing) -> Left:
+        """Return the one lease object."""
+        name = lease_name(thing)
+        data = self.read(name)
+        return [] if data is None else [(name, data)]
+
+    def claim(self, thing: Thing, left: Left, data: bytes) -> str | None:
+        """Create the object, or replace the dead one."""
+        name = lease_name(thing)
+        done = (
+            self._replace(name, data, lambda there: there == left[0][1]) if left else self._requests.create(name, data)
+        )
+        return name if done else None
+
+    def read(self, name: str) -> bytes | None:
+        """Return what a lease says."""
+        return self._requests.read(name)
+
+    def renew(self, name: str, data: bytes, is_ours: Callable[[bytes | None], bool]) -> bool:
+        """Replace the object."""
+        return self._replace(name, data, is_ours)
+
+    def remove(self, name: str) -> None:
+        """Remove the object."""
+        self._requests.remove([name])
+
+    def names(self) -> list[str]:
+        """Return the lease objects' names."""
+        there = [] if is_offline() else self._requests.list(".")
+        return sorted(name for name in there if leased_thing(name) is not None)
+
+    def age(self, name: str) -> float | None:
+        """Nobody's clock is asked: who holds it is taken to live."""
+        return 0.0
+
+    def _replace(self, name: str, data: bytes, expected: Callable[[bytes | None], bool]) -> bool:
+        """Look at the token first: bytes that change after it make the condition fail."""
+        there = self._requests.stat(name)
+        return there is not None and expected(self.read(name)) and self._requests.replace(name, data, there.token)
