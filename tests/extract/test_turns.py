@@ -75,9 +75,9 @@ def test_numbers_that_do_not_fit(
 
 def test_the_settings_check_it_too() -> None:
     with pytest.raises(UserError, match="--worker-index: expected 0 to 1, as --num-workers says, found 2"):
-        ExtractConfig(dataset="raw", encoder="x", out="out", worker_index=2, num_workers=2)  # type: ignore[arg-type]
+        ExtractConfig(dataset="raw", encoder="x", out="out", worker_index=2, num_workers=2)
     with pytest.raises(UserError, match="--num-workers: expected 1 or more, found 0"):
-        ExtractConfig(dataset="raw", encoder="x", out="out", num_workers=0)  # type: ignore[arg-type]
+        ExtractConfig(dataset="raw", encoder="x", out="out", num_workers=0)
 
 
 def shards(*indices: int) -> list[PendingShard]:
