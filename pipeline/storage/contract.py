@@ -47,15 +47,19 @@ class Storage(ABC):
         self.here = here
 
     def __str__(self) -> str:
+        """Return the address."""
         return self.address
 
     def __repr__(self) -> str:
+        """Return the kind and the address."""
         return f"{type(self).__name__}({self.address!r})"
 
     def __eq__(self, other: object) -> bool:
+        """Say whether it is a storage of the same address."""
         return isinstance(other, Storage) and self.address == other.address
 
     def __hash__(self) -> int:
+        """Return the address's hash."""
         return hash(self.address)
 
     @abstractmethod

@@ -35,9 +35,11 @@ class LocalStorage(Storage):
         super().__init__(str(folder), folder)
 
     def __truediv__(self, name: str) -> "LocalStorage":
+        """Return the folder inside it."""
         return LocalStorage(self.here / name)
 
     def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
+        """Pickle the path."""
         return LocalStorage, (self.here,)
 
     @property

@@ -29,9 +29,11 @@ class ObjectStorage(Storage):
         self.requests = Requests(url)
 
     def __truediv__(self, name: str) -> Storage:
+        """Return the folder inside it, which has a cache of its own."""
         return open_objects(f"{self.address}/{name}")
 
     def __reduce__(self) -> tuple[Callable[[str], Storage], tuple[str]]:
+        """Pickle the address."""
         return open_objects, (self.address,)  # another process may have another cache
 
     def absent(self) -> str:
