@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
@@ -65,9 +64,7 @@ def model_alone(encoder: TorchEncoder, batches: Batches) -> Work:
         collated = [encoder._collate(batch) for batch in batches]
 
     def run() -> None:
-        with ExitStack() as stack:
-            for context in encoder._contexts():
-                stack.enter_context(context)
+        with encoder._arithmetic():
             for batch in collated:
                 encoder._output(batch, ())
 

@@ -31,8 +31,7 @@ from benchmarks.raw import make_raw
 from pipeline.encoders.base import LoadOptions
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.spec import parse_spec
-from pipeline.encoders.timm_family import TimmEncoder, build
-from pipeline.encoders.transform_sources import from_timm
+from pipeline.encoders.timm_family import TimmEncoder, build, from_timm
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.decode import decode_image
 from pipeline.extract.receipt import versions
@@ -63,7 +62,7 @@ def random_encoder(name: str, arguments: dict[str, Any], options: LoadOptions) -
 
 def bare(encoder: TimmEncoder, rows: int, batch_size: int) -> Work:
     """Return the model's forward pass over a batch that stays on the device, as often as the rows ask for."""
-    batch = torch.randn(batch_size, 3, *encoder.transform.output_size, device=encoder.device)
+    batch = torch.randn(batch_size, 3, *encoder.info.transform.output_size, device=encoder.device)
 
     def run() -> None:
         with torch.inference_mode(), torch.autocast(encoder.device.type, dtype=torch.bfloat16):
@@ -75,7 +74,7 @@ def bare(encoder: TimmEncoder, rows: int, batch_size: int) -> Work:
 
 def encoded(encoder: TimmEncoder, rows: int, batch_size: int) -> Work:
     """Return `encode` with all layers on prepared samples, each batch started before the last is waited for."""
-    samples = list(torch.randn(min(rows, batch_size), 3, *encoder.transform.output_size))
+    samples = list(torch.randn(min(rows, batch_size), 3, *encoder.info.transform.output_size))
     layers = [layer.name for layer in encoder.layers]
 
     def run() -> None:

@@ -56,7 +56,7 @@ def main() -> None:
     encoder = load_encoder(arguments.encoder)
     if not isinstance(encoder, ImageModel):
         raise SystemExit(f"{arguments.encoder} takes no images")
-    shades = 255 * torch.tensor(encoder.transform.std)[:, None, None]
+    shades = 255 * torch.tensor(encoder.info.transform.std)[:, None, None]
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
             for name, image in photographs(*size).items():

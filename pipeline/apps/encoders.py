@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Dtype, Encoder
-from pipeline.encoders.custom import own_source
-from pipeline.encoders.load import load_encoder
+from pipeline.encoders.load import load_encoder, own_source
 from pipeline.errors import UserError
 from pipeline.evaluate.data import run_layers
 from pipeline.extract.decode import JPEG_RULES, Reduction

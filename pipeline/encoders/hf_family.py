@@ -1,24 +1,37 @@
-"""`hf:ORG/NAME@REVISION` or `hf:/folder`: models of transformers, of images (`hf_vision`) and of texts (`hf_text`).
+"""`hf:ORG/NAME@REVISION` or `hf:/folder`: models of transformers, of images and of texts.
 
 Layers: `hidden_0` … `hidden_L` are the library's `hidden_states[l]`, pooled, and `output`. Whether the last hidden
 state is normed is as the library has it: for DINOv2 `hidden_L` comes before the final norm, for decoders such as
 Llama and GPT-2 after it. Of a two-tower model (CLIP, SigLIP) one tower is kept; `--modality` says which.
+
+Images (DINOv2, ViT, CLIP, SigLIP, ConvNeXT, ResNet and their like): `output` is the library's own embedding: the
+projected one of CLIP, the attention head's of SigLIP, the pooled one of ConvNeXT and ResNet, the class token after the
+final norm of DINOv2 and ViT. Inner layers: the class token, or the mean over patches where there is none; maps are
+averaged over all places.
+
+Texts (the BERT family, decoders such as Llama and GPT-2, text towers of CLIP and SigLIP): `output` is an encoder's last
+hidden state, averaged over the real tokens; a decoder's last hidden state at the text's last token; a text tower's own
+embedding (projected for CLIP). Inner layers are pooled by the same rule, those of text towers at the last token.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import weight_files, weights_sha256
-from pipeline.encoders.hf_text import HfTextEncoder, text_encoder
-from pipeline.encoders.hf_vision import HfVisionEncoder, vision_encoder
-from pipeline.encoders.hub import fetch, opening
-from pipeline.encoders.libraries import import_library
+from pipeline.encoders.image_model import ImageInfo, ImageModel, token_pools
+from pipeline.encoders.libraries import fetch, import_library, opening, weight_files, weights_sha256
+from pipeline.encoders.pooling import TOKEN_POOLS
 from pipeline.encoders.spec import Spec, require_folder
+from pipeline.encoders.text_model import DECODER_POOLS, TEXT_POOLS, TextInfo, TextModel, TextTokenizer, length_limit
+from pipeline.encoders.torch_encoder import Batch
+from pipeline.encoders.transform import INTERPOLATIONS, Colour, ImageTransform, Resize, colour
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
 
@@ -32,7 +45,7 @@ VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "ar
 """Fields of a config that do not change what comes out."""
 
 
-def load(spec: Spec, options: LoadOptions) -> HfVisionEncoder | HfTextEncoder:
+def load(spec: Spec, options: LoadOptions) -> ImageModel | TextModel:
     """Load a model of transformers, or one tower of it.
 
     Raises:
@@ -113,3 +126,216 @@ def _require_towers(spec: Spec, model: Any) -> None:
             found=type(model).__name__,
             where=spec.text,
         )
+
+
+class HfVisionEncoder(ImageModel):
+    """An image model of transformers, or the image tower of a two-tower model."""
+
+    model: Any
+
+    def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        tower = getattr(self.model, "vision_model", self.model)
+        out = tower(pixel_values=batch.inputs["x"], output_hidden_states=bool(states))
+        found = dict(zip(self.info.states, out.hidden_states, strict=True)) if states else {}
+        return self._embedding(tower, out, batch), found
+
+    def _embedding(self, tower: Any, out: Any, batch: Batch) -> Tensor:
+        if self.options.pool != "auto":
+            tokens = out.last_hidden_state
+            if "clip" in tower.config.model_type and hasattr(tower, "post_layernorm"):
+                tokens = tower.post_layernorm(tokens)  # CLIP norms the class token only, after pooling
+            return TOKEN_POOLS[self.options.pool](tokens, batch.tokens)
+        pooled = getattr(out, "pooler_output", None)
+        if pooled is None:
+            return self._reduce(out.last_hidden_state, batch.tokens)
+        flat: Tensor = pooled.flatten(1)
+        projection = getattr(self.model, "visual_projection", None)
+        return flat if projection is None else projection(flat)
+
+
+def vision_encoder(
+    spec: Spec, options: LoadOptions, model: Any, *, folder: Path, identity: Mapping[str, Any]
+) -> HfVisionEncoder:
+    """Wrap a loaded image model; of a two-tower model the text tower is let go."""
+    if hasattr(model, "vision_model") and hasattr(model, "text_model"):
+        del model.text_model
+    processor = import_library("transformers").AutoImageProcessor.from_pretrained(folder, backend="pil")
+    transform = from_processor(processor, where=spec.text)
+    tower = getattr(model, "vision_model", model)
+    prefix, has_class_token = _prefix(tower)
+    pools = token_pools(has_class_token=has_class_token) if _has_patches(tower) else ()
+    info = ImageInfo(
+        taps={},
+        states=tuple(f"hidden_{number}" for number in range(_depth(tower.config) + 1)),
+        identity=identity,
+        preprocessing=transform.to_json(),
+        transform=transform,
+        prefix=prefix,
+        pools=pools,
+        maps=not pools,
+        inner_pool="cls" if has_class_token else "patch_mean",
+    )
+    return HfVisionEncoder(spec.text, model, info, options)
+
+
+def _has_patches(tower: Any) -> bool:
+    return hasattr(tower.config, "patch_size") and hasattr(tower.config, "num_hidden_layers")
+
+
+def _depth(config: Any) -> int:
+    return int(config.num_hidden_layers) if hasattr(config, "num_hidden_layers") else len(config.depths)
+
+
+def _prefix(tower: Any) -> tuple[int, bool]:
+    """Return how many tokens stand before the patches, and whether the first is a class token."""
+    shapes = {name.rpartition(".")[2]: value.shape for name, value in tower.named_parameters()}
+    has_class_token = "cls_token" in shapes or "class_embedding" in shapes
+    registers = shapes["register_tokens"][-2] if "register_tokens" in shapes else 0
+    return int(has_class_token) + int("distillation_token" in shapes) + int(registers), has_class_token
+
+
+FIXED_LENGTH = ("siglip_text_model", "siglip2_text_model")
+"""Text towers that were trained on texts padded to the full length, without a mask."""
+
+
+class HfTextEncoder(TextModel):
+    """A text model of transformers, or the text tower of a two-tower model."""
+
+    model: Any
+
+    def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        tower = getattr(self.model, "text_model", self.model)
+        out = tower(**batch.inputs, output_hidden_states=bool(states))
+        found = dict(zip(self.info.states, out.hidden_states, strict=True)) if states else {}
+        return self._embedding(tower, out, batch), found
+
+    def _embedding(self, tower: Any, out: Any, batch: Batch) -> Tensor:
+        if self.options.pool != "auto" or not is_text_tower(tower.config):
+            return self._reduce(out.last_hidden_state, batch.tokens)
+        pooled: Tensor = out.pooler_output
+        projection = getattr(self.model, "text_projection", None)
+        return pooled if projection is None else projection(pooled)
+
+
+def text_encoder(
+    spec: Spec, options: LoadOptions, model: Any, *, folder: Path, identity: Mapping[str, Any]
+) -> HfTextEncoder:
+    """Wrap a loaded text model; of a two-tower model the image tower is let go."""
+    if hasattr(model, "vision_model") and hasattr(model, "text_model"):
+        del model.vision_model
+    config = getattr(model, "text_model", model).config
+    words = import_library("transformers").AutoTokenizer.from_pretrained(folder)
+    limit = length_limit(options.max_length, words.model_max_length, positions(config))
+    tokenizer = TextTokenizer(words, max_length=limit, prompt=options.prompt)
+    fixed = config.model_type in FIXED_LENGTH
+    at_end = is_decoder(config) or is_text_tower(config)
+    info = TextInfo(
+        taps={},
+        states=tuple(f"hidden_{number}" for number in range(int(config.num_hidden_layers) + 1)),
+        identity=identity,
+        preprocessing={**tokenizer.to_json(), "padding": "full length" if fixed else "longest"},
+        tokenizer=tokenizer,
+        fixed_length=fixed,
+        pools=DECODER_POOLS if at_end else TEXT_POOLS,
+        inner_pool="eos" if at_end else "mean",
+    )
+    return HfTextEncoder(spec.text, model, info, options)
+
+
+def positions(config: Any) -> int | None:
+    """Return how many tokens a model's positions allow; the RoBERTa family keeps two of them for itself."""
+    limit = getattr(config, "max_position_embeddings", None)
+    shifted = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text")
+    return limit - 2 if limit and shifted else limit
+
+
+def is_text_tower(config: Any) -> bool:
+    """Return whether a config is of the text half of a two-tower model."""
+    return str(config.model_type).endswith("_text_model")
+
+
+def is_decoder(config: Any) -> bool:
+    """Return whether a model reads from left to right only: its checkpoint says so, or its kind always does."""
+    names = getattr(config, "architectures", None) or []
+    if getattr(config, "is_decoder", False) or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return True
+    models = import_library("transformers.models.auto.modeling_auto")
+    causal, masked = models.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, models.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return config.model_type in causal and config.model_type not in masked
+
+
+def from_processor(processor: Any, *, where: str) -> ImageTransform:
+    """Return the transform that does what a processor does.
+
+    Args:
+        processor: An image processor with the PIL backend.
+        where: The encoder, for errors.
+
+    Raises:
+        UserError: The processor does something that a transform cannot do.
+    """
+    size, crop = _size(processor), _crop(processor)
+    if "shortest_edge" in size and getattr(processor, "crop_pct", None):
+        transform = _convnext(processor, int(size["shortest_edge"]))
+    elif not processor.do_resize or set(size) == {"shortest_edge"}:
+        if crop is None:
+            raise UserError(expected="images of one size", found=f"{processor.size} without a crop", where=where)
+        edge = int(size.get("shortest_edge", 1))
+        resize: Resize = "shortest" if processor.do_resize else "none"
+        transform = ImageTransform(resize=resize, size=(edge, edge), crop=crop, **_rest(processor))
+    elif {"height", "width"} <= set(size):
+        aim = (int(size["height"]), int(size["width"]))
+        transform = ImageTransform(resize="squash", size=aim, crop=crop, **_rest(processor))
+    else:
+        raise UserError(expected="a size of height and width, or of the shortest edge", found=str(size), where=where)
+    return _proven(transform, processor, where)
+
+
+def _convnext(processor: Any, edge: int) -> ImageTransform:
+    """Return ConvNeXt's own rule: up to 384 pixels resize to edge / crop_pct and crop, above that squash."""
+    if edge >= 384:
+        return ImageTransform(resize="squash", size=(edge, edge), **_rest(processor))
+    larger = int(edge / processor.crop_pct)
+    return ImageTransform(resize="shortest", size=(larger, larger), crop=(edge, edge), **_rest(processor))
+
+
+def _size(processor: Any) -> dict[str, int]:
+    size = processor.size
+    return {name: value for name, value in dict(size or {}).items() if value}
+
+
+def _crop(processor: Any) -> tuple[int, int] | None:
+    if not getattr(processor, "do_center_crop", False):
+        return None
+    crop = dict(processor.crop_size)
+    return int(crop["height"]), int(crop["width"])
+
+
+def _rest(processor: Any) -> dict[str, Any]:
+    names = {int(value): name for name, value in INTERPOLATIONS.items()}
+    normalise = bool(processor.do_normalize)
+    mean: Colour = colour(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
+    std: Colour = colour(processor.image_std) if normalise else (1.0, 1.0, 1.0)
+    return {
+        "rounding": "floor",
+        "interpolation": names[int(processor.resample)] if processor.resample is not None else "bilinear",
+        "mean": mean,
+        "std": std,
+        "divisor": round(1 / processor.rescale_factor, 9) if processor.do_rescale else 1.0,
+    }
+
+
+def _proven(transform: ImageTransform, processor: Any, where: str) -> ImageTransform:
+    height, width = transform.output_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * height + 3, 3 * width + 7, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    theirs = torch.as_tensor(np.asarray(processor(image, return_tensors="np")["pixel_values"][0]))
+    ours = transform(image)
+    if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, atol=1e-4):
+        raise UserError(
+            expected="an image processor that resizes, crops and normalises",
+            found=f"{type(processor).__name__}, which does something else",
+            where=where,
+            remedy="write an encoder of your own (module:Class) around it",
+        )
+    return transform

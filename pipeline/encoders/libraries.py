@@ -1,4 +1,4 @@
-"""The one door to timm, open_clip, transformers and sentence-transformers: behind a torchvision that can be imported.
+"""The libraries of models: their one door, their hub, and digests of the weights that they load.
 
 PyPI's torchvision may be a CUDA build beside a CPU build of torch. Then its native library does not load, and `import
 torchvision` fails with "operator torchvision::nms does not exist" and takes every library that imports it along.
@@ -6,15 +6,21 @@ Declaring the two operators is enough for all that is used here (nothing of torc
 library loads, nothing is changed.
 """
 
+import hashlib
 import importlib
 import importlib.util
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from pipeline.errors import MissingExtraError
+from pipeline.encoders.spec import Spec
+from pipeline.errors import MissingExtraError, PipelineError, UserError
+from pipeline.files import file_sha256
 
 INSTALL = {
     "timm": "pip install 'timm>=1.0.15'",
@@ -22,6 +28,14 @@ INSTALL = {
     "transformers": "pip install 'transformers>=5'",
     "sentence_transformers": "pip install 'sentence-transformers>=5'",
 }
+
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*_Dense/*.bin"]
+"""Files of a hub model that are fetched; pickles only where there are no others (and read as weights only)."""
+
+LEFT_OUT = ["onnx/*", "openvino/*", "consolidated*", "original/*"]
+"""The same weights again, in forms that are not read here."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def import_library(name: str) -> ModuleType:
@@ -64,3 +78,79 @@ def _declare_operators() -> torch.library.Library:
         schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         fragment.define(schema)  # type: ignore[no-untyped-call]
     return fragment
+
+
+@contextmanager
+def opening(spec: Spec, local: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a model is fetched or read into one sentence.
+
+    Args:
+        spec: What is being loaded.
+        local: The local form of the spec, for the remedy.
+
+    Raises:
+        UserError: The model could not be fetched (no network, no such name) or read.
+    """
+    muted = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # the libraries log what they then raise
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if spec.folder is not None:
+            raise UserError(
+                expected=f"a readable model in {spec.folder}",
+                found=f"{type(error).__name__}: {reason}",
+                where=spec.text,
+            ) from error
+        raise UserError(
+            expected=f"the model {spec.key_name!r} in the local cache or on its hub",
+            found=f"neither (offline, or no such name; {type(error).__name__}: {reason})",
+            where=spec.text,
+            remedy=f"check the name and the network, or give a local path: {local}",
+        ) from error
+    finally:
+        logging.disable(muted)
+
+
+def fetch(spec: Spec) -> Path:
+    """Return the folder of a Hugging Face model: the given one, or the hub's snapshot in the local cache."""
+    if spec.folder is not None:
+        return spec.folder
+    snapshot = import_library("huggingface_hub").snapshot_download
+    options = {"revision": spec.revision, "ignore_patterns": LEFT_OUT}
+    folder = Path(snapshot(spec.name, allow_patterns=WANTED, **options))
+    if any(folder.rglob("*.safetensors")):
+        return folder
+    return Path(snapshot(spec.name, allow_patterns=[*WANTED, "*.bin"], **options))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a folder: safetensors where there are any.
+
+    Raises:
+        UserError: There are none.
+    """
+    for suffix in WEIGHT_SUFFIXES:
+        files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file())
+        if files:
+            return files
+    raise UserError(expected="model.safetensors", found="no weight file", where=str(folder))
+
+
+def weights_sha256(files: Iterable[Path]) -> str:
+    """Return one digest of the weights in several files; neither their names nor their places count."""
+    digests = sorted(file_sha256(file) for file in files)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """Return a digest of names, types, shapes and values, for weights of which no file is known."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()

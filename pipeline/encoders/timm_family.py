@@ -7,22 +7,20 @@ model without classifier.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.digest import state_sha256
-from pipeline.encoders.hub import opening
-from pipeline.encoders.image_model import ImageModel, token_pools
-from pipeline.encoders.libraries import import_library
+from pipeline.encoders.image_model import ImageInfo, ImageModel, token_pools
+from pipeline.encoders.libraries import import_library, opening, state_sha256
 from pipeline.encoders.pooling import TOKEN_POOLS, Tokens
 from pipeline.encoders.spec import Spec, nearest, require_folder
 from pipeline.encoders.taps import Tap
-from pipeline.encoders.torch_encoder import Batch, Plan
-from pipeline.encoders.transform import ImageTransform
-from pipeline.encoders.transform_sources import from_timm
+from pipeline.encoders.torch_encoder import Batch
+from pipeline.encoders.transform import ImageTransform, Resize, colour, fill_of
 from pipeline.errors import UnknownNameError
 from pipeline.files import file_sha256, spaced_json_digest
 
@@ -93,35 +91,35 @@ def build(
         "architecture": config["architecture"],
         "version": VERSION,
     }
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
-    plan = plan_for(model, identity=identity, preprocessing=transform.to_json())
-    return TimmEncoder(spec.text, model, plan, options, transform=transform, prefix=prefix)
+    return TimmEncoder(spec.text, model, info_of(model, identity, transform), options)
 
 
-def plan_for(model: Any, *, identity: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Plan:
+def info_of(model: Any, identity: Mapping[str, Any], transform: ImageTransform) -> ImageInfo:
     """Say where the layers of a model of timm are."""
-    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
     if not is_transformer(model):
         modules = [model.get_submodule(info["module"]) for info in feature_info(model)]
         taps = {f"stage_{number}": Tap(module=module) for number, module in enumerate(modules, start=1)}
-        return Plan(
-            modality="image",
+        return ImageInfo(
             taps=taps,
             identity=identity,
-            preprocessing=preprocessing,
+            preprocessing=transform.to_json(),
+            transform=transform,
+            prefix=prefix,
             maps=True,
-            channels_last=channels_last,
+            channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC",
             blocks=modules,
         )
     blocks = list(model.blocks)
     class_token = getattr(model, "cls_token", None) is not None
     taps = {"embeddings": Tap(module=blocks[0], side="input")}
     taps |= {f"block_{number}": Tap(module=block) for number, block in enumerate(blocks, start=1)}
-    return Plan(
-        modality="image",
+    return ImageInfo(
         taps=taps,
         identity=identity,
-        preprocessing=preprocessing,
+        preprocessing=transform.to_json(),
+        transform=transform,
+        prefix=prefix,
         pools=token_pools(has_class_token=class_token),
         inner_pool="cls" if class_token else "patch_mean",
         blocks=blocks,
@@ -153,3 +151,21 @@ def _create(spec: Spec) -> Any:
 def _architecture(model: Any) -> str:
     config = getattr(model, "pretrained_cfg", None) or {}
     return str(config.get("architecture") or type(model).__name__)
+
+
+def from_timm(config: Mapping[str, Any]) -> ImageTransform:
+    """Return timm's evaluation transform of a data config (`timm.data.resolve_model_data_config`)."""
+    height, width = (int(edge) for edge in config["input_size"][1:])
+    percent = float(config.get("crop_pct") or 0.875)
+    mode = str(config.get("crop_mode") or "center")
+    resizes: dict[str, Resize] = {"squash": "squash", "border": "longest"}
+    mean = colour(config["mean"])
+    return ImageTransform(
+        resize=resizes.get(mode, "shortest"),
+        size=(math.floor(height / percent), math.floor(width / percent)),
+        crop=(height, width),
+        interpolation=str(config["interpolation"]),
+        mean=mean,
+        std=colour(config["std"]),
+        fill=fill_of([round(255 * value) for value in mean]) if mode == "border" else (0, 0, 0),
+    )

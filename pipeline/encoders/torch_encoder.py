@@ -1,14 +1,14 @@
-"""What all encoders that run on torch share: taps, one pass, pooling, dtypes, transfers.
+"""What all encoders that run on torch share: taps, one pass, pooling, dtypes, copies between host and device.
 
 A family is a subclass with `_collate` (prepared samples → a batch) and `_output` (a batch → [N, D]); the rest is said
-by a `Plan`.
+by a `ModelInfo`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +17,14 @@ from torch import Tensor, nn
 
 from pipeline.encoders.base import OUTPUT, Encoder, EncoderKey, Layer, LoadOptions, Modality
 from pipeline.encoders.pooling import TOKEN_POOLS, Tokens, global_average
-from pipeline.encoders.states import locate, watched
-from pipeline.encoders.taps import Tap, tapped
-from pipeline.encoders.transfer import Finish, stacked, to_device, to_host
+from pipeline.encoders.taps import Tap, locate, tapped, watched
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
 from pipeline.runtime import torch_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ModelInfo:
     """What a family says about one model."""
 
     modality: Modality
@@ -67,34 +65,37 @@ class TorchEncoder(Encoder):
     Args:
         spec: The encoder as the user named it.
         model: The model; put into evaluation mode and on the device here.
-        plan: What the family says about it.
+        info: What the family says about it.
         options: What the user asked for.
 
     Raises:
         UserError: The model cannot do the asked pooling.
     """
 
-    def __init__(self, spec: str, model: nn.Module, plan: Plan, options: LoadOptions) -> None:
+    def __init__(self, spec: str, model: nn.Module, info: ModelInfo, options: LoadOptions) -> None:
         self.model = model.eval().requires_grad_(False).to(options.device)
         self.device = torch.device(options.device)
-        self.plan, self.options = plan, options
-        self.spec, self.modality = spec, plan.modality
-        if options.pool != "auto" and options.pool not in plan.pools:
+        self.info, self.options = info, options
+        self.spec, self.modality = spec, info.modality
+        if options.pool != "auto" and options.pool not in info.pools:
             raise UserError(
-                expected=f"one of {', '.join(('auto', *plan.pools))}", found=options.pool, where=f"--pool of {spec}"
+                expected=f"one of {', '.join(('auto', *info.pools))}", found=options.pool, where=f"--pool of {spec}"
             )
-        self._prepare_device()
+        if info.maps:  # convolutions are faster so, on a CPU too
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for block in info.blocks if options.compile else ():
+            block.forward = torch.compile(block.forward)  # hooks stay outside what is compiled
         self._located: dict[str, Tap] = {}
         self._extra: dict[str, int] = {}
-        features = self._try((*plan.taps, *plan.states))
+        features = self._try((*info.taps, *info.states))
         self._located = self._locate_states(features)
         layers = [Layer(name=name, width=value.shape[1]) for name, value in features.items()]
-        super().__init__(spec, plan.modality, layers)
+        super().__init__(spec, info.modality, layers)
 
     def key(self) -> EncoderKey:
         """Return family, name, digests, preprocessing and pooling."""
         return EncoderKey(
-            encoder=dict(self.plan.identity), preprocessing=dict(self.plan.preprocessing), pooling=self._pooling_name()
+            encoder=dict(self.info.identity), preprocessing=dict(self.info.preprocessing), pooling=self._pooling_name()
         )
 
     def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
@@ -157,49 +158,43 @@ class TorchEncoder(Encoder):
     def _sample(self) -> Tensor:
         """Return one made-up prepared sample."""
 
-    def _pool_tokens(self, tokens: Tensor, about: Tokens, default: str) -> Tensor:
-        rule = self.options.pool if self.options.pool != "auto" else default
-        return TOKEN_POOLS[rule](tokens, about)
-
-    def _images(self, prepared: Sequence[Tensor]) -> Tensor:
-        return to_device(stacked(prepared, self.device), self.device, channels_last=self.plan.maps)
-
     def _pass(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
-        wanted = [name for name in self.plan.states if name in layers and name not in self._located]
+        wanted = [name for name in self.info.states if name in layers and name not in self._located]
         taps = {name: self._tap(name) for name in layers if name != OUTPUT and name not in wanted}
-        with ExitStack() as stack:
-            for context in self._contexts():
-                stack.enter_context(context)
+        with self._arithmetic():
             batch = self._collate(prepared)
             with tapped(taps, lambda tensor: self._reduce(tensor, batch.tokens)) as pooled:
                 output, states = self._output(batch, wanted)
             return {**pooled, **{name: self._reduce(states[name], batch.tokens) for name in wanted}, OUTPUT: output}
 
-    def _contexts(self) -> list[AbstractContextManager[Any]]:
-        contexts: list[AbstractContextManager[Any]] = [torch.inference_mode()]
-        if self.options.dtype != "fp32":
-            contexts.append(torch.autocast(self.device.type, dtype=torch_dtype(self.options.dtype)))
-        elif self.device.type == "cuda":  # fp32 means fp32: cuDNN would use TF32 for convolutions
-            contexts.append(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        return contexts
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if self.options.dtype != "fp32":
+                stack.enter_context(torch.autocast(self.device.type, dtype=torch_dtype(self.options.dtype)))
+            elif self.device.type == "cuda":  # fp32 means fp32: cuDNN would use TF32 for convolutions
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            yield
 
     def _reduce(self, tensor: Tensor, about: Tokens) -> Tensor:
         if tensor.ndim == 4:
-            return global_average(tensor, channels_last=self.plan.channels_last)
+            return global_average(tensor, channels_last=self.info.channels_last)
         if tensor.ndim == 3:
             if about.mask is not None and about.mask.shape != tensor.shape[:2]:
                 raise UserError(expected="one vector a token", found=f"shape {tuple(tensor.shape)}", where=self.spec)
-            return self._pool_tokens(tensor, about, self.plan.inner_pool)
+            rule = self.options.pool if self.options.pool != "auto" else self.info.inner_pool
+            return TOKEN_POOLS[rule](tensor, about)
         if tensor.ndim == 2:
             return tensor.clone()
         raise UserError(expected="2, 3 or 4 dimensions", found=f"shape {tuple(tensor.shape)}", where=self.spec)
 
     def _tap(self, name: str) -> Tap:
-        if name in self.plan.taps or name in self._located:
-            return self.plan.taps.get(name) or self._located[name]
+        if name in self.info.taps or name in self._located:
+            return self.info.taps.get(name) or self._located[name]
         modules = dict(self.model.named_modules())
         if not name or name not in modules:
-            known = (*self.plan.taps, *self.plan.states, OUTPUT)
+            known = (*self.info.taps, *self.info.states, OUTPUT)
             raise UnknownNameError("layer or module", name, known, self.spec)
         return Tap(module=modules[name])
 
@@ -215,14 +210,12 @@ class TorchEncoder(Encoder):
 
     def _locate_states(self, expected: Mapping[str, Tensor]) -> dict[str, Tap]:
         """Return taps for the hidden states that hooks pool to the same bits; the others the model hands over."""
-        if not self.plan.states:
+        if not self.info.states:
             return {}
-        with ExitStack() as stack:
-            for context in self._contexts():
-                stack.enter_context(context)
+        with self._arithmetic():
             batch = self._collate([self._sample()])
             with watched(self.model) as seen:
-                _, states = self._output(batch, self.plan.states)
+                _, states = self._output(batch, self.info.states)
         self._located = locate(states, seen)
         found = self._try(tuple(self._located))
         return {name: tap for name, tap in self._located.items() if torch.equal(found[name], expected[name])}
@@ -230,11 +223,47 @@ class TorchEncoder(Encoder):
     def _pooling_name(self) -> str:
         if self.options.pool != "auto":
             return self.options.pool
-        return f"auto ({'global average' if self.plan.maps else self.plan.inner_pool}; output: the library's own)"
+        return f"auto ({'global average' if self.info.maps else self.info.inner_pool}; output: the library's own)"
 
-    def _prepare_device(self) -> None:
-        if self.plan.maps:  # convolutions are faster so, on a CPU too
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.options.compile:
-            for block in self.plan.blocks:
-                block.forward = torch.compile(block.forward)  # hooks stay outside what is compiled
+
+Finish = Callable[[], dict[str, Tensor]]
+"""Waits for features that are on their way, and returns them."""
+
+
+def stacked(samples: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return samples of one shape as one batch on the host; in pinned memory where the device is a GPU."""
+    if device.type != "cuda":
+        return torch.stack(list(samples))
+    batch = torch.empty((len(samples), *samples[0].shape), dtype=samples[0].dtype, pin_memory=True)
+    return torch.stack(list(samples), out=batch)
+
+
+def to_device(batch: Tensor, device: torch.device, *, channels_last: bool = False) -> Tensor:
+    """Return a batch on the device; through pinned memory and without waiting where the device is a GPU."""
+    moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+    return moved.contiguous(memory_format=torch.channels_last) if channels_last and moved.ndim == 4 else moved
+
+
+def to_host(features: Mapping[str, Tensor]) -> Finish:
+    """Start to copy [N, D] features to the CPU as float32; a GPU goes on with what comes next, in one copy for all."""
+    ready = {name: tensor.float() for name, tensor in features.items()}
+    if any(tensor.device.type == "cuda" for tensor in ready.values()):
+        return _from_gpu(ready)
+    here = {name: tensor.cpu().contiguous() for name, tensor in ready.items()}
+    return lambda: here
+
+
+def _from_gpu(ready: Mapping[str, Tensor]) -> Finish:
+    flat = torch.cat([tensor.reshape(-1) for tensor in ready.values()])
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    host.copy_(flat, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(flat.device))
+    shapes = {name: tensor.shape for name, tensor in ready.items()}
+
+    def finish() -> dict[str, Tensor]:
+        copied.synchronize()
+        pieces = torch.split(host.clone(), [shape.numel() for shape in shapes.values()])  # pinned memory is scarce
+        return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+
+    return finish

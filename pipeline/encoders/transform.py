@@ -5,6 +5,7 @@ theirs.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,3 +156,15 @@ class ImageTransform:
         if self.rounding == "floor":
             return (edge - crop) // 2
         return round((edge - crop) / 2) if edge >= crop else -((crop - edge) // 2)
+
+
+def colour(values: Any) -> Colour:
+    """Return one number a channel."""
+    red, green, blue = [values] * 3 if isinstance(values, (int, float)) else values
+    return float(red), float(green), float(blue)
+
+
+def fill_of(values: Sequence[int]) -> tuple[int, int, int]:
+    """Return one 8-bit number a channel."""
+    red, green, blue = values
+    return red, green, blue

@@ -194,29 +194,23 @@ def queue_here(ray: Any) -> Any:
     return import_module("ray.util.queue").Queue(actor_options=options_of(ray, here, soft=False))
 
 
-class Origin(NamedTuple):
-    """What a worker takes over from the process that asks for its work; relative paths and own classes need it."""
+def origin_here(cpus: int, threads: int | None = None) -> tuple[str, dict[str, str]]:
+    """Return what a worker takes over from this process: the working folder, and variables of the environment.
 
-    folder: str
-    """Its working folder, used where a node has it."""
-    python_path: list[str]
-    """Folders of its PYTHONPATH."""
-    environment: dict[str, str]
-    """Variables that say with how many threads to compute."""
+    PYTHONPATH is one of them; the others say with how many threads to compute: `threads`, or as many as they say here,
+    else one a CPU of the worker.
+    """
+    own = {} if threads else os.environ
+    counts = {name: own.get(name, str(threads or cpus)) for name in THREADS}
+    return str(Path.cwd()), {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), **counts}
 
-    @classmethod
-    def here(cls, cpus: int, threads: int | None = None) -> "Origin":
-        """Return this process as an origin; a worker computes with `threads`, or as the environment or its CPUs say."""
-        own = {} if threads else os.environ
-        environment = {name: own.get(name, str(threads or cpus)) for name in THREADS}
-        return cls(str(Path.cwd()), os.environ.get("PYTHONPATH", "").split(os.pathsep), environment)
 
-    def adopt(self) -> None:
-        """Take it over; before torch is loaded, which reads the environment then."""
-        os.environ.update(self.environment)
-        if Path(self.folder).is_dir():
-            os.chdir(self.folder)
-        sys.path += [path for path in self.python_path if path and path not in sys.path]
+def adopt(folder: str, environment: dict[str, str]) -> None:
+    """Take over in a worker what `origin_here` gave; before torch is loaded, which reads the environment then."""
+    os.environ.update(environment)
+    if Path(folder).is_dir():
+        os.chdir(folder)
+    sys.path += [path for path in environment["PYTHONPATH"].split(os.pathsep) if path and path not in sys.path]
 
 
 def result_of(ray: Any, call: Any, timeout: float | None = None) -> Any:

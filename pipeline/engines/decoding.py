@@ -8,14 +8,14 @@ was at is made elsewhere; Ray starts it again, and it is asked again once it has
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.encoders.base import Encoder, Modality
-from pipeline.engines.cluster import Bundle, Origin, options_of, result_of
+from pipeline.engines.cluster import Bundle, adopt, options_of, origin_here, result_of
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.items import Here, Item, Prepared, Preparing
@@ -31,17 +31,9 @@ _SILENCE = 120.0
 """Seconds without an answer after which a decoder counts as lost, whatever Ray thinks of it."""
 
 
-class DecoderShare(NamedTuple):
-    """A decoder as one of the encoders may use it."""
-
-    actor: Any
-    calls: int
-    """How many calls it takes from this encoder at once."""
-
-
-def decoder_shares(decoders: Sequence[tuple[Any, int]], encoders: int) -> list[DecoderShare]:
-    """Return the decoders, (actor, CPUs) each, as each of several encoders may use them: by equal shares of all."""
-    return [DecoderShare(actor, max(1, _CALLS_A_CPU * cpus // encoders)) for actor, cpus in decoders]
+def calls_at_once(cpus: int, encoders: int) -> int:
+    """Return how many calls a decoder takes at once from each of several encoders, which share it equally."""
+    return max(1, _CALLS_A_CPU * cpus // encoders)
 
 
 # ---- in the decoder --------------------------------------------------------------------------------------------------
@@ -57,14 +49,10 @@ class Answer(NamedTuple):
 
 
 class Decoder:
-    """Makes images ready; an actor of Ray, whose methods several threads call.
+    """Makes images ready; an actor of Ray, whose methods several threads call."""
 
-    Args:
-        origin: What it takes over from the process that asked for it.
-    """
-
-    def __init__(self, origin: Origin) -> None:
-        origin.adopt()
+    def __init__(self, folder: str, environment: dict[str, str]) -> None:
+        adopt(folder, environment)
         self._loading = threading.Lock()
 
     def load(self, config: ExtractConfig) -> None:
@@ -84,7 +72,7 @@ class Decoder:
 def start_decoder(ray: Any, bundle: Bundle) -> Any:
     """Return the actor of a new decoder, which Ray starts again each time that it is lost."""
     actor = ray.remote(max_concurrency=bundle.cpus, max_restarts=-1, **options_of(ray, bundle))(Decoder)
-    return actor.remote(Origin.here(bundle.cpus))
+    return actor.remote(*origin_here(bundle.cpus))
 
 
 @lru_cache(maxsize=1)
@@ -99,7 +87,7 @@ def _loaded(config: ExtractConfig) -> tuple[Encoder, str]:
 
 def fingerprint(encoder: Encoder) -> str:
     """Return what an encoder does before the forward pass, and with which versions, as JSON."""
-    from pipeline.encoders.custom import own_source
+    from pipeline.encoders.load import own_source
     from pipeline.extract.receipt import versions
 
     plain = {name: number.partition("+")[0] for name, number in versions().items()}  # 2.13.0+cpu is 2.13.0+cu130 here
@@ -116,10 +104,10 @@ class Decoding(Preparing):
         ray: The module.
         config: What is extracted; the same for all workers.
         threads: Threads that decode here.
-        decoders: The decoders.
+        decoders: The decoders, and how many calls each takes from this process at once.
     """
 
-    def __init__(self, ray: Any, config: ExtractConfig, threads: int, decoders: Sequence[DecoderShare]) -> None:
+    def __init__(self, ray: Any, config: ExtractConfig, threads: int, decoders: Mapping[Any, int]) -> None:
         self._ray, self._threads, self._decoders = ray, threads, decoders
         self._local = Here(threads)
         # Which worker asks is nothing to a decoder: one encoder there serves all.
@@ -129,13 +117,13 @@ class Decoding(Preparing):
         """Who could take a call now: decoders, None for this process."""
         for _ in range(threads):
             self._room.put(None)
-        for decoder in decoders:
-            for _ in range(decoder.calls):
-                self._open(decoder.actor)
+        for decoder, calls in decoders.items():
+            for _ in range(calls):
+                self._open(decoder)
 
     def threads(self, modality: Modality) -> int:
         """Return the threads that decode here, and one for each call that may be under way."""
-        return self._threads + (sum(decoder.calls for decoder in self._decoders) if modality == "image" else 0)
+        return self._threads + (sum(self._decoders.values()) if modality == "image" else 0)
 
     def at_once(self, modality: Modality) -> int:
         """Return some images, or as many texts as without decoders."""

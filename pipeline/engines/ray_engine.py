@@ -7,7 +7,7 @@ committed stays: killed anywhere, with or without Ray, the next run goes on.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -17,17 +17,18 @@ import pipeline
 from pipeline.engines import Engine, Item, Result
 from pipeline.engines.cluster import (
     Bundle,
-    Origin,
+    adopt,
     connect,
     extraction_bundles,
     live_nodes,
     load_ray,
     options_of,
+    origin_here,
     queue_here,
     result_of,
     run_bundles,
 )
-from pipeline.engines.decoding import DecoderShare, Decoding, decoder_shares, start_decoder
+from pipeline.engines.decoding import Decoding, calls_at_once, start_decoder
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import ExtractResult
@@ -91,20 +92,20 @@ class RayEngine(Engine):
         if config.device == "auto":  # every encoder the same: other arithmetic would be another key's
             config = replace(config, device="cuda" if bundles[0].gpus else "cpu")
         if config.dry_run:
-            (result,) = self._encoded(bundles[:1], config, [], progress)
+            (result,) = self._encoded(bundles[:1], config, {}, progress)
             return _divided(result, len(bundles))
         if config.replace:  # by one alone: no encoder must throw away what another has begun
-            self._result(self._submit(bundles[0], make_room, config))
+            self._result(self._submit(bundles[0], clear_store, config))
             config = replace(config, replace=False)
-        decoders = [(start_decoder(self._ray, bundle), bundle.cpus) for bundle in spare]
+        decoders = {start_decoder(self._ray, bundle): calls_at_once(bundle.cpus, len(bundles)) for bundle in spare}
         try:
-            return _joined(self._encoded(bundles, config, decoder_shares(decoders, len(bundles)), progress))
+            return _joined(self._encoded(bundles, config, decoders, progress))
         finally:
-            for decoder, _ in decoders:
+            for decoder in decoders:
                 self._ray.kill(decoder)
 
     def _encoded(
-        self, bundles: Sequence[Bundle], config: ExtractConfig, decoders: Sequence[DecoderShare], progress: Progress
+        self, bundles: Sequence[Bundle], config: ExtractConfig, decoders: Mapping[Any, int], progress: Progress
     ) -> list[ExtractResult]:
         """Run the encoders; once one has seen that the store is complete, the others see it soon or are not needed."""
         ray, queue, total = self._ray, queue_here(self._ray), Total(progress)
@@ -115,16 +116,16 @@ class RayEngine(Engine):
         ]
         start = time.monotonic()
         ended: list[Any] = []
-        others: list[Any] = []
+        others = calls
         while not ended:
             ended, others = ray.wait(calls, timeout=_POLL)
-            for news in queue.get_nowait_batch(queue.qsize()):
-                total.tell(*news)
-            if not total.workers and time.monotonic() - start > _PATIENCE:
+            total.hear(queue)
+            if total.speaker is None and time.monotonic() - start > _PATIENCE:
                 say(progress, "No news of any worker yet: it loads its encoder, or waits for room (`ray status`).")
                 start = time.monotonic()
         first = self._result(ended[0])
         ended, _ = ray.wait(others, num_returns=len(others), timeout=_GRACE) if others else ([], [])
+        total.hear(queue)
         return [first, *map(self._result, ended)]
 
     # ---- small runs --------------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class RayEngine(Engine):
 
     def _submit(self, bundle: Bundle, work: Callable[..., Any], *arguments: Any, threads: int | None = None) -> Any:
         task = self._tasks[threads is not None].options(name=work.__name__, **options_of(self._ray, bundle))
-        return task.remote(Origin.here(bundle.cpus, threads), pipeline.__version__, work, *arguments)
+        return task.remote(origin_here(bundle.cpus, threads), pipeline.__version__, work, *arguments)
 
     def _result(self, call: Any) -> Any:
         try:
@@ -177,7 +178,7 @@ class RayEngine(Engine):
 # ---- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def run(origin: Origin, version: str, work: Callable[..., Any], *arguments: Any) -> Any:
+def run(origin: tuple[str, dict[str, str]], version: str, work: Callable[..., Any], *arguments: Any) -> Any:
     """Do some work as the process that asks for it would.
 
     Raises:
@@ -186,17 +187,17 @@ def run(origin: Origin, version: str, work: Callable[..., Any], *arguments: Any)
     if version != pipeline.__version__:
         expected, remedy = f"fewpairs {version} on every node", "install the same version everywhere"
         raise UserError(expected=expected, found=pipeline.__version__, where="--engine ray", remedy=remedy)
-    origin.adopt()
+    adopt(*origin)
     return work(*arguments)
 
 
-def extract_store(config: ExtractConfig, threads: int, decoders: Sequence[DecoderShare], queue: Any) -> ExtractResult:
+def extract_store(config: ExtractConfig, threads: int, decoders: Mapping[Any, int], queue: Any) -> ExtractResult:
     """Extract as one of several.
 
     Args:
         config: What to extract, and which of several workers this is.
         threads: Threads that decode where the settings name no number.
-        decoders: Decoders that help.
+        decoders: Decoders that help, and how many calls each takes from this worker at once.
         queue: Takes (worker's number, id of this process, update).
     """
     from pipeline.extract.run import extract
@@ -213,7 +214,7 @@ def extract_store(config: ExtractConfig, threads: int, decoders: Sequence[Decode
     return extract(replace(config, workers=threads), tell, preparing)
 
 
-def make_room(config: ExtractConfig) -> None:
+def clear_store(config: ExtractConfig) -> None:
     """Remove a store of another key, as `replace` asks for."""
     from pipeline.extract.run import make_room
 
@@ -224,33 +225,28 @@ def make_room(config: ExtractConfig) -> None:
 
 
 class Total:
-    """Adds up what the workers on one store tell: their own rows, and the sentences of the first that was heard.
+    """Adds up the rows that the workers on one store tell, and passes on what the first of them that is heard says.
 
     What a lost worker had not committed is counted again by whoever does it again; the sum is cut at the total.
-
-    Args:
-        progress: Is told the sum.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._meters: dict[str, Meter] = {}
         self._own: dict[tuple[str, str], int] = {}
-        self.workers: list[int] = []
-        """Numbers of the workers that were heard, in that order."""
+        self.speaker: int | None = None
+        """Number of the worker that was heard first."""
+
+    def hear(self, queue: Any) -> None:
+        """Take what lies in a queue of Ray."""
+        for news in queue.get_nowait_batch(queue.qsize()):
+            self.tell(*news)
 
     def tell(self, worker: int, process: str, update: Update) -> None:
-        """Take what a worker says.
-
-        Args:
-            worker: Its number; one that is started again keeps it.
-            process: Id of its process, whose own count begins at what was done as it looked first.
-            update: What it says.
-        """
-        if worker not in self.workers:
-            self.workers.append(worker)
+        """Take an update of a worker; its number outlives its process, which counts from what it found at first."""
+        self.speaker = worker if self.speaker is None else self.speaker
         if update.message:
-            if worker == self.workers[0]:
+            if worker == self.speaker:
                 self._progress(update)
             return
         own = update.done - update.others

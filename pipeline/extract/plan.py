@@ -77,7 +77,7 @@ def header_of(config: ExtractConfig, items: Items, encoder: Encoder, layers: Seq
 
 def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> FeatureKey:
     """Return the key of the features: everything that changes their bytes."""
-    from pipeline.encoders.custom import own_source
+    from pipeline.encoders.load import own_source
 
     made = encoder.key()
     preprocessing = dict(made.preprocessing)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.encoders.base import EncoderKey
-from pipeline.encoders.digest import state_sha256, weight_files, weights_sha256
+from pipeline.encoders.libraries import state_sha256, weight_files, weights_sha256
 from pipeline.encoders.load import load_encoder
 from pipeline.errors import UserError
 from pipeline.files import file_sha256, spaced_json_digest

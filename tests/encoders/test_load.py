@@ -11,9 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.encoders.base import Encoder, EncoderKey, Layer
-from pipeline.encoders.custom import own_source
-from pipeline.encoders.load import load_encoder
-from pipeline.encoders.table import ENCODERS
+from pipeline.encoders.load import ENCODERS, load_encoder, own_source
 from pipeline.errors import UnknownNameError, UserError
 
 SOURCE = """
@@ -38,6 +36,34 @@ class MeanColour(Encoder):
 """
 
 
+FAMILY = """
+import torch
+
+from pipeline.encoders.image_model import ImageInfo, ImageModel
+from pipeline.encoders.taps import Tap
+from pipeline.encoders.transform import ImageTransform
+
+
+class Convolution(ImageModel):
+    def _output(self, batch, states):
+        return self.model(batch.inputs["x"]).mean(dim=(2, 3)), {}
+
+
+def load(spec, options):
+    torch.manual_seed(int(spec.name))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
+    transform = ImageTransform(resize="squash", size=(8, 8))
+    info = ImageInfo(
+        taps={"stage_1": Tap(module=model[1])},
+        identity={"family": "convolution", "name": spec.key_name, "version": 1},
+        preprocessing=transform.to_json(),
+        transform=transform,
+        maps=True,
+    )
+    return Convolution(spec.text, model, info, options)
+"""
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "mean_colour_encoder.py").write_text(SOURCE)
@@ -55,6 +81,19 @@ def test_an_encoder_of_ones_own(own: str) -> None:
     assert encoder.width("output") == 3
     assert len(own_source(encoder)["source"]) == 64
     assert str(Path.cwd()) not in sys.path
+
+
+def test_a_new_family_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "convolution_family.py").write_text(FAMILY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ENCODERS, "convolution", "convolution_family:load")
+    encoder = load_encoder("convolution:7")
+    prepared = [encoder.prepare(Image.new("RGB", (9, 5), colour)) for colour in ("red", "blue")]
+    features = encoder.encode(prepared, encoder.resolve_layers("all"))
+    assert {name: tuple(value.shape) for name, value in features.items()} == {"stage_1": (2, 4), "output": (2, 2)}
+    assert encoder.key().encoder == {"family": "convolution", "name": "7", "version": 1}
+    with pytest.raises(UserError, match="--pool of convolution:7: expected one of auto, found cls"):
+        load_encoder("convolution:7", pool="cls")
 
 
 def test_mistakes_in_ones_own(own: str) -> None:
@@ -113,7 +152,7 @@ def test_layers_must_end_with_the_output() -> None:
 
 def test_the_contract_loads_no_model_library() -> None:
     code = (
-        "import sys, pipeline.encoders.base, pipeline.encoders.spec, pipeline.encoders.table;"
+        "import sys, pipeline.encoders.base, pipeline.encoders.spec, pipeline.encoders.load;"
         "print([name for name in ('torch', 'timm', 'transformers', 'PIL', 'numpy') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

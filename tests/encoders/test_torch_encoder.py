@@ -10,8 +10,7 @@ from PIL import Image
 
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.taps import Tap, tapped
-from pipeline.encoders.torch_encoder import TorchEncoder
-from pipeline.encoders.transfer import to_host
+from pipeline.encoders.torch_encoder import TorchEncoder, to_host
 from pipeline.errors import UnknownNameError, UserError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -88,7 +87,7 @@ def test_unknown_layers_and_modules(vit: Path) -> None:
         encoder.width("block_1x")
     with pytest.raises(UserError, match="expected layers such as"):
         encoder.resolve_layers(" , ")
-    with pytest.raises(UserError, match=r"the pass runs through blocks\.0\.attn\.attn_drop"):
+    with pytest.raises(UserError, match=r"a forward pass through blocks\.0\.attn\.attn_drop"):
         encoder.resolve_layers("blocks.0.attn.attn_drop")  # fused attention drops nothing
 
 

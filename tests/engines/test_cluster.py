@@ -11,8 +11,18 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.engines import cluster
-from pipeline.engines.cluster import Bundle, Node, Origin, connect, extraction_bundles, result_of, run_bundles
+from pipeline.engines.cluster import (
+    Bundle,
+    Node,
+    adopt,
+    connect,
+    extraction_bundles,
+    origin_here,
+    result_of,
+    run_bundles,
+)
 from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UnknownNameError, UserError
+from pipeline.parallel import THREADS
 
 HEAD = Node("head", 0)
 SMALL, LARGE = Node("small", 4), Node("large", 16)
@@ -174,19 +184,19 @@ def test_a_worker_takes_over_folder_modules_and_threads(tmp_path: Path, monkeypa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "library"))
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "own_module.py").write_text("VALUE = 7\n")
-    own, one = Origin.here(cpus=8), Origin.here(cpus=8, threads=1)
-    assert own.environment == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "8", "OPENBLAS_NUM_THREADS": "8"}
-    assert set(one.environment.values()) == {"1"}
+    (_, own), (folder, one) = origin_here(cpus=8), origin_here(cpus=8, threads=1)
+    assert {own.pop("OMP_NUM_THREADS"), *(own[name] for name in THREADS if name in own)} == {"3", "8"}
+    assert {one[name] for name in THREADS} == {"1"}
     monkeypatch.chdir("/")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in one.environment:
+    for name in THREADS:
         monkeypatch.setenv(name, "2")
-    one.adopt()
+    adopt(folder, one)
     assert Path.cwd() == tmp_path
-    assert {os.environ[name] for name in one.environment} == {"1"}
+    assert {os.environ[name] for name in THREADS} == {"1"}
     assert importlib.import_module("own_module").VALUE == 7
     sys.modules.pop("own_module")
-    own._replace(folder=str(tmp_path / "elsewhere")).adopt()
+    adopt(str(tmp_path / "elsewhere"), one)
     assert Path.cwd() == tmp_path
 
 

@@ -12,8 +12,7 @@ import torch
 
 from pipeline.encoders.base import LoadOptions
 from pipeline.engines import decoding
-from pipeline.engines.cluster import Origin
-from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoder, DecoderShare, Decoding, decoder_shares
+from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoder, Decoding, calls_at_once
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
@@ -67,7 +66,7 @@ class FakeActor:
     """A decoder in threads, which may be held up before it has loaded, or die at its n-th call."""
 
     def __init__(self, folder: Path, *, gate: threading.Event | None = None, dies_at: int | None = None) -> None:
-        self._decoder = Decoder(Origin(str(folder), [], {}))
+        self._decoder = Decoder(str(folder), {"PYTHONPATH": ""})
         self._gate, self._dies_at = gate, dies_at
         self._pool = ThreadPoolExecutor(8)
         self._lock = threading.Lock()
@@ -121,7 +120,7 @@ def config_of(raw: Path, encoder: str = IMAGE) -> ExtractConfig:
 
 
 def decoding_with(raw: Path, actors: Sequence[FakeActor], *, workers: int = 1, calls: int = 2) -> Decoding:
-    return Decoding(FakeRay, config_of(raw), workers, [DecoderShare(actor, calls) for actor in actors])
+    return Decoding(FakeRay, config_of(raw), workers, dict.fromkeys(actors, calls))
 
 
 def cut(items: Items) -> list[list[Item]]:
@@ -219,7 +218,7 @@ def test_all_lost_leaves_this_process(raw: Path) -> None:
 
 def test_texts_stay_here(raw: Path) -> None:
     actor = FakeActor(raw.parent)
-    preparing = Decoding(FakeRay, config_of(raw, TEXT), 1, [DecoderShare(actor, 2)])
+    preparing = Decoding(FakeRay, config_of(raw, TEXT), 1, {actor: 2})
     items = caption_items(open_dataset(raw))
     some = [items.at(position) for position in range(len(items))]
     found = preparing(TinyText(LoadOptions()), some)
@@ -262,14 +261,12 @@ def test_a_file_that_changed_is_the_users_error_and_no_loss(raw: Path) -> None:
 
 
 def test_an_encoder_that_a_node_lacks_is_said(raw: Path) -> None:
-    preparing = Decoding(FakeRay, config_of(raw, "nowhere_at_all:Class"), 0, [DecoderShare(FakeActor(raw.parent), 1)])
+    preparing = Decoding(FakeRay, config_of(raw, "nowhere_at_all:Class"), 0, {FakeActor(raw.parent): 1})
     items = image_items(open_dataset(raw), 1)
     with pytest.raises(UserError, match="nowhere_at_all"):
         preparing(TinyImage(LoadOptions()), cut(items)[0])
 
 
-@pytest.mark.parametrize(
-    ("cpus", "encoders", "expected"), [([8, 32], 4, [4, 16]), ([1], 8, [1]), ([], 2, []), ([3], 1, [6])]
-)
-def test_every_encoder_has_the_same_share(cpus: list[int], encoders: int, expected: list[int]) -> None:
-    assert [share.calls for share in decoder_shares([(object(), count) for count in cpus], encoders)] == expected
+@pytest.mark.parametrize(("cpus", "encoders", "expected"), [(8, 4, 4), (32, 4, 16), (1, 8, 1), (3, 1, 6)])
+def test_every_encoder_has_the_same_share(cpus: int, encoders: int, expected: int) -> None:
+    assert calls_at_once(cpus, encoders) == expected

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.engines.cluster import Origin
 from pipeline.engines.ray_engine import Total, run
 from pipeline.errors import UserError
 from pipeline.progress import Update
@@ -80,11 +79,11 @@ def test_where_nobody_knows_the_total() -> None:
 
 def test_work_is_done_as_its_owner_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    origin = Origin(str(tmp_path), [], {})
+    origin = str(tmp_path), {"PYTHONPATH": ""}
     assert run(origin, pipeline.__version__, Path.cwd) == tmp_path
 
 
 def test_another_version_is_refused() -> None:
     message = rf"expected fewpairs 0\.0\.0 on every node, found {re.escape(pipeline.__version__)}; install the same"
     with pytest.raises(UserError, match=message):
-        run(Origin("/", [], {}), "0.0.0", Path.cwd)
+        run(("/", {"PYTHONPATH": ""}), "0.0.0", Path.cwd)

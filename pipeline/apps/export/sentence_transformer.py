@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from pipeline.apps.encoders import SideEncoder, load_recorded
 from pipeline.encoders.base import OUTPUT, Encoder
-from pipeline.encoders.hf_text import HfTextEncoder, is_text_tower
-from pipeline.encoders.hub import fetch
-from pipeline.encoders.libraries import import_library
+from pipeline.encoders.hf_family import HfTextEncoder, is_text_tower
+from pipeline.encoders.libraries import fetch, import_library
 from pipeline.encoders.spec import parse_spec
 from pipeline.encoders.st_family import SentenceEncoder
 from pipeline.errors import UserError
@@ -125,12 +124,12 @@ def _body(encoder: Encoder, layer: str) -> tuple[list[Any], dict[str, Any]]:
             where="--format sentence-transformers",
             remedy=_REMEDY,
         )
-    transformer.max_seq_length = encoder.tokenizer.max_length
+    transformer.max_seq_length = encoder.info.tokenizer.max_length
     if not (modules and layer == OUTPUT and encoder.options.pool == "auto"):
-        rule = encoder.plan.inner_pool if encoder.options.pool == "auto" else encoder.options.pool
+        rule = encoder.info.inner_pool if encoder.options.pool == "auto" else encoder.options.pool
         modules = [transformer, _module("Pooling")(encoder.width(layer), POOLING[rule])]
         _cut(transformer.auto_model, layer, encoder.spec)
-    prompt = encoder.tokenizer.prompt
+    prompt = encoder.info.tokenizer.prompt
     return modules, {"prompts": {"text": prompt}, "default_prompt_name": "text"} if prompt else {}
 
 

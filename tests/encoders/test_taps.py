@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.encoders.load import load_encoder
-from pipeline.encoders.states import locate, watched
+from pipeline.encoders.taps import locate, watched
 from pipeline.encoders.torch_encoder import TorchEncoder
 from tests.encoders.conftest import BERT, SMALL_IMAGE
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders.hf_vision import HfVisionEncoder
+from pipeline.encoders.hf_family import HfVisionEncoder
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.load import load_encoder
 from pipeline.errors import UserError
