@@ -217,7 +217,7 @@ class TrainingOptions:
     """Pairs in a batch; batches of an epoch are cut to nearly equal size, nothing is dropped."""
     learning_rate: float | Literal["auto"] = 1e-3
     """Peak of the schedule: linear warm-up, then half a cosine to 0. `auto`: each seed's own, found on its training
-    pairs before it trains (`pipeline.align.lr_finder`)."""
+    pairs before it trains (`pipeline.align.fit`)."""
     warm_up: float = 0.05
     """Share of all steps that warm up."""
     weight_decay: float = 1e-4

@@ -93,7 +93,7 @@ def train(
         tick: Is told (steps done, steps planned) at each validation.
 
     Raises:
-        UserError: The recipe's learning rate is still to be found (`pipeline.align.lr_finder`).
+        UserError: The recipe's learning rate is still to be found (`pipeline.align.fit`).
         PipelineError: The loss is no longer finite.
     """
     if recipe.finds_rate:

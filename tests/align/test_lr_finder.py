@@ -12,10 +12,9 @@ import torch
 
 from pipeline.align import fit
 from pipeline.align.config import AlignConfig
-from pipeline.align.fit import fit_seed, initial_projectors
-from pipeline.align.lr_finder import FoundRate, RateRow, find_learning_rate
-from pipeline.align.lr_finder import _has_diverged as has_diverged
-from pipeline.align.lr_finder import _suggestion as suggestion
+from pipeline.align.fit import FoundRate, RateRow, find_learning_rate, fit_seed, initial_projectors
+from pipeline.align.fit import _has_diverged as has_diverged
+from pipeline.align.fit import _suggestion as suggestion
 from pipeline.align.methods import make_recipe
 from pipeline.align.pairs import PairFeatures
 from pipeline.align.recipe import Recipe, TrainingOptions

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.align.losses.blocks import add_transpose_, self_product
-from pipeline.align.losses.divergence import neighbour_divergence, row_divergence
-from pipeline.align.losses.structure import neighbourhoods, structure_term
+from pipeline.align.losses.structure import neighbour_divergence, neighbourhoods, row_divergence, structure_term
 from pipeline.align.recipe import StructureOptions
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.align.losses.divergence import row_divergence
-from pipeline.align.losses.structure import neighbourhoods, structure_term, structure_weight
+from pipeline.align.losses.structure import neighbourhoods, row_divergence, structure_term, structure_weight
 from pipeline.align.recipe import StructureOptions
 from pipeline.errors import UserError
 
