@@ -20,13 +20,19 @@ from pipeline.align.pairs import PairFeatures
 from pipeline.align.recipe import HubnessOptions, Recipe, with_rate
 from pipeline.align.train import Generators, Stepper, Trained, batches, seeded, train
 from pipeline.align.validation import selection_score, validate, validation_temperature
-from pipeline.errors import PipelineError, UserError
+from pipeline.errors import PipelineError
 from pipeline.projectors.base import Projector, unit_rows
 from pipeline.projectors.closed_form import WITH_RIDGE, ClosedFormFit, InputOptions, fit_closed_form
 from pipeline.projectors.csls import with_csls
 from pipeline.projectors.table import build_projector
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+LOWEST, HIGHEST = 1e-5, 1.0
+"""Rates of the range test; it rises from the first to the last exponentially."""
+STEPS = 80
+"""Steps of the range test at most; it ends early when the loss runs away."""
+SMOOTHING = 0.8
+"""Weight of the past in the moving average of its losses."""
 DIVERGED = 1.5
 """The run ends when the smoothed loss is this many times as far above its lowest as its start was."""
 NOISE = 0.1
@@ -197,10 +203,6 @@ def find_learning_rate(
     projectors: tuple[Projector, Projector],
     *,
     seed: int,
-    lowest: float = 1e-5,
-    highest: float = 1.0,
-    steps: int = 80,
-    smoothing: float = 0.8,
 ) -> FoundRate:
     """Run a ramp of rates over training batches and suggest one, where the loss falls before it turns up.
 
@@ -211,49 +213,30 @@ def find_learning_rate(
         recipe: Objective, batch size and optimiser; its own rate and schedule play no part.
         projectors: Where training would start; copies are trained.
         seed: Decides batches, captions and noise.
-        lowest: First rate.
-        highest: Last rate, reached exponentially.
-        steps: Steps, at most; the run ends early when the loss runs away.
-        smoothing: Weight of the past in the moving average, [0, 1).
 
     Raises:
-        UserError: An argument is impossible.
         PipelineError: The loss is not finite from the start, or never falls.
     """
-    _check(lowest, highest, steps, smoothing)
     with seeded(seed, data.device) as generators:
-        rates = [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
-        return _suggestion(_ramp(data, recipe, copy.deepcopy(projectors), rates, smoothing, generators))
-
-
-def _check(lowest: float, highest: float, steps: int, smoothing: float) -> None:
-    checks = {
-        "rates with 0 < lowest < highest": (0 < lowest < highest < math.inf, f"{lowest} and {highest}"),
-        "10 steps or more": (steps >= 10, str(steps)),
-        "smoothing in [0, 1)": (0 <= smoothing < 1, str(smoothing)),
-    }
-    for expected, (holds, found) in checks.items():
-        if not holds:
-            raise UserError(expected=expected, found=found, where="learning-rate finder")
+        return _suggestion(_ramp(data, recipe, copy.deepcopy(projectors), generators))
 
 
 def _ramp(
     data: PairFeatures,
     recipe: Recipe,
     projectors: tuple[Projector, Projector],
-    rates: list[float],
-    smoothing: float,
     generators: Generators,
 ) -> list[RateRow]:
     stepper, rows, average = Stepper(recipe, projectors, data.device), list[RateRow](), 0.0
     # STRUCTURE's weight and the smoothing schedules are looked at in the middle of a run, where they are at work
-    context = StepContext(len(rates) // 2, len(rates), *generators)
-    for rate, (_, batch) in zip(rates, batches(data, recipe, len(rates), generators.device), strict=True):
+    context = StepContext(STEPS // 2, STEPS, *generators)
+    for step, (_, batch) in enumerate(batches(data, recipe, STEPS, generators.device)):
+        rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
         loss = float(stepper.take(batch, context, rate)["loss"])
-        average = smoothing * average + (1 - smoothing) * loss
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
         if not math.isfinite(loss):
             break
-        rows.append(RateRow(rate=rate, loss=loss, smoothed=average / (1 - smoothing ** (len(rows) + 1))))
+        rows.append(RateRow(rate=rate, loss=loss, smoothed=average / (1 - SMOOTHING ** (step + 1))))
         if _has_diverged(rows):
             break
     return rows

@@ -6,7 +6,7 @@ alone, the check counts recall on validation rows; the test split is never read.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,10 +89,6 @@ class LayerScores:
     """Layers whose rows are all the same: there is no nearest neighbour."""
     advice: str = ""
     """What the scores say, in a sentence."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain data."""
-        return {**asdict(self), "chosen": list(self.chosen)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "LayerScores":
@@ -251,10 +247,6 @@ class LayerCheck:
     """Images that recall was counted on."""
     pairs: list[CheckedPair]
     """The checked pairs, best score first."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain data."""
-        return asdict(self)
 
     @property
     def sentence(self) -> str:

@@ -230,7 +230,7 @@ def known_scores(out: Path, digest: str) -> LayerScores | None:
 def save_scores(out: Path, digest: str, scores: LayerScores) -> None:
     """Write layer_pairs.json."""
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**scores.to_json(), "digest": digest}, indent=1) + "\n"
+    text = json.dumps({**dataclasses.asdict(scores), "digest": digest}, indent=1) + "\n"
     write_atomically(out / LAYER_FILE, text.encode())
 
 

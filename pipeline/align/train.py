@@ -5,7 +5,7 @@ trained = train(train_data, validation_data, recipe, (image_projector, text_proj
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -77,7 +77,6 @@ def train(
     projectors: tuple[Projector, Projector],
     *,
     seed: int,
-    tick: Callable[[int, int], None] = lambda step, total: None,
 ) -> Trained:
     """Train a pair of projectors.
 
@@ -90,7 +89,6 @@ def train(
         recipe: Objective and optimiser.
         projectors: Image and text projectors on the device; they are trained in place.
         seed: Decides batches, captions, noise and dropout.
-        tick: Is told (steps done, steps planned) at each validation.
 
     Raises:
         UserError: The recipe's learning rate is still to be found (`pipeline.align.fit`).
@@ -114,7 +112,6 @@ def train(
                 metrics = quick_recalls(stepper.image, stepper.text, small)
                 history.validated(metrics)
                 best.offer(selection_score(metrics), stepper)
-                tick(step, total)
                 if options.patience and best.since >= options.patience:
                     break
     best.restore(stepper)

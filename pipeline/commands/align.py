@@ -1,5 +1,6 @@
 """`pipeline align`: choose the layer pair and train small projectors; `pipeline layers`: which layers agree most."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,7 +98,7 @@ def layers(
     scores = score(image, text, split=split, seed=seed, metric=metric)
     checked = _check(image, text, scores, split, seed, check_pairs) if check else None
     if json:
-        emit_json({**scores.to_json(), **({"check": checked.to_json()} if checked else {})})
+        emit_json({**asdict(scores), **({"check": asdict(checked)} if checked else {})})
         return
     pairs = [(i, j) for i in range(len(scores.image_layers)) for j in range(len(scores.text_layers))]
     pairs.sort(key=lambda pair: -scores.calibrated[pair[0]][pair[1]])

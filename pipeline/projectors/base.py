@@ -144,23 +144,6 @@ class Projector(nn.Module, ABC):
         """Map prepared features [N, D] to unit-length embeddings [N, d]."""
         return unit_rows(self.transform(prepared))
 
-    def start_from(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
-        """Become (or begin near) the closed form (x − mean) W · weights; x is what `prepare` gives.
-
-        Args:
-            mean: [D].
-            matrix: W, [D, d].
-            weights: [d].
-
-        Raises:
-            UserError: This kind of projector cannot, or a shape does not fit.
-        """
-        raise UserError(
-            expected="a projector that can start from a closed form (linear, residual_low_rank, affine)",
-            found=self.name,
-            remedy="choose one of these, or start from random weights",
-        )
-
     @property
     def precision(self) -> torch.dtype:
         """The floating type of the weights; float32 for a projector without any."""
@@ -182,21 +165,6 @@ class Projector(nn.Module, ABC):
                 where=f"{self.name} projector",
                 remedy="use the layers that the projector was made for",
             )
-
-
-@torch.no_grad()
-def fill_linear(layer: nn.Linear, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
-    """Make a linear layer compute (x − mean) W · weights; without a bias it leaves out the shift.
-
-    Raises:
-        UserError: The matrix does not have the layer's shape.
-    """
-    weight = (matrix * weights).T
-    if weight.shape != layer.weight.shape:
-        raise UserError(expected=f"a matrix of shape {list(layer.weight.T.shape)}", found=f"{list(matrix.shape)}")
-    layer.weight.copy_(weight)
-    if layer.bias is not None:
-        layer.bias.copy_(-weight @ mean)
 
 
 def require(condition: bool, expected: str, found: str, where: str = "") -> None:

@@ -351,5 +351,5 @@ def _filled(template: AffineProjector, mean: Tensor, matrix: Tensor, weights: Te
     settings = {**template.settings(), "d": matrix.shape[1]}
     projector = AffineProjector(**settings).to(matrix.device)
     projector.input.load_state_dict(template.input.state_dict())
-    projector.start_from(mean, matrix, weights)
+    projector.fill(mean, matrix, weights)
     return projector.eval()

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.projectors.base import Projector, fill_linear
+from pipeline.projectors.base import Projector
 
 
 class AffineProjector(Projector):
     """(x − mean) W · weights: mean shift, linear map, a weight a dimension. A closed form fills it; training may go on.
 
-    Shape: mean [D] and weights [d] are buffers, W [D, d] is the parameter; until `start_from` is called, mean
+    Shape: mean [D] and weights [d] are buffers, W [D, d] is the parameter; until `fill` is called, mean
     is 0, W random and weights 1.
     """
 
@@ -33,7 +33,7 @@ class AffineProjector(Projector):
         self.register_buffer("weights", torch.ones(d))
 
     @torch.no_grad()
-    def start_from(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
+    def fill(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
         """Become (x − mean) W · weights with mean [D], matrix [D, d] and weights [d].
 
         Raises:
@@ -79,10 +79,6 @@ class LinearProjector(Projector):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {**super().settings(), "bias": self.map.bias is not None}
-
-    def start_from(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
-        """Become (x − mean) W · weights, without the shift where there is no bias."""
-        fill_linear(self.map, mean, matrix, weights)
 
     def transform(self, prepared: Tensor) -> Tensor:
         """Return x W + b, [N, d]."""

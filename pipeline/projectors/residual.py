@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.projectors.base import Projector, fill_linear, require
+from pipeline.projectors.base import Projector, require
 
 
 class ResidualBlock(nn.Module):
@@ -119,10 +119,6 @@ class ResidualLowRankProjector(Projector):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {**super().settings(), "rank": self.rank, "gate": self.start}
-
-    def start_from(self, mean: Tensor, matrix: Tensor, weights: Tensor) -> None:
-        """Give the linear path the closed form; the gated path stays as it is."""
-        fill_linear(self.map, mean, matrix, weights)
 
     def transform(self, prepared: Tensor) -> Tensor:
         """Return x W + b + σ(g) ⊙ U·GELU(V·LN(x)), [N, d]."""

@@ -1,5 +1,6 @@
 """The layer pair, found where it was put on training pairs alone; whether its score says how well a pair aligns."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_metric_that_does_not_exist(stores: Stores) -> None:
 
 def test_survives_json(stores: Stores) -> None:
     found = layers(stores.image, stores.text)
-    assert LayerScores.from_json({**found.to_json(), "later": 1}) == found
+    assert LayerScores.from_json({**dataclasses.asdict(found), "later": 1}) == found
 
 
 @pytest.mark.parametrize("hidden", ["val", "test"])

@@ -83,7 +83,7 @@ class SmoothedTargets(Targets):
 
     Our reading of Modest-Align (arXiv 2510.21606), which publishes no formula in a source that we could reach. Equals
     `torch.nn.functional.cross_entropy(label_smoothing=α)` in each direction. Spreading α′ over the N−1 *other*
-    pairs alone is the same thing with α = α′·N/(N−1) (`from_off_diagonal`). The best gap between a match's cosine and
+    pairs alone is the same thing with α = α′·N/(N−1). The best gap between a match's cosine and
     a mismatch's is τ·ln((1−α+α/N)/(α/N)): it grows with N, so α and the batch size are to be chosen together.
 
     Args:
@@ -92,11 +92,6 @@ class SmoothedTargets(Targets):
 
     def __init__(self, alpha: float | Tensor) -> None:
         self.alpha: float | Tensor = alpha
-
-    @classmethod
-    def from_off_diagonal(cls, alpha: float, batch: int) -> "SmoothedTargets":
-        """Return the targets (1−α′)·I + (α′/(N−1))·(11ᵀ − I) of a batch of N pairs."""
-        return cls(alpha * batch / (batch - 1))
 
     def expectation(self, logits_NN: Tensor, allowed_NN: Tensor | None) -> Tensor:
         """Return (1−α)·z_ii + α·mean_j z_ij over the allowed pairs, [N]."""

@@ -36,7 +36,7 @@ def test_equals_label_smoothing_of_torch(cosines: Cosines) -> None:
 def test_off_diagonal_spread_is_the_uniform_one_with_another_alpha(cosines: Cosines) -> None:
     n, alpha = 7, 0.12
     dense = torch.full((n, n), alpha / (n - 1), dtype=torch.float64).fill_diagonal_(1 - alpha)
-    found, expected = LOSS(cosines(), SmoothedTargets.from_off_diagonal(alpha, n)), LOSS(cosines(), DenseTargets(dense))
+    found, expected = LOSS(cosines(), SmoothedTargets(alpha * n / (n - 1))), LOSS(cosines(), DenseTargets(dense))
     assert found.i2t.item() == pytest.approx(expected.i2t.item(), abs=1e-12)
 
 
