@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config import load_params
 from pipeline.errors import exit_with_sentence
-from pipeline.evaluate.params import evaluate_config
+from pipeline.evaluate.config import evaluate_config
 from pipeline.evaluate.run import evaluate
 from pipeline.words import on_stderr
 

@@ -16,7 +16,7 @@ from pipeline.align.config import align_config
 from pipeline.align.methods import METHODS, make_recipe
 from pipeline.cli import app
 from pipeline.encoders.packages import PACKAGES
-from pipeline.evaluate.params import evaluate_config
+from pipeline.evaluate.config import evaluate_config
 from pipeline.extract.config import extract_config, named_stores
 from pipeline.projectors.run_record import AlignedRun
 from tests.commands.project import DATA, IMAGE, IMAGES, TEXT, make_features

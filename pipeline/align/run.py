@@ -30,6 +30,7 @@ from pipeline.runtime import installed_version, resolve_device
 from pipeline.storage.contract import Storage
 from pipeline.storage.open import open_storage
 from pipeline.store.views import LayerRef, Side
+from pipeline.words import count
 
 REVISION = 3
 """Raised whenever the same settings would give other projectors: finished seeds of older code are then redone."""
@@ -116,7 +117,7 @@ def _fit_seeds(
             say(
                 progress,
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
-                f"{trained.steps} steps, {trained.seconds:.1f} s{rate}.",
+                f"{count(trained.steps, 'step')}, {trained.seconds:.1f} s{rate}.",
             )
     return [results[seed] for seed in seeds]
 

@@ -13,6 +13,7 @@ from pipeline.commands.options import Json, Quiet, takes_settings
 from pipeline.commands.output import emit_json
 from pipeline.commands.urls import takes_urls
 from pipeline.extract.datasets.records import ImportOptions
+from pipeline.words import count
 
 if TYPE_CHECKING:
     from pipeline.extract.datasets.writing import MadeDataset
@@ -81,10 +82,9 @@ def _tell(made: "MadeDataset", json: bool) -> None:
     if json:
         emit_json({**vars(made), "path": str(made.path)})
         return
-    typer.echo(
-        f"{made.path}: {made.images} images, {made.captions} captions, {made.classes} classes"
-        + (f"; {made.skipped} left out, see {made.path / 'skipped.csv'}" if made.skipped else "")
-    )
+    sizes = (count(made.images, "image"), count(made.captions, "caption"), count(made.classes, "class", "classes"))
+    left = f"; {made.skipped} left out, see {made.path / 'skipped.csv'}" if made.skipped else ""
+    typer.echo(f"{made.path}: {', '.join(sizes)}{left}")
 
 
 def make_missing(params: Mapping[str, Any], *, data: Path = Path("data"), quiet: bool = False) -> None:

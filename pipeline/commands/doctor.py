@@ -2,7 +2,6 @@
 
 import importlib
 import platform
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.commands.output import emit_json, emit_table
-from pipeline.runtime import installed_version
+from pipeline.runtime import free_disk, installed_version
 from pipeline.words import size
 
 NEEDED = (
@@ -79,7 +78,7 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": _device(),
         "search": _search(),
-        "free_disk": size(shutil.disk_usage(Path.cwd()).free),
+        "free_disk": size(free_disk(Path.cwd())),
         "problems": problems,
     }
 

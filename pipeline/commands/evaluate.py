@@ -62,7 +62,7 @@ def compare(
 
 def _config(given: dict[str, Any], params: Path) -> EvaluateConfig:
     from pipeline.config import build, load_params, section
-    from pipeline.evaluate.params import evaluate_config
+    from pipeline.evaluate.config import evaluate_config
 
     if "runs" in given:
         missing = [f"--{name}" for name in ("image", "text", "out") if name not in given]

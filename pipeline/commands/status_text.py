@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.words import duration
+from pipeline.words import count, duration
 
 if TYPE_CHECKING:
     from pipeline.store.status import Summary, WorkerStatus
@@ -17,7 +17,9 @@ def status_lines(store: Path, found: "Summary") -> list[str]:
 
 
 def _lines(store: Path, found: "Summary") -> Iterator[str]:
-    yield (f"{store}: {found.shards} shards: {found.done} done, {found.leased} leased, {found.missing} missing")
+    yield (
+        f"{store}: {count(found.shards, 'shard')}: {found.done} done, {found.leased} leased, {found.missing} missing"
+    )
     if found.rate is not None and found.eta is not None and not found.finished:
         yield f"{found.done_items} of {found.items} items, {found.rate:.1f} a second, {duration(found.eta)} to go"
     if found.workers and not found.finished:
@@ -31,7 +33,7 @@ def _lines(store: Path, found: "Summary") -> Iterator[str]:
 
 def _worker(worker: "WorkerStatus") -> str:
     at = f", at {', '.join(f'{index:05d}' for index in worker.at)}" if worker.at else ""
-    return f"  {worker.worker} ({worker.index} of {worker.of}): {worker.state}, {worker.shards} shards{at}"
+    return f"  {worker.worker} ({worker.index} of {worker.of}): {worker.state}, {count(worker.shards, 'shard')}{at}"
 
 
 def _reasons(what: str, counts: Mapping[str, int]) -> Iterator[str]:

@@ -90,15 +90,15 @@ def retrieval_temperatures(run: AlignedRun, data: TestPairs | None) -> list[dict
     return found
 
 
-def zero_shot_temperatures(run: AlignedRun, data: ZeroShotSet) -> list[float | None]:
-    """Return the fitted temperature for each seed; None where no labelled row of the validation split is left."""
+def zero_shot_temperatures(run: AlignedRun, data: ZeroShotSet) -> list[float]:
+    """Return the fitted temperature for each seed; nothing where no labelled row of the validation split is left."""
     rows = data.of_split(str(run.config.get("validation_split", "val")))
     if rows is None:
-        return [None for _ in run.seeds]
+        return []
     kept = evenly(len(rows.rows), ROWS)
     features = run_features(run, data.image, rows.rows[kept], constant_allowed=True)
     target = torch.from_numpy(rows.target[kept])
-    found: list[float | None] = []
+    found = []
     for seed in run.seeds:
         scores = run.encode("image", features, seed) @ class_vectors(run, data, seed).T
         found.append(fit_temperature(scores, target, low=BOUNDS[0], high=BOUNDS[1]))
@@ -110,29 +110,34 @@ def evenly(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def calibration(
-    own: Sequence[Answers],
-    temperatures: Sequence[tuple[float, str]],
-    scaled: Sequence[Answers],
-    fitted: Sequence[float],
+def calibrate(
+    answers: Sequence[Sequence[Answers]], temperatures: Sequence[tuple[float, str]], fitted: Sequence[float]
 ) -> Calibration:
-    """Return the calibration of S seeds' answers, and what it is after scaling where temperatures were fitted."""
-    first = summarise(own, temperatures)
+    """Return the calibration of S seeds' answers, and what it is after scaling where temperatures were fitted.
+
+    Args:
+        answers: Of each seed, those at its own temperature and, where one was fitted, those at the fitted one.
+        temperatures: Each seed's own temperature and where it comes from.
+        fitted: Each seed's fitted temperature; empty where there is none.
+    """
+    own = _calibration([each[0] for each in answers], temperatures)
     if not fitted:
-        return first
-    return replace(first, scaled=summarise(scaled, [(value, SCALED) for value in fitted]))
+        return own
+    return replace(own, scaled=_calibration([each[1] for each in answers], [(value, SCALED) for value in fitted]))
 
 
-def summarise(by_seed: Sequence[Answers], temperatures: Sequence[tuple[float, str]]) -> Calibration:
+def _calibration(by_seed: Sequence[Answers], temperatures: Sequence[tuple[float, str]]) -> Calibration:
     """Return the calibration of S seeds' answers: numbers are means over seeds, bins hold all of them."""
     confidence, hit = (np.concatenate([pair[side] for pair in by_seed]) for side in (0, 1))
     bins = reliability(confidence, hit, bins=BINS)
-    held = np.flatnonzero(bins.count)
     return Calibration(
         ece=float(np.mean([reliability(*pair, bins=BINS).error for pair in by_seed])),
         mean_max_probability=float(confidence.mean()),
         accuracy=float(hit.mean()),
         temperature=float(np.mean([value for value, _ in temperatures])),
         temperature_source=" and ".join(dict.fromkeys(source for _, source in temperatures)),
-        bins=tuple((float(bins.confidence[at]), float(bins.accuracy[at]), int(bins.count[at])) for at in held),
+        bins=tuple(
+            (float(bins.confidence[at]), float(bins.accuracy[at]), int(bins.count[at]))
+            for at in np.flatnonzero(bins.count)
+        ),
     )

@@ -1,7 +1,7 @@
 """What a reader must know before believing a number: looked for in the data and in the runs' own records."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet
@@ -18,152 +18,132 @@ CAPTION_SETS = ("coco", "flickr")
 
 
 def find_caveats(
-    summary: Leaderboard, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig, duplicates: Duplicates
+    board: Leaderboard, pairs: TestPairs, sets: Sequence[ZeroShotSet], config: EvaluateConfig, duplicates: Duplicates
 ) -> tuple[Caveat, ...]:
     """Return all caveats, the gravest first."""
-    found = [
-        *split_caveats(summary.runs, pairs.split),
-        *duplicate_caveat(summary, duplicates, config.duplicate_cosine),
-        *cut_off_caveat(config.ks, len(pairs.pairs.image_rows)),
-        *small_set_caveat(summary, len(pairs.pairs.image_rows)),
-        *seed_caveat(summary),
-        *text_encoder_caveat(pairs),
+    images = len(pairs.pairs.image_rows)
+    return (
+        *split_caveats(board.runs, pairs.split),
+        *duplicate_caveats(board, duplicates, config.duplicate_cosine),
+        *cut_off_caveats(config.ks, images),
+        *small_set_caveats(board, images),
+        *seed_caveats(board),
+        *text_encoder_caveats(pairs),
         *(caveat for data in sets for caveat in class_caveats(data)),
-    ]
-    return (*found, *(Caveat(title="Note", text=note) for note in config.notes))
+        *(Caveat(title="Note", text=note) for note in config.notes),
+    )
 
 
-def split_caveats(runs: Sequence[RunResult], split: str) -> list[Caveat]:
+def split_caveats(runs: Sequence[RunResult], split: str) -> Iterator[Caveat]:
     """Say so where the evaluated split was trained on, or where layers or steps were chosen on it."""
-    found = []
     for use, key in (("trained on it", "train_split"), ("chose their best step on it", "validation_split")):
         guilty = [run.name for run in runs if run.record.get("config", {}).get(key) == split]
         if guilty:
             text = f"{listing(guilty)} {use}. Their numbers say nothing about new data."
-            found.append(Caveat(title=f"The split {split} was not held out", text=text))
-    other = [run.name for run in runs if _layer_split(run) not in ("", "train")]
+            yield Caveat(title=f"The split {split} was not held out", text=text)
+    other = [run.name for run in runs if not _layers_from_training(run)]
     if other:
         text = f"The layers of {listing(other)} were chosen on another split than train."
-        found.append(Caveat(title="Layers chosen outside the training split", text=text))
-    return found
+        yield Caveat(title="Layers chosen outside the training split", text=text)
 
 
-def _layer_split(run: RunResult) -> str:
-    if not run.layer_pairs:
-        return ""
-    config = run.record.get("config", {})
-    stated = run.layer_pairs.get("split", config.get("train_split", "train"))
-    return "train" if stated == config.get("train_split", "train") else str(stated)
+def _layers_from_training(run: RunResult) -> bool:
+    trained_on = run.record.get("config", {}).get("train_split", "train")
+    return not run.layer_pairs or run.layer_pairs.get("split", trained_on) in (trained_on, "", "train")
 
 
-def duplicate_caveat(summary: Leaderboard, found: Duplicates, threshold: float) -> list[Caveat]:
+def duplicate_caveats(board: Leaderboard, found: Duplicates, threshold: float) -> Iterator[Caveat]:
     """Say so where test images are nearly training images, or test captions stand in the training split."""
     near, same = found.count(NEAR), found.count(SAME)
-    run = summary.lead
-    caveats = []
-    for kind, number, what in (
-        (
-            NEAR,
-            near,
+    if near:
+        text = (
             f"{count(near, 'test image')} {'has' if near == 1 else 'have'} a training image with a cosine above "
-            f"{threshold:g} in the centred frozen features",
-        ),
-        (
-            SAME,
-            same,
-            f"{count(same, 'test caption')} {'stands' if same == 1 else 'stand'} in the training split word for word",
-        ),
-    ):
-        if number:
-            text = f"{what}. They may be remembered, not understood.{_without(run, summary, found, kind)}"
-            title = "Near-duplicates between train and test" if kind == NEAR else "Captions of the test set in training"
-            caveats.append(Caveat(title=title, text=text))
+            f"{threshold:g} in the centred frozen features{_without(board, found, NEAR)}"
+        )
+        yield Caveat(title="Near-duplicates between train and test", text=text)
+    if same:
+        verb = "stands" if same == 1 else "stand"
+        text = f"{count(same, 'test caption')} {verb} in the training split word for word{_without(board, found, SAME)}"
+        yield Caveat(title="Captions of the test set in training", text=text)
     for name in dict.fromkeys(twin.set for twin in found.twins if twin.set):
         text = f"{count(found.count(NEAR, name), 'image')} of {name} are nearly training images of the runs."
-        caveats.append(Caveat(title=f"{name} has pictures of the training split", text=text))
-    return caveats
+        yield Caveat(title=f"{name} has pictures of the training split", text=text)
 
 
-def _without(run: RunResult, summary: Leaderboard, found: Duplicates, kind: str) -> str:
+def _without(board: Leaderboard, found: Duplicates, kind: str) -> str:
     """Say what leaving the touched queries out does to the best run."""
-    parts = []
-    for measure in summary.measures:
-        if measure.name in headline_names(summary.k) and (touched := found.touched[kind].get(measure.direction)):
+    run, parts = board.lead, []
+    for measure in board.measures:
+        if measure.name in headline_names(board.k) and (touched := found.touched[kind].get(measure.direction)):
             value = without(measure, run.queries[measure.direction], touched)
             left = "nothing is left" if value is None else f"{percent(run.mean(measure.name))} becomes {percent(value)}"
             parts.append(f"{measure_name(measure)} {left}")
-    return f" Without them, {run.name}: {', '.join(parts)}." if parts else ""
+    changed = f" Without them, {run.name}: {', '.join(parts)}." if parts else ""
+    return f". They may be remembered, not understood.{changed}"
 
 
-def cut_off_caveat(ks: Sequence[int], images: int) -> list[Caveat]:
+def cut_off_caveats(ks: Sequence[int], images: int) -> Iterator[Caveat]:
     """Say so where a cut-off is no smaller than the gallery: then every answer is right."""
     idle = [f"R@{k}" for k in ks if k >= images]
-    if not idle:
-        return []
-    text = f"With {count(images, 'test image')} text→image {listing(idle)} is 100 % whatever the model."
-    return [Caveat(title="Cut-offs beyond the gallery", text=text)]
+    if idle:
+        text = f"With {count(images, 'test image')} text→image {listing(idle)} is 100 % whatever the model."
+        yield Caveat(title="Cut-offs beyond the gallery", text=text)
 
 
-def small_set_caveat(summary: Leaderboard, images: int) -> list[Caveat]:
+def small_set_caveats(board: Leaderboard, images: int) -> Iterator[Caveat]:
     """Say so where the interval of the best run is wider than the differences that the report speaks of."""
-    _, low, high = summary.headline(summary.lead)
-    half = (high - low) / 2
-    if len(summary.runs) > 1:
-        lead = summary.gap(summary.runs[0], summary.runs[1])
-        if not summary.apart(summary.runs[0], summary.runs[1]):
-            text = (
-                f"With {count(images, 'test image')} a number is known to ± {percent(half)} points, and the first two "
-                f"runs differ by {percent(abs(lead.value))}. More test images, not more decimals, would settle it."
-            )
-            return [Caveat(title="The test set is too small to tell the first two apart", text=text)]
-    if half > 0.05:
-        text = f"With {count(images, 'test image')} every number is known to ± {percent(half)} points only."
-        return [Caveat(title="A small test set", text=text)]
-    return []
+    low, high = board.interval(board.lead)
+    known = f"With {count(images, 'test image')} {{}} number is known to ± {percent((high - low) / 2)} points"
+    if len(board.runs) > 1 and not board.apart(board.runs[0], board.runs[1]):
+        gap = board.gap(board.runs[0], board.runs[1]).value
+        text = (
+            f"{known.format('a')}, and the first two runs differ by {percent(abs(gap))}. More test images, not more "
+            "decimals, would settle it."
+        )
+        yield Caveat(title="The test set is too small to tell the first two apart", text=text)
+    elif (high - low) / 2 > 0.05:
+        yield Caveat(title="A small test set", text=f"{known.format('every')} only.")
 
 
-def seed_caveat(summary: Leaderboard) -> list[Caveat]:
+def seed_caveats(board: Leaderboard) -> Iterator[Caveat]:
     """Say so where a trained run stands on one seed, or where the lead is no larger than the spread over seeds."""
-    runs = summary.runs
-    if len(runs) > 1:
-        gap, error = summary.gap(runs[0], runs[1]).value, summary.seed_error(runs[0], runs[1])
+    lead, second = board.runs[0], board.runs[1] if len(board.runs) > 1 else None
+    if second is not None:
+        gap, error = board.gap(lead, second).value, board.seed_error(lead, second)
         if error and gap <= 2 * error:
             text = (
-                f"{runs[0].name} leads {runs[1].name} by {percent(gap)} points; the standard error of that lead over "
+                f"{lead.name} leads {second.name} by {percent(gap)} points; the standard error of that lead over "
                 f"seeds is {percent(error)}. Other seeds could turn the order round."
             )
-            return [Caveat(title="The lead is within the spread over seeds", text=text)]
-    single = [run.name for run in runs if run.trained and len(run.seeds) < 2]
-    if not single:
-        return []
-    text = f"{listing(single)}: with one seed, luck in training cannot be told from merit."
-    return [Caveat(title="One seed", text=text)]
+            yield Caveat(title="The lead is within the spread over seeds", text=text)
+            return
+    single = [run.name for run in board.runs if run.trained and len(run.seeds) < 2]
+    if single:
+        text = f"{listing(single)}: one seed does not show whether a result is merit or luck in training."
+        yield Caveat(title="One seed", text=text)
 
 
-def text_encoder_caveat(pairs: TestPairs) -> list[Caveat]:
+def text_encoder_caveats(pairs: TestPairs) -> Iterator[Caveat]:
     """Say so where the sentence encoder was trained on captions of the same family as the test set."""
     about = " ".join(str(store.manifest.provenance.get("dataset", "")) for store in pairs.image.stores).lower()
     specs = [str(store.manifest.provenance.get("spec", "")) for store in pairs.text.stores]
     guilty = [spec for spec in specs if any(name in spec.lower() for name in CAPTION_TRAINED)]
-    if not guilty or not any(name in about for name in CAPTION_SETS):
-        return []
-    text = f"The text encoder {listing(guilty)} was trained on captions of COCO and Flickr30k, as its model card says."
-    return [Caveat(title="The text encoder knows captions of this kind", text=text)]
+    if guilty and any(name in about for name in CAPTION_SETS):
+        text = f"The text encoder {listing(guilty)} was trained on captions of COCO and Flickr30k, says its model card."
+        yield Caveat(title="The text encoder knows captions of this kind", text=text)
 
 
-def class_caveats(data: ZeroShotSet) -> list[Caveat]:
+def class_caveats(data: ZeroShotSet) -> Iterator[Caveat]:
     """Say so where classes are of very different sizes, or images without a label were left out."""
-    found = []
-    sizes: Counter[str] = Counter(data.labels)
-    (large, most), (small, least) = sizes.most_common()[0], sizes.most_common()[-1]
+    sizes = Counter(data.labels).most_common()
+    (large, most), (small, least) = sizes[0], sizes[-1]
     name = data.name or "the main data set"
     if most > IMBALANCE * least:
         text = (
             f"In {name} class {large!r} has {count(most, 'test image')} and {small!r} has {least:,}: read the "
             "per-class recall beside the accuracy."
         )
-        found.append(Caveat(title="Unequal classes", text=text))
+        yield Caveat(title="Unequal classes", text=text)
     if data.unlabelled:
         text = f"{count(data.unlabelled, 'image')} of {name} without a label are left out of zero-shot."
-        found.append(Caveat(title="Images without a label", text=text))
-    return found
+        yield Caveat(title="Images without a label", text=text)

@@ -4,9 +4,8 @@ Run by `pipeline compare A B`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.evaluate.output import OWN
@@ -89,8 +88,8 @@ def _rows(
     if not kept:
         return []
     left_out = len(a.ids) + len(b.ids) - 2 * len(kept)
-    a, b = _take(a, kept), _take(b, [place[a.ids[index]] for index in kept])
-    b = QueryRanks(**(vars(b) | {"image_ids": a.image_ids, "labels": a.labels}))
+    a, b = a.take(kept), b.take([place[a.ids[index]] for index in kept])
+    b = replace(b, image_ids=a.image_ids, labels=a.labels)
     measures = measures_of(a.direction, ks, len(set(a.labels)))
     drawn = [resample({a.direction: each}, measures, samples, seed) for each in (a, b)]
     rows = []
@@ -113,9 +112,3 @@ def _rows(
             }
         )
     return rows
-
-
-def _take(queries: QueryRanks, rows: Sequence[int]) -> QueryRanks:
-    columns = {name: [getattr(queries, name)[row] for row in rows] for name in ("ids", "image_ids", "labels")}
-    ranks = queries.ranks[:, np.asarray(rows, dtype=np.int64)]
-    return QueryRanks(direction=queries.direction, seeds=queries.seeds, ranks=ranks, **columns)

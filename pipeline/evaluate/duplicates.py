@@ -4,8 +4,8 @@
 stay whole, so both numbers are about the same task. `seen_section` is the report's chapter about it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,10 +33,9 @@ from pipeline.evaluate.report.page import (
     percent,
     signed,
 )
-from pipeline.evaluate.single import RunResult
 from pipeline.indexes.index import build_index
 from pipeline.projectors.base import unit_rows
-from pipeline.store.samples import join
+from pipeline.store.samples import Samples, join
 from pipeline.store.views import LayerRef, Rows, Side
 from pipeline.words import count
 
@@ -96,18 +95,24 @@ def find_duplicates(
     if not len(train):
         return Duplicates(touched={NEAR: {}, SAME: {}})
     known = last_layers(pairs.image, train)
-    twins = _image_twins("", pairs.image, np.flatnonzero(splits == pairs.split), pairs.image, train, known, threshold)
+
+    def image_twins(name: str, image: Side, test: Rows) -> list[Twin]:
+        found = near_duplicates(known, last_layers(image, test), threshold) if len(test) else []
+        both = image.samples, pairs.image.samples
+        return [_twin(NEAR, name, cosine, both, (int(test[a]), int(train[b]))) for a, b, cosine in found]
+
+    samples, twins = pairs.image.samples, image_twins("", pairs.image, np.flatnonzero(splits == pairs.split))
     by_id = {twin.test for twin in twins}
-    samples = pairs.image.samples
     images = frozenset(samples.image_id[row] for row, name in enumerate(samples.sample_id) if name in by_id)
     captions = _caption_twins(pairs, train_splits)
-    owners = {name: samples.image_id[row] for row, name in _queries(pairs)}
+    rows = pairs.pairs.image_rows[pairs.pairs.caption_image].tolist()
+    owners = {name: samples.image_id[row] for row, name in zip(rows, pairs.caption_ids, strict=True)}
     near = {TEXT_RETRIEVAL: images, IMAGE_RETRIEVAL: frozenset(name for name, own in owners.items() if own in images)}
     said = frozenset(twin.test for twin in captions)
     same = {IMAGE_RETRIEVAL: said, TEXT_RETRIEVAL: frozenset(owners[name] for name in said)}
     for data in sets:
         own = data.image is pairs.image
-        found = twins if own else _image_twins(data.name, data.image, data.rows, pairs.image, train, known, threshold)
+        found = twins if own else image_twins(data.name, data.image, data.rows)
         near[zero_shot_direction(data.name)] = frozenset(twin.test for twin in found)
         twins = twins if own else [*twins, *found]
     return Duplicates(twins=(*twins, *captions), touched={NEAR: near, SAME: same})
@@ -140,8 +145,7 @@ def without(measure: Measure, queries: QueryRanks, touched: frozenset[str]) -> f
     kept = [row for row, name in enumerate(queries.ids) if name not in touched]
     if not kept:
         return None
-    labels = [queries.labels[row] for row in kept]
-    return float(value_by_seed(measure, replace(queries, labels=labels, ranks=queries.ranks[:, kept])).mean())
+    return float(value_by_seed(measure, queries.take(kept)).mean())
 
 
 def last_layers(side: Side, rows: Rows) -> Tensor:
@@ -155,30 +159,19 @@ def plain_words(caption: str) -> str:
     return " ".join(caption.casefold().split()).rstrip(" .!?")
 
 
-def _queries(pairs: TestPairs) -> list[tuple[int, str]]:
-    """Return (row of its image, id) of each test caption."""
-    rows = pairs.pairs.image_rows[pairs.pairs.caption_image]
-    return list(zip(rows.tolist(), pairs.caption_ids, strict=True))
-
-
-def _image_twins(
-    name: str, image: Side, test: Rows, train_image: Side, train: Rows, known: Tensor, threshold: float
-) -> list[Twin]:
-    if not len(test):
-        return []
-    ours, theirs = image.samples, train_image.samples
-    return [
-        Twin(
-            kind=NEAR,
-            set=name,
-            test=ours.sample_id[test[a]],
-            train=theirs.sample_id[train[b]],
-            cosine=cosine,
-            test_content=ours.content[test[a]],
-            train_content=theirs.content[train[b]],
-        )
-        for a, b, cosine in near_duplicates(known, last_layers(image, test), threshold)
-    ]
+def _twin(kind: str, name: str, cosine: float, samples: tuple[Samples, Samples], rows: tuple[int, int]) -> Twin:
+    """Return a twin from the test and the training samples, and the row in each."""
+    (test, train), (a, b) = samples, rows
+    ids, contents = (test.sample_id[a], train.sample_id[b]), (test.content[a], train.content[b])
+    return Twin(
+        kind=kind,
+        set=name,
+        test=ids[0],
+        train=ids[1],
+        cosine=cosine,
+        test_content=contents[0],
+        train_content=contents[1],
+    )
 
 
 def _caption_twins(pairs: TestPairs, train_splits: Sequence[str]) -> list[Twin]:
@@ -188,27 +181,12 @@ def _caption_twins(pairs: TestPairs, train_splits: Sequence[str]) -> list[Twin]:
         if split != pairs.split:
             for row in join(pairs.image.samples, texts, split).caption_rows.tolist():
                 known.setdefault(plain_words(texts.content[row]), row)
-    found = []
-    for row in pairs.pairs.caption_rows.tolist():
-        twin = known.get(plain_words(texts.content[row]))
-        if twin is not None:
-            ids, contents = texts.sample_id, texts.content
-            found.append(
-                Twin(
-                    kind=SAME,
-                    set="",
-                    test=ids[row],
-                    train=ids[twin],
-                    cosine=1.0,
-                    test_content=contents[row],
-                    train_content=contents[twin],
-                )
-            )
-    return found
+    found = ((row, known.get(plain_words(texts.content[row]))) for row in pairs.pairs.caption_rows.tolist())
+    return [_twin(SAME, "", 1.0, (texts, texts), (row, twin)) for row, twin in found if twin is not None]
 
 
 def seen_section(
-    summary: Leaderboard, pairs: TestPairs, found: Duplicates, threshold: float, pictures: Pictures
+    board: Leaderboard, pairs: TestPairs, found: Duplicates, threshold: float, pictures: Pictures
 ) -> Section | None:
     """Return the numbers with and without what training has seen; none where nothing was found."""
     if not found.twins:
@@ -223,7 +201,7 @@ def seen_section(
         "Such queries may be remembered, not understood. Below they are left out as queries; the galleries stay whole, "
         "so both numbers are about the same task. All of them: duplicates.csv.",
     )
-    tables = [_table(summary, found, NEAR, "near-duplicate images"), _table(summary, found, SAME, "repeated captions")]
+    tables = [_table(board, found, NEAR, "near-duplicate images"), _table(board, found, SAME, "repeated captions")]
     twins = [twin for twin in found.twins if twin.kind == NEAR and not twin.set]
     return Section(
         id="seen",
@@ -231,37 +209,38 @@ def seen_section(
         lead=lead,
         tables=tuple(table for table in tables if table.rows),
         groups=_pairs_shown(twins, pictures),
-        folded=_lists(found),
+        folded=tuple(_lists(found)),
     )
 
 
-def _table(summary: Leaderboard, found: Duplicates, kind: str, what: str) -> Table:
-    measures = [
-        each for each in summary.measures if _is_shown(each, summary) and found.touched[kind].get(each.direction)
-    ]
-    rows = tuple((Cell(text=run.name), *(_cell(run, found, kind, each) for each in measures)) for run in summary.runs)
-    left = ", ".join(f"{_left(summary.lead, found, kind, each)} {measure_name(each)}" for each in measures)
-    caption = f"Percent without {what}; below it the number with them, and what leaving them out changes. n = {left}."
+def _table(board: Leaderboard, found: Duplicates, kind: str, what: str) -> Table:
+    touched = {
+        each: ids
+        for each in board.measures
+        if (ids := found.touched[kind].get(each.direction))
+        and each.k == (1 if each.macro or each.name.endswith("acc1") else board.k)
+    }
+    rows = []
+    for run in board.runs:
+        cells = [Cell(text=run.name)]
+        for measure, ids in touched.items():
+            value, whole = without(measure, run.queries[measure.direction], ids), run.mean(measure.name)
+            left = Cell(text="none left", sub=f"with {percent(whole)}")
+            sub = "" if value is None else f"with {percent(whole)}, {signed(value - whole)}"
+            cells.append(left if value is None else Cell.percent(value, sub))
+        rows.append(tuple(cells))
+    asked = {each: board.lead.queries[each.direction].ids for each in touched}
+    n = (
+        f"{sum(name not in ids for name in asked[each]):,} of {len(asked[each]):,} {measure_name(each)}"
+        for each, ids in touched.items()
+    )
     return Table(
-        caption=caption, head=("run", *map(measure_name, measures)), rows=rows if measures else (), narrow=True
+        caption=f"Percent without {what}; below it the number with them, and what leaving them out changes. "
+        f"n = {', '.join(n)}.",
+        head=("run", *map(measure_name, touched)),
+        rows=tuple(rows) if touched else (),
+        narrow=True,
     )
-
-
-def _is_shown(measure: Measure, summary: Leaderboard) -> bool:
-    return measure.k == (1 if measure.macro or measure.name.endswith("acc1") else summary.k)
-
-
-def _left(run: RunResult, found: Duplicates, kind: str, measure: Measure) -> str:
-    ids, touched = run.queries[measure.direction].ids, found.touched[kind][measure.direction]
-    return f"{sum(name not in touched for name in ids):,} of {len(ids):,}"
-
-
-def _cell(run: RunResult, found: Duplicates, kind: str, measure: Measure) -> Cell:
-    value = without(measure, run.queries[measure.direction], found.touched[kind][measure.direction])
-    whole = run.mean(measure.name)
-    if value is None:
-        return Cell(text="none left", sub=f"with {percent(whole)}")
-    return Cell(text=percent(value), value=value, sub=f"with {percent(whole)}, {signed(value - whole)}")
 
 
 def _pairs_shown(twins: list[Twin], pictures: Pictures) -> tuple[ExampleGroup, ...]:
@@ -280,15 +259,13 @@ def _pairs_shown(twins: list[Twin], pictures: Pictures) -> tuple[ExampleGroup, .
     return (ExampleGroup(title="The closest pairs of images", lead=lead, examples=tuple(examples)),)
 
 
-def _lists(found: Duplicates) -> tuple[tuple[str, str], ...]:
-    parts = []
+def _lists(found: Duplicates) -> Iterator[tuple[str, str]]:
     for kind, title in ((NEAR, "Near-duplicate images"), (SAME, "Captions that stand in training")):
         twins = [twin for twin in found.twins if twin.kind == kind]
         lines = [_line(twin) for twin in twins[:LISTED]]
         lines += [f"… and {len(twins) - LISTED:,} more in duplicates.csv"] if len(twins) > LISTED else []
         if lines:
-            parts.append((f"{title}: {len(twins):,}", "\n".join(lines)))
-    return tuple(parts)
+            yield f"{title}: {len(twins):,}", "\n".join(lines)
 
 
 def _line(twin: Twin) -> str:

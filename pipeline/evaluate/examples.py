@@ -49,6 +49,14 @@ class Pictures:
         """Whether the folder is there."""
         return self.folder is not None and not self.folder.absent()
 
+    @property
+    def note(self) -> str:
+        """Why pictures are missing; empty where none is."""
+        if not self.available:
+            where = f" ({self.folder})" if self.folder else ""
+            return f"Pictures are left out: the data set's folder{where} is not here."
+        return f"{self.missing} pictures could not be shown." if self.missing else ""
+
     def thumbnail(self, file: str) -> str:
         """Return a file of the folder as base64 of a square JPEG; empty where it cannot be shown."""
         if not self.available:
@@ -141,35 +149,35 @@ class Gallery:
     def _text_query(self, caption: int, found: Sequence[int], rank: int) -> Example:
         own = int(self.pairs.pairs.caption_image[caption])
         held = [position for position in found if position >= 0]
-        missed = None if own in held else self._image_thumb(own, f"rank {rank:,}", right=True)
-        answers = [self._image_thumb(at, str(place), right=at == own) for place, at in enumerate(held, 1)]
-        text = self._caption(caption)
-        return Example(query=text, note=f"right image at rank {rank:,}", answers=tuple(answers), missed=missed)
+        return Example(
+            query=self._caption(caption),
+            note=f"right image at rank {rank:,}",
+            answers=tuple(self._thumb(at, str(place), right=at == own) for place, at in enumerate(held, 1)),
+            missed=None if own in held else self._thumb(own, f"rank {rank:,}", right=True),
+        )
 
     def _image_query(self, image: int, found: Sequence[int], rank: int) -> Example:
         owner = self.pairs.pairs.caption_image
-        answers = [
+        held = [position for position in found if position >= 0]
+        answers = tuple(
             Thumb(text=self._caption(at), note=str(place), right=int(owner[at]) == image)
-            for place, at in enumerate((at for at in found if at >= 0), 1)
-        ]
+            for place, at in enumerate(held, 1)
+        )
         missed = None
         if not any(answer.right for answer in answers):
             own = np.flatnonzero(owner == image)
             best = int(own[int((self.text[own] @ self.image[image]).argmax())])
             missed = Thumb(text=self._caption(best), note=f"rank {rank:,}", right=True)
-        picture = self._image_thumb(image, "")
-        note = f"best right caption at rank {rank:,}"
-        return Example(query=picture.text, note=note, answers=tuple(answers), image=picture.image, missed=missed)
+        asked, note = self._thumb(image, ""), f"best right caption at rank {rank:,}"
+        return Example(query=asked.text, note=note, answers=answers, image=asked.image, missed=missed)
 
     def _caption(self, caption: int) -> str:
         return self.pairs.text.samples.content[int(self.pairs.pairs.caption_rows[caption])]
 
-    def _image_thumb(self, position: int, note: str, *, right: bool = False) -> Thumb:
-        row = int(self.pairs.pairs.image_rows[position])
-        picture = self.pictures.thumbnail(self.pairs.image.samples.content[row])
-        return Thumb(
-            image=picture, text="" if picture else self.pairs.image.samples.image_id[row], note=note, right=right
-        )
+    def _thumb(self, position: int, note: str, *, right: bool = False) -> Thumb:
+        row, samples = int(self.pairs.pairs.image_rows[position]), self.pairs.image.samples
+        picture = self.pictures.thumbnail(samples.content[row])
+        return Thumb(image=picture, text="" if picture else samples.image_id[row], note=note, right=right)
 
 
 def example_groups(result: RunResult, gallery: Gallery, config: EvaluateConfig) -> tuple[ExampleGroup, ...]:
@@ -177,29 +185,27 @@ def example_groups(result: RunResult, gallery: Gallery, config: EvaluateConfig) 
     if not config.examples:
         return ()
     by_text, by_image = (result.queries[name].ranks[0] for name in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL))
+    drawn = "Drawn once with the seed of this evaluation, not picked. The first five images found, best first."
+    fault = "The captions whose image came last. Often the caption is at fault, not the model."
     random_text, random_image = (sample(len(ranks), config.examples, config.seed) for ranks in (by_text, by_image))
-    return (
-        ExampleGroup(
-            title="Captions asked for images: a random sample",
-            lead="Drawn once with the seed of this evaluation, not picked. The first five images found, best first.",
-            examples=gallery.text_queries(random_text, by_text),
-            open=True,
+    worst_text, worst_image = (worst(ranks, config.examples) for ranks in (by_text, by_image))
+    groups = (
+        ("Captions asked for images: a random sample", drawn, gallery.text_queries(random_text, by_text)),
+        (
+            "Images asked for captions: a random sample",
+            "Drawn the same way. The first five captions found, best first.",
+            gallery.image_queries(random_image, by_image),
         ),
-        ExampleGroup(
-            title="Images asked for captions: a random sample",
-            lead="Drawn the same way. The first five captions found, best first.",
-            examples=gallery.image_queries(random_image, by_image),
+        ("The worst failures, captions asked for images", fault, gallery.text_queries(worst_text, by_text)),
+        (
+            "The worst failures, images asked for captions",
+            "The images whose captions came last.",
+            gallery.image_queries(worst_image, by_image),
         ),
-        ExampleGroup(
-            title="The worst failures, captions asked for images",
-            lead="The captions whose image came last. Often the caption is at fault, not the model.",
-            examples=gallery.text_queries(worst(by_text, config.examples), by_text),
-        ),
-        ExampleGroup(
-            title="The worst failures, images asked for captions",
-            lead="The images whose captions came last.",
-            examples=gallery.image_queries(worst(by_image, config.examples), by_image),
-        ),
+    )
+    return tuple(
+        ExampleGroup(title=title, lead=lead, examples=examples, open=number == 0)
+        for number, (title, lead, examples) in enumerate(groups)
     )
 
 

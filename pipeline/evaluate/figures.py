@@ -163,9 +163,7 @@ def forest(rows: Sequence[Interval], chance: float | None, label: str) -> str:
         )  # fmt: skip
     ax.set_yticks(range(len(rows)), [plain(row.name, 26) for row in rows], color=INK)
     ax.set_ylim(len(rows) - 0.3, -0.6)
-    highest = 100 * max(row.high for row in rows)
-    ax.set_xlim(0, highest * 1.12 or 1)
-    ax.set_xlabel(f"{plain(label)}, %")
+    ax.set(xlim=(0, 112 * max(row.high for row in rows) or 1), xlabel=f"{plain(label)}, %")
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x", color=GRID)
     return to_svg(figure, f"{label} of {len(rows)} methods with intervals")
@@ -184,9 +182,7 @@ def recall_curves(series: Sequence[Series], chance: Series | None, label: str) -
     ax.xaxis.set_major_locator(FixedLocator([k for k in (1, 2, 5, 10, 20, 50, 100) if k <= largest]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_ylim(0, None)
-    ax.set_xlabel("k")
-    ax.set_ylabel(f"{plain(label)}, %")
+    ax.set(ylim=(0, None), xlabel="k", ylabel=f"{plain(label)}, %")
     _legend(ax, series)
     return to_svg(figure, f"{label} over k")
 
@@ -199,8 +195,7 @@ def step_curves(series: Sequence[Series], label: str, reference: float | None = 
     if reference is not None:
         ax.axhline(reference, color=MUTED, linestyle=":", linewidth=1.2)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("step")
-    ax.set_ylabel(plain(label))
+    ax.set(xlabel="step", ylabel=plain(label))
     _legend(ax, series)
     return to_svg(figure, f"{label} over training steps")
 
@@ -211,10 +206,8 @@ def reliability(series: Sequence[Series], label: str) -> str:
     figure, (ax,) = draw(height=3.4)
     ax.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1.2)
     _lines(ax, series, marker="o")
-    ax.set_xlim(-0.02, 1.02)
-    ax.set_ylim(-0.02, 1.02)
-    ax.set_xlabel("stated confidence")
-    ax.set_ylabel("share that was right")
+    ends = (-0.02, 1.02)
+    ax.set(xlim=ends, ylim=ends, xlabel="stated confidence", ylabel="share that was right")
     _legend(ax, series)
     return to_svg(figure, f"Reliability diagram, {label}")
 
@@ -239,8 +232,7 @@ def layer_map(
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=2, clip_on=False))
     ax.set_yticks(range(len(image_layers)), [plain(name, 18) for name in image_layers])
     ax.set_xticks(range(len(text_layers)), [plain(name, 14) for name in text_layers], rotation=40, ha="right")
-    ax.set_ylabel("image layer")
-    ax.set_xlabel("text layer")
+    ax.set(xlabel="text layer", ylabel="image layer")
     ax.grid(visible=False)
     return to_svg(figure, f"Score of {len(image_layers)} image layers against {len(text_layers)} text layers")
 
@@ -252,20 +244,16 @@ def confusion_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     labelled = len(classes) <= LABELLED_CLASSES
     figure, (ax,) = draw(height=WIDTH * 0.9)
     ax.imshow(shares, cmap=DEPTH, vmin=0, vmax=1, interpolation="nearest")
-    if labelled:
-        names = [plain(name, 20) for name in classes]
-        ax.set_yticks(range(len(names)), names)
-        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    else:
-        ax.set_yticks([])
-        ax.set_xticks([])
+    names = [plain(name, 20) for name in classes] if labelled else []
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
     if len(classes) <= 12:
         for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
             value = f"{100 * shares[row, column]:.0f}"
             colour = "white" if shares[row, column] > 0.5 else INK
             ax.text(column, row, value, ha="center", va="center", fontsize=8, color=colour)
-    ax.set_ylabel("true class" if labelled else f"true class ({len(classes)} in order)")
-    ax.set_xlabel("predicted class")
+    ylabel = "true class" if labelled else f"true class ({len(classes)} in order)"
+    ax.set(xlabel="predicted class", ylabel=ylabel)
     ax.grid(visible=False)
     return to_svg(figure, f"Confusion matrix of {len(classes)} classes")
 
@@ -281,18 +269,11 @@ def _lines(ax: Axes, series: Sequence[Series], scale: float = 1.0, marker: str =
 
 def _legend(ax: Axes, series: Sequence[Series]) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    parts = {plain(line.name, 28): line.role for line in series}
-    others = sum(part == "other" for part in parts.values())
+    roles = {plain(line.name, 28): line.role for line in series}
+    others = sum(role == "other" for role in roles.values())
     shown: dict[str, Artist] = {}
     for handle, text in zip(handles, labels, strict=True):
-        shown.setdefault(f"{others} other methods" if parts[text] == "other" and len(parts) > 3 else text, handle)
-    if len(parts) > 1 or any(line.dashed for line in series):
-        ax.legend(
-            list(shown.values()),
-            list(shown),
-            facecolor=PAPER,
-            edgecolor="none",
-            framealpha=0.8,
-            fontsize=8.5,
-            loc="best",
-        )
+        shown.setdefault(f"{others} other methods" if roles[text] == "other" and len(roles) > 3 else text, handle)
+    if len(roles) > 1 or any(line.dashed for line in series):
+        box: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "framealpha": 0.8, "fontsize": 8.5}
+        ax.legend(list(shown.values()), list(shown), loc="best", **box)

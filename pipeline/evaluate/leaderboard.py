@@ -7,8 +7,8 @@ Whoever looks at many runs finds a best one by luck: what is said to win or to b
 once (single-step maximum of the studentised bootstrap differences, Westfall and Young 1993).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +38,6 @@ class Difference:
     def real(self) -> bool:
         """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
-
-    @property
-    def better(self) -> bool:
-        """Whether the run is better and the interval leaves zero out."""
-        return self.low > 0
 
 
 @dataclass(frozen=True)
@@ -84,20 +79,16 @@ class Leaderboard:
         """The best run without training, if there is one."""
         return next((run for run in self.runs if not run.trained), None)
 
-    def interval(self, run: RunResult, measure: str) -> tuple[float, float]:
+    def value(self, run: RunResult, measure: str = MEAN) -> float:
+        """Return a run's mean over seeds on a measure, the headline unless said otherwise."""
+        return float(np.mean([run.mean(name) for name in self._names(measure)]))
+
+    def interval(self, run: RunResult, measure: str = MEAN) -> tuple[float, float]:
         """Return the bootstrap interval of a run's mean over seeds."""
-        return interval(run.replicates[measure], self.confidence)
-
-    def headline(self, run: RunResult) -> tuple[float, float, float]:
-        """Return the mean of both directions at the smallest cut-off, with its interval."""
-        return headline(run, self.k), *interval(headline_replicates(run, self.k), self.confidence)
-
-    def against(self, run: RunResult, other: RunResult) -> list[Difference]:
-        """Return the paired differences of two runs, the headline first."""
-        return [self.gap(run, other, name) for name in (MEAN, *(measure.name for measure in self.measures))]
+        return interval(self._drawn(run, measure), self.confidence)
 
     def gap(self, run: RunResult, other: RunResult, measure: str = MEAN) -> Difference:
-        """Return the paired difference of two runs on a measure, the headline unless said otherwise."""
+        """Return the paired difference of two runs on a measure."""
         drawn = self._drawn(run, measure) - self._drawn(other, measure)
         low, high = interval(drawn, self.confidence)
         value = self.value(run, measure) - self.value(other, measure)
@@ -105,18 +96,13 @@ class Leaderboard:
             run=run.name, against=other.name, measure=measure, value=value, low=low, high=high, p_value=p_value(drawn)
         )
 
-    def value(self, run: RunResult, measure: str = MEAN) -> float:
-        """Return a run's mean over seeds on a measure."""
-        return headline(run, self.k) if measure == MEAN else run.mean(measure)
-
     def ranking(self, measure: str = MEAN) -> list[RunResult]:
         """Return the runs, best first on a measure; among equals the order of the headline stays."""
         return sorted(self.runs, key=lambda run: -self.value(run, measure))
 
     def seed_error(self, run: RunResult, other: RunResult, measure: str = MEAN) -> float:
         """Return the standard error over seeds of the difference of two runs; a single seed counts as 0."""
-        names = headline_names(self.k) if measure == MEAN else (measure,)
-        parts = [np.mean([each.values[name] for name in names], axis=0) for each in (run, other)]
+        parts = [np.mean([each.values[name] for name in self._names(measure)], axis=0) for each in (run, other)]
         return float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts if len(part) > 1)))
 
     def margin(self, run: RunResult, other: RunResult, measure: str = MEAN) -> float:
@@ -130,7 +116,7 @@ class Leaderboard:
     def apart(self, run: RunResult, other: RunResult, measure: str = MEAN) -> bool:
         """Whether a run is ahead of another beyond the noise of test images, all pairs of runs being looked at."""
         gap = self.gap(run, other, measure)
-        return gap.better and gap.value > self.margin(run, other, measure)
+        return gap.low > 0 and gap.value > self.margin(run, other, measure)
 
     def settled(self, run: RunResult, other: RunResult, measure: str = MEAN) -> bool:
         """Whether a run is ahead of another beyond both that noise and twice the error over seeds."""
@@ -138,18 +124,24 @@ class Leaderboard:
         return ahead and self.apart(run, other, measure)
 
     def rivals(self, measure: str = MEAN) -> list[RunResult]:
-        """Return the runs that cannot be told from the best one on a measure."""
+        """Return the runs over which the best one's lead on a measure is not significant."""
         best, *others = self.ranking(measure)
         return [run for run in others if not self.settled(best, run, measure)]
 
     def differences(self) -> list[Difference]:
-        """Return the differences of every run against the baseline and against the best closed form."""
+        """Return the differences of every run against the baseline and against the best closed form, headline first."""
         rivals = {rival.name: rival for rival in (self.baseline, self.best_closed) if rival is not None}
+        measures = (MEAN, *(measure.name for measure in self.measures))
         pairs = [(run, rival) for rival in rivals.values() for run in self.runs if run.name != rival.name]
-        return [each for run, rival in pairs for each in self.against(run, rival)]
+        return [self.gap(run, rival, name) for run, rival in pairs for name in measures]
+
+    def _names(self, measure: str) -> tuple[str, ...]:
+        return headline_names(self.k) if measure == MEAN else (measure,)
 
     def _drawn(self, run: RunResult, measure: str) -> NDArray[np.float64]:
-        return headline_replicates(run, self.k) if measure == MEAN else run.replicates[measure]
+        """Return the bootstrap replicates of a measure [B]."""
+        names = self._names(measure)
+        return np.asarray(np.mean([run.replicates[name] for name in names], axis=0), dtype=np.float64)
 
 
 def headline_names(k: int) -> tuple[str, str]:
@@ -157,20 +149,15 @@ def headline_names(k: int) -> tuple[str, str]:
     return f"{TEXT_RETRIEVAL}_recall@{k}", f"{IMAGE_RETRIEVAL}_recall@{k}"
 
 
-def headline(run: RunResult, k: int) -> float:
-    """Return the mean of both directions."""
-    return float(np.mean([run.mean(name) for name in headline_names(k)]))
+def rank_runs(runs: Sequence[RunResult], measures: Mapping[Measure, float], confidence: float) -> Leaderboard:
+    """Order runs, best first, names breaking ties.
 
-
-def headline_replicates(run: RunResult, k: int) -> NDArray[np.float64]:
-    """Return the bootstrap replicates of the headline [B]."""
-    return np.asarray(np.mean([run.replicates[name] for name in headline_names(k)], axis=0), dtype=np.float64)
-
-
-def leaderboard_of(
-    runs: Sequence[RunResult], measures: Sequence[Measure], chance: dict[str, float], confidence: float
-) -> Leaderboard:
-    """Order runs, best first, names breaking ties."""
+    Args:
+        runs: The runs.
+        measures: Measure → what random embeddings reach.
+        confidence: Share of the bootstrap inside an interval.
+    """
     k = min(measure.k for measure in measures if measure.direction == IMAGE_RETRIEVAL)
-    ordered = sorted(runs, key=lambda run: (-headline(run, k), run.name))
-    return Leaderboard(tuple(ordered), tuple(measures), chance, k, confidence)
+    chance = {measure.name: value for measure, value in measures.items()}
+    board = Leaderboard(tuple(sorted(runs, key=lambda run: run.name)), tuple(measures), chance, k, confidence)
+    return replace(board, runs=tuple(board.ranking()))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.files import sync_file, sync_folder
+from pipeline.files import publish, sync_file, sync_folder
 from pipeline.storage.locks import lock
 
 LOCK, WRITING, READY, MOVING = ".report.lock", ".report.writing", ".report.ready", ".report.moving"
@@ -84,11 +84,6 @@ def finish(folder: Path) -> None:
 def remove(path: Path) -> None:
     """Remove an old file; a step of its own, so that tests can kill the process at each."""
     path.unlink(missing_ok=True)
-
-
-def publish(source: Path, target: Path) -> None:
-    """Rename a file or a folder; a step of its own, as `remove`."""
-    source.replace(target)
 
 
 def _settle(folder: Path) -> None:

@@ -5,7 +5,7 @@ each run's aligned embeddings. Probes are trained on the training split's labels
 say what the features hold, and what alignment kept of it. `probes_section` is the report's chapter about it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.evaluate.data import ZeroShotSet, run_features
 from pipeline.evaluate.duplicates import last_layers
 from pipeline.evaluate.leaderboard import Leaderboard
-from pipeline.evaluate.report.page import Cell, Section, Table, between, percent
+from pipeline.evaluate.report.page import Cell, Section, Table, between
 from pipeline.metrics.bootstrap import Bootstrap, interval
 from pipeline.metrics.classification import confusion_matrix, knn_predict, linear_probe, stratified_split
 from pipeline.projectors.run_record import AlignedRun
@@ -80,12 +80,8 @@ def probe_rows(data: ZeroShotSet, train_split: str, seed: int = 0) -> ProbeRows 
         split = f"trained on split {train_split}, tested on split {data.split}"
     else:
         ours, theirs = stratified_split(data.target, 0.5, seed)
-        train, train_target, test, test_target = (
-            data.rows[ours],
-            data.target[ours],
-            data.rows[theirs],
-            data.target[theirs],
-        )
+        train, train_target = data.rows[ours], data.target[ours]
+        test, test_target = data.rows[theirs], data.target[theirs]
         split = (
             f"no other labelled images in split {train_split}: trained on a stratified half of split {data.split} "
             f"(seed {seed}), tested on the other half"
@@ -100,70 +96,59 @@ def probe_rows(data: ZeroShotSet, train_split: str, seed: int = 0) -> ProbeRows 
 
 
 def probe_set(
-    data: ZeroShotSet, runs: Sequence[tuple[str, AlignedRun]], rows: ProbeRows, *, samples: int, confidence: float
-) -> list[Probe]:
+    data: ZeroShotSet, runs: Mapping[str, AlignedRun], rows: ProbeRows, *, samples: int, confidence: float
+) -> Iterator[Probe]:
     """Probe all features of one set: frozen ones once, aligned ones by each run's first seed.
 
     Args:
         data: The set.
-        runs: Names and runs.
+        runs: Name → run.
         rows: What `probe_rows` returned.
         samples: Bootstrap samples.
         confidence: Share of them inside the interval.
     """
-
-    def both(features: str, names: tuple[str, ...], layers: str, train: Tensor, test: Tensor) -> list[Probe]:
-        centre = train.mean(0)
-        near = min(NEIGHBOURS, len(train))
-        target, classes = torch.from_numpy(rows.train_target), len(data.classes)
+    classes, target = len(data.classes), torch.from_numpy(rows.train_target)
+    for features, names, layers, train, test in _features(data, runs, rows):
+        near, centre = min(NEIGHBOURS, len(train)), train.mean(0)
         by_knn = knn_predict(train - centre, target, test - centre, near, classes)
         by_line = linear_probe(train, target, test)
-        found = []
         for method, predicted, setting in (("knn", by_knn, near), ("linear", by_line.predictions, by_line.strength)):
             hits = predicted == rows.test_target
-            drawn = Bootstrap(images=len(hits), samples=samples, seed=0).replicates(
-                [(hits[:, None], np.ones((len(hits), 1)))]
-            )
-            low, high = interval(drawn[0], confidence)
+            sums = [(hits[:, None], np.ones((len(hits), 1)))]
+            low, high = interval(Bootstrap(images=len(hits), samples=samples, seed=0).replicates(sums)[0], confidence)
             confusion = confusion_matrix(torch.from_numpy(rows.test_target), torch.from_numpy(predicted), classes)
             held = confusion.sum(1) > 0
-            recall = float((np.diag(confusion)[held] / confusion.sum(1)[held]).mean())
-            found.append(
-                Probe(
-                    set=data.name,
-                    features=features,
-                    runs=names,
-                    layers=layers,
-                    method=method,
-                    acc1=float(hits.mean()),
-                    low=low,
-                    high=high,
-                    mean_per_class_recall=recall,
-                    setting=setting,
-                    train_rows=len(rows.train),
-                    test_rows=len(rows.test),
-                    split=rows.split,
-                )
+            yield Probe(
+                set=data.name,
+                features=features,
+                runs=names,
+                layers=layers,
+                method=method,
+                acc1=float(hits.mean()),
+                low=low,
+                high=high,
+                mean_per_class_recall=float((np.diag(confusion)[held] / confusion.sum(1)[held]).mean()),
+                setting=setting,
+                train_rows=len(rows.train),
+                test_rows=len(rows.test),
+                split=rows.split,
             )
-        return found
 
+
+def _features(
+    data: ZeroShotSet, runs: Mapping[str, AlignedRun], rows: ProbeRows
+) -> Iterator[tuple[str, tuple[str, ...], str, Tensor, Tensor]]:
+    """Yield kind, runs, layers, training [N, D] and test features [M, D] of all that is probed."""
     last = " + ".join(store.layers[-1].name for store in data.image.stores)
-    everyone = tuple(name for name, _ in runs)
-    probes = both(LAST, everyone, last, last_layers(data.image, rows.train), last_layers(data.image, rows.test))
-    by_layers: dict[tuple[str, ...], list[tuple[str, AlignedRun]]] = {}
-    for name, run in runs:
-        by_layers.setdefault(run.layers["image"], []).append((name, run))
-    for layers, sharing in by_layers.items():
-        train, test = (
-            run_features(sharing[0][1], data.image, at, constant_allowed=True) for at in (rows.train, rows.test)
-        )
-        label = " + ".join(layers)
-        probes += both(CHOSEN, tuple(name for name, _ in sharing), label, train, test)
-        for name, run in sharing:
-            seed = run.seeds[0]
-            aligned = (run.encode("image", part, seed) for part in (train, test))
-            probes += both(ALIGNED, (name,), label, *aligned)
-    return probes
+    yield LAST, tuple(runs), last, last_layers(data.image, rows.train), last_layers(data.image, rows.test)
+    for layers in dict.fromkeys(run.layers["image"] for run in runs.values()):
+        sharing = {name: run for name, run in runs.items() if run.layers["image"] == layers}
+        first, label = next(iter(sharing.values())), " + ".join(layers)
+        train, test = (run_features(first, data.image, at, constant_allowed=True) for at in (rows.train, rows.test))
+        yield CHOSEN, tuple(sharing), label, train, test
+        for name, run in sharing.items():
+            aligned_train, aligned_test = (run.encode("image", part, run.seeds[0]) for part in (train, test))
+            yield ALIGNED, (name,), label, aligned_train, aligned_test
 
 
 def probe_metrics(probes: Sequence[Probe], run: str) -> dict[str, float | int | str]:
@@ -181,7 +166,7 @@ def probe_metrics(probes: Sequence[Probe], run: str) -> dict[str, float | int | 
     return table
 
 
-def probes_section(summary: Leaderboard, probes: Sequence[Probe]) -> Section | None:
+def probes_section(board: Leaderboard, probes: Sequence[Probe]) -> Section | None:
     """Return the tables of probes; none where nothing was probed."""
     if not probes:
         return None
@@ -192,21 +177,21 @@ def probes_section(summary: Leaderboard, probes: Sequence[Probe]) -> Section | N
         "first seed.",
     )
     sets = dict.fromkeys(probe.set for probe in probes)
-    tables = tuple(_table(name, [probe for probe in probes if probe.set == name], summary) for name in sets)
+    tables = tuple(_table(name, [probe for probe in probes if probe.set == name], board) for name in sets)
     return Section(id="probes", title="What the features hold", lead=lead, tables=tables)
 
 
-def _table(name: str, probes: Sequence[Probe], summary: Leaderboard) -> Table:
+def _table(name: str, probes: Sequence[Probe], board: Leaderboard) -> Table:
     by_features: dict[tuple[str, tuple[str, ...]], dict[str, Probe]] = {}
     for probe in probes:
         by_features.setdefault((probe.features, probe.runs), {})[probe.method] = probe
     best = {method: max(probe.acc1 for probe in probes if probe.method == method) for method in ("knn", "linear")}
-    order = {run.name: place for place, run in enumerate(summary.runs)}
+    order = {run.name: place for place, run in enumerate(board.runs)}
     ranked = sorted(by_features.items(), key=lambda item: (list(TITLES).index(item[0][0]), order[item[0][1][0]]))
     rows = tuple(_row(features, runs, found, best) for (features, runs), found in ranked)
     first = probes[0]
     caption = (
-        f"{name or 'main data set'}: percent, below it the {100 * summary.confidence:.0f} % interval over test images. "
+        f"{name or 'main data set'}: percent, below it the {100 * board.confidence:.0f} % interval over test images. "
         f"{first.train_rows:,} training and {first.test_rows:,} test images; {first.split}."
     )
     head = ("features", "kNN acc@1", "kNN per-class", "linear acc@1", "linear per-class", "C")
@@ -214,18 +199,14 @@ def _table(name: str, probes: Sequence[Probe], summary: Leaderboard) -> Table:
 
 
 def _row(features: str, runs: tuple[str, ...], found: dict[str, Probe], best: dict[str, float]) -> tuple[Cell, ...]:
-    layers = found["knn"].layers
+    knn, linear = found["knn"], found["linear"]
+    name, note = TITLES[features], f"frozen, {knn.layers}"
     if features == ALIGNED:
-        name, note = runs[0], TITLES[features]
-    else:
-        name = TITLES[features]
-        of = "" if features == LAST else f" ({listing(runs) if len(runs) <= NAMED else f'{len(runs)} runs'})"
-        note = f"frozen, {layers}{of}"
+        name, note = runs[0], name
+    elif features == CHOSEN:
+        note += f" ({listing(runs) if len(runs) <= NAMED else f'{len(runs)} runs'})"
     cells = [Cell(text=name, sub=note)]
-    for method in ("knn", "linear"):
-        probe = found[method]
-        sub = between(probe.low, probe.high)
-        cells.append(Cell(text=percent(probe.acc1), sub=sub, value=probe.acc1, best=probe.acc1 == best[method]))
-        cells.append(Cell(text=percent(probe.mean_per_class_recall), value=probe.mean_per_class_recall))
-    strength = found["linear"].setting
-    return (*cells, Cell(text=f"{strength:g}", value=strength))
+    for probe in (knn, linear):
+        cells.append(Cell.percent(probe.acc1, between(probe.low, probe.high), best=probe.acc1 == best[probe.method]))
+        cells.append(Cell.percent(probe.mean_per_class_recall))
+    return (*cells, Cell(text=f"{linear.setting:g}", value=linear.setting))

@@ -6,7 +6,7 @@ sums over images (or the mean of such ratios over classes), so that one bootstra
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,11 @@ class QueryRanks:
     """S seeds of training."""
     ranks: NDArray[np.int64]
     """[S, Q], 1 is best; ties count against the query."""
+
+    def take(self, rows: Sequence[int]) -> "QueryRanks":
+        """Return the ranks of some of the queries, in this order."""
+        ids, image_ids, labels = ([column[row] for row in rows] for column in (self.ids, self.image_ids, self.labels))
+        return replace(self, ids=ids, image_ids=image_ids, labels=labels, ranks=self.ranks[:, list(rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +122,16 @@ def sums_by_cluster(
     return numerator, denominator
 
 
-def chance_level(measure: Measure, *, images: int, captions: NDArray[np.int64], classes: int) -> float:
+def chance_level(measure: Measure, captions: NDArray[np.int64], classes: int = 0) -> float:
     """Return what random embeddings reach on average.
 
     Args:
         measure: What is counted.
-        images: M images in the gallery.
-        captions: [M] number of captions of each image.
+        captions: [M] number of captions of each image in the gallery.
         classes: C classes.
     """
-    if measure.direction == IMAGE_RETRIEVAL:
-        return min(1.0, measure.k / images)
     if measure.direction != TEXT_RETRIEVAL:
-        return min(1.0, measure.k / max(classes, 1))
+        return min(1.0, measure.k / max(len(captions) if measure.direction == IMAGE_RETRIEVAL else classes, 1))
     total = int(captions.sum())
     missed = np.ones(len(captions))
     for drawn in range(min(measure.k, total)):
@@ -141,12 +143,10 @@ def write_queries(path: Path, tables: Iterable[tuple[str, QueryRanks]]) -> None:
     """Write (run, ranks) pairs as one table, a row a query and seed."""
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for run, queries in tables:
+            count = len(queries.ids)
+            columns = [queries.ids, queries.image_ids, queries.labels, [queries.direction] * count, [run] * count]
             for seed, ranks in zip(queries.seeds, queries.ranks, strict=True):
-                count = len(queries.ids)
-                columns = [queries.ids, queries.image_ids, queries.labels, [queries.direction] * count, [run] * count]
-                arrays = [pa.array(column, pa.string()) for column in columns]
-                arrays += [pa.array(np.full(count, seed)), pa.array(ranks)]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+                writer.write_table(pa.table([*columns, np.full(count, seed), ranks], schema=SCHEMA))
 
 
 def read_queries(folder: Path, where: str = "") -> dict[str, dict[str, QueryRanks]]:
@@ -164,17 +164,12 @@ def read_queries(folder: Path, where: str = "") -> dict[str, dict[str, QueryRank
     except (pa.ArrowException, ValueError, OSError) as error:
         found = " ".join(str(error).split())[:200]
         raise UserError(expected="a table of ranks by query", found=found, where=str(path)) from error
-    return _group(table, path)
-
-
-def _group(table: pa.Table, path: Path) -> dict[str, dict[str, QueryRanks]]:
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA.names}
     result: dict[str, dict[str, QueryRanks]] = {}
-    for run in dict.fromkeys(columns["run"].tolist()):
-        in_run = columns["run"] == run
-        for direction in dict.fromkeys(columns["direction"][in_run].tolist()):
-            rows = {name: column[in_run & (columns["direction"] == direction)] for name, column in columns.items()}
-            result.setdefault(run, {})[direction] = _stack(rows, direction, path)
+    for run, direction in dict.fromkeys(zip(columns["run"].tolist(), columns["direction"].tolist(), strict=True)):
+        held = (columns["run"] == run) & (columns["direction"] == direction)
+        rows = {name: column[held] for name, column in columns.items()}
+        result.setdefault(run, {})[direction] = _stack(rows, direction, path)
     return result
 
 

@@ -3,7 +3,6 @@
 Run by `pipeline evaluate` and by `stages/evaluate.py`.
 """
 
-import os
 import platform
 import time
 from collections import Counter
@@ -12,34 +11,35 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluate.caveats import find_caveats
 from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
-from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates, seen_section
+from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates
 from pipeline.evaluate.examples import Gallery, Pictures, example_groups
-from pipeline.evaluate.leaderboard import Leaderboard, leaderboard_of
+from pipeline.evaluate.leaderboard import rank_runs
 from pipeline.evaluate.output import MARK, OWN, fresh_output
-from pipeline.evaluate.probes import Probe, probe_rows, probe_set, probes_section
+from pipeline.evaluate.probes import Probe, probe_rows, probe_set
 from pipeline.evaluate.queries import (
     FILE,
     IMAGE_RETRIEVAL,
     TEXT_RETRIEVAL,
+    Measure,
     chance_level,
     measures_of,
     write_queries,
     zero_shot_direction,
 )
-from pipeline.evaluate.report.build import build_page
-from pipeline.evaluate.report.write import render, write_plain
+from pipeline.evaluate.report.build import Findings, build_page
+from pipeline.evaluate.report.page import render, write_plain
 from pipeline.evaluate.single import evaluate_run
 from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.runtime import installed_versions
+from pipeline.runtime import cpu_cores, installed_versions
 from pipeline.storage.contract import Storage
 from pipeline.storage.open import is_url, open_recorded, open_storage
 from pipeline.store.manifest import CLASSES, HEADER
 from pipeline.store.views import Side
+from pipeline.words import count
 
 PACKAGES = ("fewpairs", "torch", "numpy", "scikit-learn", "faiss-cpu", "faiss-gpu")
 
@@ -61,73 +61,60 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     runs = name_runs([AlignedRun.open(path) for path in config.runs])
     image, text = Side.open("image", config.image), Side.open("text", config.text)
     pairs = pairs_of_split(image, text, config.split)
-    check_cuts(config.ks, len(pairs.pairs.image_rows))
-    sets = open_sets(config, image)
     images, captions = len(pairs.pairs.image_rows), len(pairs.pairs.caption_rows)
-    say(progress, f"{images} images, {captions} captions, {len(sets)} zero-shot sets")
+    check_cuts(config.ks, images)
+    sets = open_sets(config, image)
+    sizes = (count(images, "image"), count(captions, "caption"), count(len(sets), "zero-shot set"))
+    say(progress, ", ".join(sizes))
     results = []
     for name, run in runs.items():
-        say(progress, f"evaluating {name}, {len(run.seeds)} seeds")
+        say(progress, f"evaluating {name}, {count(len(run.seeds), 'seed')}")
         results.append(evaluate_run(name, run, pairs, sets, config))
-    classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
-    directions = [TEXT_RETRIEVAL, IMAGE_RETRIEVAL, *classes]
-    measures = [each for name in directions for each in measures_of(name, config.ks, classes.get(name, 0))]
-    chance = {
-        each.name: chance_level(
-            each,
-            images=len(pairs.pairs.image_rows),
-            captions=pairs.captions_of,
-            classes=classes.get(each.direction, 0),
-        )
-        for each in measures
-    }
-    summary = leaderboard_of(results, measures, chance, config.confidence)
+    board = rank_runs(results, measures_for(pairs, sets, config.ks), config.confidence)
     probes = run_probes(runs, sets, config, progress)
-    return _write(summary, pairs, sets, probes, config, progress, started)
-
-
-def _write(
-    summary: Leaderboard,
-    pairs: TestPairs,
-    sets: Sequence[ZeroShotSet],
-    probes: Sequence[Probe],
-    config: EvaluateConfig,
-    progress: Progress,
-    started: float,
-) -> dict[str, Any]:
     say(progress, "drawing the report")
     pictures = Pictures(data_folder(config, pairs))
-    gallery = Gallery.build(summary.lead, pairs, config, pictures)
-    examples = example_groups(summary.lead, gallery, config)
-    splits = tuple(dict.fromkeys(str(run.record["config"].get("train_split", "train")) for run in summary.runs))
-    duplicates = find_duplicates(splits, pairs, sets, config.duplicate_cosine)
-    found = {"near_duplicate_images": duplicates.count(NEAR), "duplicate_captions": duplicates.count(SAME)}
-    stands_on = counts(pairs, sets) | found | {"near_duplicate_cosine": config.duplicate_cosine}
-    values = metrics(summary, stands_on | gallery.index_recall(), duplicates, probes)
-    page = build_page(
-        summary,
-        pairs,
-        sets,
-        config,
-        caveats=find_caveats(summary, pairs, sets, config, duplicates),
-        seen=seen_section(summary, pairs, duplicates, config.duplicate_cosine, pictures),
-        probes=probes_section(summary, probes),
-        examples=examples,
-        pictures_note=_pictures_note(pictures),
+    gallery = Gallery.build(board.lead, pairs, config, pictures)
+    splits = tuple(dict.fromkeys(str(run.record["config"].get("train_split", "train")) for run in board.runs))
+    found = Findings(
+        board=board,
+        pairs=pairs,
+        sets=sets,
+        config=config,
+        duplicates=find_duplicates(splits, pairs, sets, config.duplicate_cosine),
+        probes=probes,
+        examples=example_groups(board.lead, gallery, config),
+        pictures=pictures,
         surroundings=surroundings(started),
     )
-    html = render(page)
-    tables = ((run.name, queries) for run in summary.runs for queries in run.queries.values())
+    values = metrics(board, counts(found) | gallery.index_recall(), found.duplicates, probes)
     out = open_storage(config.out)
+    _write(found, values, out)
+    say(progress, f"wrote {out / 'report.html'}")
+    return values
+
+
+def measures_for(pairs: TestPairs, sets: Sequence[ZeroShotSet], ks: Sequence[int]) -> dict[Measure, float]:
+    """Return what is measured, in the order of the tables, and what random embeddings reach of it."""
+    classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
+    return {
+        measure: chance_level(measure, pairs.captions_of, classes.get(name, 0))
+        for name in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL, *classes)
+        for measure in measures_of(name, ks, classes.get(name, 0))
+    }
+
+
+def _write(found: Findings, values: Mapping[str, Any], out: Storage) -> None:
+    page = build_page(found)
+    html = render(page)
+    tables = ((run.name, queries) for run in found.board.runs for queries in run.queries.values())
     out.make()
     with fresh_output(out.here) as new:
         write_queries(new / FILE, tables)
-        write_tables(new, summary, values, duplicates, probes)
+        write_tables(new, found.board, values, found.duplicates, found.probes)
         (new / "report.html").write_text(html, encoding="utf-8")
         write_plain(new, page)
     out.push(OWN, last=MARK)
-    say(progress, f"wrote {out / 'report.html'}")
-    return values
 
 
 def run_probes(
@@ -139,9 +126,8 @@ def run_probes(
     for data in sets if config.probes else ():
         rows = probe_rows(data, splits[0])
         if rows is not None:
-            say(progress, f"probing {data.name or 'the classes'}, {len(rows.train)} training images")
-            named = tuple(runs.items())
-            found += probe_set(data, named, rows, samples=config.bootstrap, confidence=config.confidence)
+            say(progress, f"probing {data.name or 'the classes'}, {count(len(rows.train), 'training image')}")
+            found += probe_set(data, runs, rows, samples=config.bootstrap, confidence=config.confidence)
     return found
 
 
@@ -196,22 +182,27 @@ def open_sets(config: EvaluateConfig, image: Side) -> list[ZeroShotSet]:
     return sets
 
 
-def counts(pairs: TestPairs, sets: Sequence[ZeroShotSet]) -> dict[str, Any]:
+def counts(found: Findings) -> dict[str, Any]:
     """Return what every number stands on."""
-    images, captions = len(pairs.pairs.image_rows), len(pairs.pairs.caption_rows)
-    found: dict[str, Any] = {
+    pairs = found.pairs.pairs
+    images, captions = len(pairs.image_rows), len(pairs.caption_rows)
+    table: dict[str, Any] = {
         "n": images,
         "captions": captions,
         "captions_per_image": captions / images,
         "gallery_images": images,
         "gallery_texts": captions,
-        "split": pairs.split,
+        "split": found.pairs.split,
         "tie_rule": TIE_RULE,
     }
-    for data in sets:
+    for data in found.sets:
         prefix = f"{data.name}/" if data.name else "zero_shot_"
-        found |= {f"{prefix}n": len(data.rows), f"{prefix}classes": len(data.classes)}
-    return found
+        table |= {f"{prefix}n": len(data.rows), f"{prefix}classes": len(data.classes)}
+    return table | {
+        "near_duplicate_images": found.duplicates.count(NEAR),
+        "duplicate_captions": found.duplicates.count(SAME),
+        "near_duplicate_cosine": found.config.duplicate_cosine,
+    }
 
 
 def data_folder(config: EvaluateConfig, pairs: TestPairs) -> Storage | None:
@@ -224,19 +215,12 @@ def data_folder(config: EvaluateConfig, pairs: TestPairs) -> Storage | None:
     return open_recorded(stated) if is_url(stated) else open_storage(stated)
 
 
-def _pictures_note(pictures: Pictures) -> str:
-    if not pictures.available:
-        where = f" ({pictures.folder})" if pictures.folder else ""
-        return f"Pictures are left out: the data set's folder{where} is not here."
-    return f"{pictures.missing} pictures could not be shown." if pictures.missing else ""
-
-
 def surroundings(started: float) -> dict[str, str]:
     """Return date, versions, machine and duration of this evaluation."""
     versions = {"Python": platform.python_version()} | installed_versions(PACKAGES)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {cpu_cores()} cores",
         "evaluation took": f"{time.perf_counter() - started:.1f} s",
     }

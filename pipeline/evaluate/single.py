@@ -1,6 +1,7 @@
 """Evaluate one run on the test pairs and on every zero-shot set: all seeds, all queries, one bootstrap."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.calibrate import (
     Answers,
     Calibration,
-    calibration,
+    calibrate,
     evenly,
     retrieval_temperatures,
     validation_pairs,
@@ -42,6 +43,7 @@ from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.samples import join
 
 Floats = NDArray[np.float64]
+Ranks = NDArray[np.int64]
 BANK = 5000
 """Training images and captions in the bank, at most, evenly over the split."""
 BLOCK = 4096
@@ -97,8 +99,8 @@ class Answered:
 
     queries: QueryRanks
     calibration: Calibration
-    precision: NDArray[np.float64] | None = None
-    confusion: NDArray[np.int64] | None = None
+    precision: Floats | None = None
+    confusion: Ranks | None = None
 
 
 def evaluate_run(
@@ -112,10 +114,11 @@ def evaluate_run(
     """
     for side in (pairs.image, pairs.text, *(part for data in sets for part in (data.image, data.prompts))):
         check_side(run, side)
-    answered = retrieve(run, pairs)
+    answered = {
+        each.queries.direction: each for each in (*retrieve(run, pairs), *(classify(run, data) for data in sets))
+    }
     classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
-    answered += [classify_seeds(run, data) for data in sets]
-    queries = {each.queries.direction: each.queries for each in answered}
+    queries = {direction: each.queries for direction, each in answered.items()}
     measures = [measure for name in queries for measure in measures_of(name, config.ks, classes.get(name, 0))]
     return RunResult(
         name=name,
@@ -126,10 +129,10 @@ def evaluate_run(
         queries=queries,
         values={measure.name: value_by_seed(measure, queries[measure.direction]) for measure in measures},
         replicates=resample(queries, measures, config.bootstrap, config.seed),
-        calibration={each.queries.direction: each.calibration for each in answered},
-        precision={each.queries.direction: each.precision for each in answered if each.precision is not None},
+        calibration={direction: each.calibration for direction, each in answered.items()},
+        precision={name: each.precision for name, each in answered.items() if each.precision is not None},
         csls=csls_ranks(run, pairs, config.csls) if config.csls else {},
-        confusion={each.queries.direction: each.confusion for each in answered if each.confusion is not None},
+        confusion={name: each.confusion for name, each in answered.items() if each.confusion is not None},
         history={entry.seed: read_history(run.folder / entry.folder) for entry in run.trainings},
         layer_pairs=read_layer_pairs(run),
         record=run.record,
@@ -141,38 +144,37 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
     image_features = run_features(run, data.image, data.pairs.image_rows)
     text_features = run_features(run, data.text, data.pairs.caption_rows)
     owner = torch.from_numpy(data.pairs.caption_image)
-    ranks: dict[str, list[NDArray[np.int64]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
-    precision: dict[str, list[float]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
-    sure: dict[str, list[tuple[Answers, ...]]] = {TEXT_RETRIEVAL: [], IMAGE_RETRIEVAL: []}
     temperatures = [run.temperature(seed) for seed in run.seeds]
     fitted = retrieval_temperatures(run, validation_pairs(run, data))
+    by_image: list[tuple[Ranks, float, list[Answers]]] = []
+    by_text: list[tuple[Ranks, float, list[Answers]]] = []
     for seed, (own, _), after in zip(run.seeds, temperatures, fitted, strict=True):
         image, text = run.encode("image", image_features, seed), run.encode("text", text_features, seed)
         divisors = [(own, own), *([(after[TEXT_RETRIEVAL], after[IMAGE_RETRIEVAL])] if after else [])]
         tops = [TopProbabilities(len(image), len(text), each) for each in divisors]
         image_ranks, text_ranks = cross_ranks(image, text, owner, watch=_all(tops))
-        precision[TEXT_RETRIEVAL].append(_average_precision(image, text, owner, image_ranks))
-        precision[IMAGE_RETRIEVAL].append(float((1 / text_ranks).mean()))  # one right image: its reciprocal rank
-        ranks[TEXT_RETRIEVAL].append(image_ranks)
-        ranks[IMAGE_RETRIEVAL].append(text_ranks)
-        sure[TEXT_RETRIEVAL].append(tuple((top.by_row, image_ranks == 1) for top in tops))
-        sure[IMAGE_RETRIEVAL].append(tuple((top.by_column, text_ranks == 1) for top in tops))
-    image_ids = data.image_ids
-    ids = {
-        TEXT_RETRIEVAL: (image_ids, image_ids),
-        IMAGE_RETRIEVAL: (data.caption_ids, [image_ids[position] for position in data.pairs.caption_image]),
-    }
-    return [
-        Answered(
-            queries=_ranks(run, name, *ids[name], ranks[name]),
-            calibration=_calibration(sure[name], temperatures, [each[name] for each in fitted if each]),
-            precision=np.array(precision[name]),
+        precision = _average_precision(image, text, owner, image_ranks)
+        by_image.append((image_ranks, precision, [(top.by_row, image_ranks == 1) for top in tops]))
+        reciprocal = float((1 / text_ranks).mean())  # one right image: its reciprocal rank is the precision
+        by_text.append((text_ranks, reciprocal, [(top.by_column, text_ranks == 1) for top in tops]))
+    images = data.image_ids
+    owners = [images[position] for position in data.pairs.caption_image]
+    answered = []
+    for name, ids, image_ids, found in (
+        (TEXT_RETRIEVAL, images, images, by_image),
+        (IMAGE_RETRIEVAL, data.caption_ids, owners, by_text),
+    ):
+        ranks, precisions, sure = zip(*found, strict=True)
+        labels = [""] * len(ids)
+        queries = QueryRanks(
+            direction=name, ids=ids, image_ids=image_ids, labels=labels, seeds=run.seeds, ranks=np.stack(ranks)
         )
-        for name in ranks
-    ]
+        stated = calibrate(sure, temperatures, [each[name] for each in fitted if each])
+        answered.append(Answered(queries=queries, calibration=stated, precision=np.array(precisions)))
+    return answered
 
 
-def _average_precision(image: Tensor, text: Tensor, owner: Tensor, ranks: NDArray[np.int64]) -> float:
+def _average_precision(image: Tensor, text: Tensor, owner: Tensor, ranks: Ranks) -> float:
     """Return the mean average precision of images asking for captions."""
     if len(owner) == len(image):
         return float((1 / ranks).mean())
@@ -190,44 +192,30 @@ def _all(tops: Sequence[TopProbabilities]) -> Watch:
     return watch
 
 
-def _calibration(
-    sure: Sequence[Sequence[Answers]], temperatures: Sequence[tuple[float, str]], fitted: Sequence[float]
-) -> Calibration:
-    """Return the calibration of each seed's answers; the second answers are those after scaling."""
-    scaled = [each[1] for each in sure] if fitted else []
-    return calibration([each[0] for each in sure], temperatures, scaled, fitted)
-
-
-def classify_seeds(run: AlignedRun, data: ZeroShotSet) -> Answered:
+def classify(run: AlignedRun, data: ZeroShotSet) -> Answered:
     """Return zero-shot classification of a set, all seeds."""
     temperatures = [run.temperature(seed) for seed in run.seeds]
-    fitted = [each for each in zero_shot_temperatures(run, data) if each is not None]
-    parts = [
-        classify(run, data, seed, [own, *fitted[index : index + 1]])
-        for index, (seed, (own, _)) in enumerate(zip(run.seeds, temperatures, strict=True))
-    ]
-    direction = zero_shot_direction(data.name)
+    fitted = zero_shot_temperatures(run, data)
+    features = run_features(run, data.image, data.rows)
+    found, sure = [], []
+    for index, seed in enumerate(run.seeds):
+        classes, images = class_vectors(run, data, seed), run.encode("image", features, seed)
+        found.append(zero_shot_metrics(images, classes, data.target, (1,)))
+        divisors = (temperatures[index][0], *fitted[index : index + 1])
+        stated = [confidences(images, classes, data.target, temperature) for temperature in divisors]
+        sure.append([(each.top, each.correct) for each in stated])
     return Answered(
-        queries=_ranks(run, direction, data.image_ids, data.image_ids, [part[0] for part in parts], data.labels),
-        calibration=_calibration([part[1] for part in parts], temperatures, fitted),
-        confusion=np.sum([part[2] for part in parts], axis=0),
+        queries=QueryRanks(
+            direction=zero_shot_direction(data.name),
+            ids=data.image_ids,
+            image_ids=data.image_ids,
+            labels=data.labels,
+            seeds=run.seeds,
+            ranks=np.stack([each.ranks for each in found]),
+        ),
+        calibration=calibrate(sure, temperatures, fitted),
+        confusion=np.sum([each.confusion for each in found], axis=0),
     )
-
-
-def classify(
-    run: AlignedRun, data: ZeroShotSet, seed: int, temperatures: Sequence[float]
-) -> tuple[NDArray[np.int64], list[Answers], NDArray[np.int64]]:
-    """Classify every image with one seed of a run.
-
-    Returns:
-        Rank [M] of the true class, (confidence [M], right [M]) of the first answer for each temperature, and counts
-        [C, C] of true class against predicted class.
-    """
-    classes = class_vectors(run, data, seed)
-    images = run.encode("image", run_features(run, data.image, data.rows), seed)
-    found = zero_shot_metrics(images, classes, data.target, (1,))
-    sure = [confidences(images, classes, data.target, temperature) for temperature in temperatures]
-    return found.ranks, [(each.top, each.correct) for each in sure], found.confusion
 
 
 def resample(
@@ -244,8 +232,10 @@ def resample(
     return result
 
 
-def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, NDArray[np.int64]]:
-    """Return direction → ranks [S, Q] under CSLS with K neighbours.
+def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, Ranks]:
+    """Return direction → ranks [S, Q] under CSLS with K neighbours, the bank taken from the training split.
+
+    No test query is in the bank, so every answer could have been given alone, as a search engine must.
 
     Raises:
         UserError: The run's training split has fewer than K captions or images in these stores, or is evaluated.
@@ -256,23 +246,22 @@ def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, NDArray[np
     if smallest < k:
         found = f"{smallest} in split {split} that are no test queries"
         raise UserError(expected=f"a bank of {k} images and captions for CSLS", found=found, where=data.image.where)
-    bank = {"image": known.image_rows, "text": known.caption_rows}
-    asked = {"image": data.pairs.image_rows, "text": data.pairs.caption_rows}
-    sides = {"image": data.image, "text": data.text}
-    features = {name: run_features(run, side, asked[name], constant_allowed=True) for name, side in sides.items()}
-    taken = {name: rows[evenly(len(rows), BANK)] for name, rows in bank.items()}
-    banked = {name: run_features(run, side, taken[name], constant_allowed=True) for name, side in sides.items()}
-    found_by_seed = []
+    features = {}
+    for name, side, asked, bank in (
+        ("image", data.image, data.pairs.image_rows, known.image_rows),
+        ("text", data.text, data.pairs.caption_rows, known.caption_rows),
+    ):
+        rows = (asked, bank[evenly(len(bank), BANK)])
+        features[name] = [run_features(run, side, each, constant_allowed=True) for each in rows]
+    by_seed = []
     for seed in run.seeds:
-        image, text = (run.encode(name, features[name], seed) for name in ("image", "text"))
-        near_image = _nearest_mean(image, run.encode("text", banked["text"], seed), k)
-        near_text = _nearest_mean(text, run.encode("image", banked["image"], seed), k)
+        image, image_bank = (run.encode("image", part, seed) for part in features["image"])
+        text, text_bank = (run.encode("text", part, seed) for part in features["text"])
+        near_image, near_text = _nearest_mean(image, text_bank, k), _nearest_mean(text, image_bank, k)
         left, right = scaled(image, text, near_image, near_text)
-        found_by_seed.append(cross_ranks(left, right, torch.from_numpy(data.pairs.caption_image)))
-    return {
-        name: np.stack([ranks[side] for ranks in found_by_seed])
-        for side, name in enumerate((TEXT_RETRIEVAL, IMAGE_RETRIEVAL))
-    }
+        by_seed.append(cross_ranks(left, right, torch.from_numpy(data.pairs.caption_image)))
+    by_image, by_text = (np.stack(ranks) for ranks in zip(*by_seed, strict=True))
+    return {TEXT_RETRIEVAL: by_image, IMAGE_RETRIEVAL: by_text}
 
 
 def _nearest_mean(items: Tensor, bank: Tensor, k: int) -> Tensor:
@@ -316,19 +305,6 @@ def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _ranks(
-    run: AlignedRun,
-    direction: str,
-    ids: list[str],
-    image_ids: list[str],
-    by_seed: list[NDArray[np.int64]],
-    labels: list[str] | None = None,
-) -> QueryRanks:
-    return QueryRanks(
-        direction=direction,
-        ids=ids,
-        image_ids=image_ids,
-        labels=labels or [""] * len(ids),
-        seeds=run.seeds,
-        ranks=np.stack(by_seed),
-    )
+def is_number(value: Any) -> bool:
+    """Say whether a logged value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

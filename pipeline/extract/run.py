@@ -39,6 +39,7 @@ from pipeline.store.manifest import CLASSES, REJECTED, Header, Manifest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
+from pipeline.words import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +83,11 @@ class ExtractResult:
         if not self.computed_shards:
             return f"{self.path}: nothing to do, {self.rows} {self.what} are there ({self.seconds:.1f} s)"
         parts = [
-            f"{self.path}: {self.rows} {self.what}, {len(self.layers)} layers, {self.seconds:.1f} s",
-            f"{self.computed_shards} shards computed, {self.skipped_shards} found",
+            f"{self.path}: {self.rows} {self.what}, {count(len(self.layers), 'layer')}, {self.seconds:.1f} s",
+            f"{count(self.computed_shards, 'shard')} computed, {self.skipped_shards} found",
         ]
         if self.rejected:
-            parts.append(f"{self.rejected} items left out, see {self.path / 'rejected.csv'}")
+            parts.append(f"{count(self.rejected, 'item')} left out, see {self.path / 'rejected.csv'}")
         if self.nonfinite:
             layers = ", ".join(f"{name} {count}" for name, count in self.nonfinite_layers.items())
             parts.append(f"{self.nonfinite} values are no finite numbers ({layers})")

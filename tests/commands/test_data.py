@@ -24,7 +24,7 @@ def test_broken_rows_are_listed_and_left_out(own: Path) -> None:
     rows = [("large_red_bar.png", "a bar"), ("missing.png", "nothing"), ("small_red_bar.png", " ")]
     write_table(own / "some.csv", ("filepath", "caption"), rows)
     result = done("data", "import", "some.csv", "--out", "x/some", "--quiet")
-    assert result.out == "x/some: 2 images, 1 captions, 0 classes; 2 left out, see x/some/skipped.csv\n"
+    assert result.out == "x/some: 2 images, 1 caption, 0 classes; 2 left out, see x/some/skipped.csv\n"
     with (own / "x/some/skipped.csv").open(newline="", encoding="utf-8") as file:
         reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
     assert len(reasons) == 2

@@ -21,7 +21,7 @@ def sides(world: World) -> tuple[Side, Side]:
     return Side.open("image", [world.image]), Side.open("text", [world.text])
 
 
-def fitted(world: World, run: AlignedRun) -> tuple[list[dict[str, float]], list[float | None]]:
+def fitted(world: World, run: AlignedRun) -> tuple[list[dict[str, float]], list[float]]:
     image, text = sides(world)
     prompts = Side.open("text", [world.root / "text" / "classes"])
     pairs = pairs_of_split(image, text, "test")

@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.caveats import cut_off_caveat, seed_caveat, small_set_caveat, split_caveats, text_encoder_caveat
+from pipeline.evaluate.caveats import (
+    cut_off_caveats,
+    seed_caveats,
+    small_set_caveats,
+    split_caveats,
+    text_encoder_caveats,
+)
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import pairs_of_split
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
 from pipeline.store.views import Side
 from tests.evaluate.conftest import World, write_store
-from tests.evaluate.report.test_verdict import run, summary
+from tests.evaluate.report.test_results import run, summary
 
 
 def with_record(name: str, record: dict[str, Any], layer_pairs: dict[str, Any] | None = None) -> Any:
@@ -31,7 +37,7 @@ def test_a_split_that_was_trained_or_chosen_on() -> None:
     clean = with_record("clean", {"config": {"train_split": "train", "validation_split": "val"}})
     trained = with_record("a", {"config": {"train_split": "test"}})
     chosen = with_record("b", {"config": {"train_split": "train", "validation_split": "test"}})
-    assert split_caveats([clean], "test") == []
+    assert list(split_caveats([clean], "test")) == []
     said = [caveat.text for caveat in split_caveats([clean, trained, chosen], "test")]
     assert said[0].startswith("a trained on it.")
     assert said[1].startswith("b chose their best step on it.")
@@ -48,31 +54,31 @@ def test_layers_chosen_on_another_split_than_train() -> None:
 
 def test_an_interval_wider_than_the_difference() -> None:
     close = summary(run("a", 0.50, 0.50, noise=0.03), run("b", 0.49, 0.49, noise=0.03))
-    (said,) = small_set_caveat(close, 80)
+    (said,) = small_set_caveats(close, 80)
     assert said.title == "The test set is too small to tell the first two apart"
     assert "the first two runs differ by 1.0" in said.text
     apart = summary(run("a", 0.50, 0.50), run("b", 0.30, 0.30))
-    assert small_set_caveat(apart, 80) == []
+    assert list(small_set_caveats(apart, 80)) == []
 
 
 def test_a_small_set_with_one_run() -> None:
-    (said,) = small_set_caveat(summary(run("a", 0.5, 0.5, noise=0.08)), 20)
+    (said,) = small_set_caveats(summary(run("a", 0.5, 0.5, noise=0.08)), 20)
     assert said.title == "A small test set"
-    assert small_set_caveat(summary(run("a", 0.5, 0.5, noise=0.01)), 20) == []
+    assert list(small_set_caveats(summary(run("a", 0.5, 0.5, noise=0.01)), 20)) == []
 
 
 def test_seeds() -> None:
-    (said,) = seed_caveat(summary(run("a", 0.5, 0.5, seeds=0.2), run("b", 0.4, 0.4, seeds=0.2)))
+    (said,) = seed_caveats(summary(run("a", 0.5, 0.5, seeds=0.2), run("b", 0.4, 0.4, seeds=0.2)))
     assert said.title == "The lead is within the spread over seeds"
     single = replace(run("a", 0.5, 0.5), seeds=(1,))
-    (said,) = seed_caveat(summary(single))
+    (said,) = seed_caveats(summary(single))
     assert said.title == "One seed"
-    assert seed_caveat(summary(run("a", 0.5, 0.5))) == []
+    assert list(seed_caveats(summary(run("a", 0.5, 0.5)))) == []
 
 
 def test_cut_offs_beyond_the_gallery() -> None:
-    assert cut_off_caveat((1, 5), 6) == []
-    (said,) = cut_off_caveat((1, 5, 10), 5)
+    assert list(cut_off_caveats((1, 5), 6)) == []
+    (said,) = cut_off_caveats((1, 5, 10), 5)
     assert "R@5 and R@10 is 100 % whatever the model" in said.text
 
 
@@ -104,9 +110,9 @@ def test_a_text_encoder_that_knows_the_captions(world: World) -> None:
     known, other = (
         pairs_of_split(Side.open("image", [world.root / name]), text, "test") for name in ("flickr", "other")
     )
-    (said,) = text_encoder_caveat(known)
+    (said,) = text_encoder_caveats(known)
     assert "all-minilm-l6-v2 was trained on captions of COCO and Flickr30k" in said.text
-    assert text_encoder_caveat(other) == []
+    assert list(text_encoder_caveats(other)) == []
 
 
 def test_notes_stand_beside_the_numbers(world: World) -> None:

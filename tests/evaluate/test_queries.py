@@ -69,8 +69,8 @@ def test_chance_agrees_with_simulation(k: int) -> None:
         first = owner[rng.permutation(12)[:k]]
         hits += [image in first for image in range(4)]
     text = Measure(name="t", direction=TEXT_RETRIEVAL, k=k)
-    assert chance_level(text, images=4, captions=captions, classes=0) == pytest.approx(hits.mean() / 4000, abs=0.02)
+    assert chance_level(text, captions) == pytest.approx(hits.mean() / 4000, abs=0.02)
     image = Measure(name="i", direction=IMAGE_RETRIEVAL, k=k)
-    assert chance_level(image, images=4, captions=captions, classes=0) == min(1, k / 4)
+    assert chance_level(image, captions) == min(1, k / 4)
     zero = Measure(name="z", direction="zero_shot", k=k)
-    assert chance_level(zero, images=4, captions=captions, classes=20) == k / 20
+    assert chance_level(zero, captions, 20) == k / 20

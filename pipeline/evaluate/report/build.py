@@ -2,105 +2,110 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evaluate.caveats import find_caveats
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet
+from pipeline.evaluate.duplicates import Duplicates, seen_section
+from pipeline.evaluate.examples import Pictures
 from pipeline.evaluate.leaderboard import Leaderboard
+from pipeline.evaluate.probes import Probe, probes_section
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, Measure, chance_level
 from pipeline.evaluate.report.diagnosis import calibration_section, layers_section, training_section, zero_shot_section
-from pipeline.evaluate.report.page import Caveat, Cell, ExampleGroup, Page, Section, Table
-from pipeline.evaluate.report.results import curves_section, differences_section, forest_picture, results_section
-from pipeline.evaluate.report.verdict import reasons, tiles, verdict
+from pipeline.evaluate.report.page import Cell, ExampleGroup, Page, Section, Table
+from pipeline.evaluate.report.results import (
+    curves_section,
+    differences_section,
+    forest_picture,
+    reasons,
+    results_section,
+    tiles,
+    verdict,
+)
 from pipeline.evaluate.tables import CURVE, training_images
 from pipeline.store.reader import FeatureStore
+from pipeline.store.views import Side
 from pipeline.words import count
 
 
-def build_page(
-    summary: Leaderboard,
-    pairs: TestPairs,
-    sets: Sequence[ZeroShotSet],
-    config: EvaluateConfig,
-    *,
-    caveats: Sequence[Caveat],
-    seen: Section | None,
-    probes: Section | None,
-    examples: Sequence[ExampleGroup],
-    pictures_note: str,
-    surroundings: Mapping[str, str],
-) -> Page:
-    """Return the report's page.
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that the page speaks of."""
 
-    Args:
-        summary: The runs.
-        pairs: The test pairs.
-        sets: The zero-shot sets.
-        config: The settings of this evaluation.
-        caveats: What must be known before believing a number.
-        seen: What the test split shares with the training split.
-        probes: What labels can be read off the features.
-        examples: Example queries.
-        pictures_note: Why pictures are missing; empty where none is.
-        surroundings: Versions, hardware and times of this evaluation.
-    """
+    board: Leaderboard
+    """The runs."""
+    pairs: TestPairs
+    """The test pairs."""
+    sets: Sequence[ZeroShotSet]
+    """The sets to classify."""
+    config: EvaluateConfig
+    """The settings of this evaluation."""
+    duplicates: Duplicates
+    """What the test split shares with the training split."""
+    probes: Sequence[Probe]
+    """What labels can be read off the features."""
+    examples: Sequence[ExampleGroup]
+    """Example queries."""
+    pictures: Pictures
+    """Where thumbnails come from."""
+    surroundings: Mapping[str, str]
+    """Versions, hardware and times of this evaluation."""
+
+
+def build_page(found: Findings) -> Page:
+    """Return the report's page."""
+    board, pairs, config = found.board, found.pairs, found.config
     images, captions = len(pairs.pairs.image_rows), len(pairs.pairs.caption_rows)
-    encoders = " + ".join([*specs(pairs, "image"), *specs(pairs, "text")])
-    sections = [
-        results_section(summary),
-        differences_section(summary),
-        seen,
-        curves_section(summary, _chance_curves(pairs), {IMAGE_RETRIEVAL: images, TEXT_RETRIEVAL: captions}),
-        zero_shot_section(summary, sets),
-        probes,
-        calibration_section(summary),
-        layers_section(summary),
-        training_section(summary),
-        _examples_section(examples, pictures_note, summary),
-        _counting_section(summary, pairs, config),
-        _record_section(summary, pairs, config, surroundings),
-    ]
+    encoders = " + ".join(spec for side in (pairs.image, pairs.text) for spec in specs(side))
+    subject = board.lead.name if len(board.runs) == 1 else count(len(board.runs), "run")
+    sections = (
+        results_section(board),
+        differences_section(board),
+        seen_section(board, pairs, found.duplicates, config.duplicate_cosine, found.pictures),
+        curves_section(board, _chance_curves(pairs), {IMAGE_RETRIEVAL: images, TEXT_RETRIEVAL: captions}),
+        zero_shot_section(board, found.sets),
+        probes_section(board, found.probes),
+        calibration_section(board),
+        layers_section(board),
+        training_section(board),
+        _examples_section(board, found.examples, found.pictures),
+        _counting_section(pairs, config),
+        _record_section(board, pairs, config, found.surroundings),
+    )
     return Page(
-        title=config.title or f"{_runs(summary)} on {encoders}",
-        eyebrow=f"{config.title or encoders} · split {pairs.split} · {surroundings['date']}",
-        verdict=verdict(summary),
-        reasons=reasons(summary, images, captions),
-        tiles=tiles(summary),
-        figure=forest_picture(summary),
-        caveats=tuple(caveats),
+        title=config.title or f"{subject} on {encoders}",
+        eyebrow=f"{config.title or encoders} · split {pairs.split} · {found.surroundings['date']}",
+        verdict=verdict(board),
+        reasons=reasons(board, images, captions),
+        tiles=tiles(board),
+        figure=forest_picture(board),
+        caveats=find_caveats(board, pairs, found.sets, config, found.duplicates),
         sections=tuple(section for section in sections if section is not None),
     )
 
 
-def _runs(summary: Leaderboard) -> str:
-    return summary.lead.name if len(summary.runs) == 1 else count(len(summary.runs), "run")
-
-
-def specs(pairs: TestPairs, side: str) -> list[str]:
+def specs(side: Side) -> list[str]:
     """Return the encoders of a side as the user typed them."""
-    stores = (pairs.image if side == "image" else pairs.text).stores
-    return [str(store.manifest.provenance.get("spec") or store.root.name) for store in stores]
+    return [str(store.manifest.provenance.get("spec") or store.root.name) for store in side.stores]
 
 
 def _chance_curves(pairs: TestPairs) -> dict[str, list[float]]:
-    images, captions = len(pairs.pairs.image_rows), pairs.captions_of
     return {
-        direction: [
-            chance_level(Measure(name="", direction=direction, k=k), images=images, captions=captions, classes=0)
-            for k in CURVE
-        ]
-        for direction in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL)
+        name: [chance_level(Measure(name="", direction=name, k=k), pairs.captions_of) for k in CURVE]
+        for name in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL)
     }
 
 
-def _examples_section(examples: Sequence[ExampleGroup], note: str, summary: Leaderboard) -> Section | None:
+def _examples_section(board: Leaderboard, examples: Sequence[ExampleGroup], pictures: Pictures) -> Section | None:
     if not examples:
         return None
-    lead = f"By {summary.lead.name}, seed {summary.lead.seeds[0]}."
-    return Section(id="examples", title="What it finds", lead=(f"{lead} {note}".strip(),), groups=tuple(examples))
+    lead = f"By {board.lead.name}, seed {board.lead.seeds[0]}. {pictures.note}".strip()
+    return Section(id="examples", title="What it finds", lead=(lead,), groups=tuple(examples))
 
 
-def _counting_section(summary: Leaderboard, pairs: TestPairs, config: EvaluateConfig) -> Section:
+def _counting_section(pairs: TestPairs, config: EvaluateConfig) -> Section:
     held = pairs.captions_of
     spread = f"{held.min()}" if held.min() == held.max() else f"{held.min()} to {held.max()}"
     facts = (
@@ -131,15 +136,15 @@ def _counting_section(summary: Leaderboard, pairs: TestPairs, config: EvaluateCo
 
 
 def _record_section(
-    summary: Leaderboard, pairs: TestPairs, config: EvaluateConfig, surroundings: Mapping[str, str]
+    board: Leaderboard, pairs: TestPairs, config: EvaluateConfig, surroundings: Mapping[str, str]
 ) -> Section:
-    stores = [store for side in (pairs.image, pairs.text) for store in side.stores]
-    folded = [(f"run.json of {run.name}", _json(run.record)) for run in summary.runs]
+    stores = (*pairs.image.stores, *pairs.text.stores)
+    folded = [(f"run.json of {run.name}", _json(run.record)) for run in board.runs]
     return Section(
         id="record",
         title="The record",
         facts=(*(_store_fact(store) for store in stores), *surroundings.items()),
-        tables=(_run_table(summary),),
+        tables=(_run_table(board),),
         folded=(*folded, ("Settings of this evaluation", _json(vars(config)))),
     )
 
@@ -149,9 +154,9 @@ def _store_fact(store: FeatureStore) -> tuple[str, str]:
     return f"{store.key.modality} store", f"{store.root}, {count(store.rows, 'row')}, {digests}"
 
 
-def _run_table(summary: Leaderboard) -> Table:
+def _run_table(board: Leaderboard) -> Table:
     rows = []
-    for run in summary.runs:
+    for run in board.runs:
         seconds = sum(float(entry.get("seconds", 0)) for entry in run.record["seeds"]) / len(run.seeds)
         trained_on = training_images(run.record)
         rows.append(

@@ -1,10 +1,10 @@
 """The chapters on calibration, layers, what was taken for what, and training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.evaluate.calibrate import ROWS, Calibration
 from pipeline.evaluate.data import ZeroShotSet
@@ -13,7 +13,7 @@ from pipeline.evaluate.leaderboard import Leaderboard
 from pipeline.evaluate.queries import ZERO_SHOT, zero_shot_direction
 from pipeline.evaluate.report.page import Cell, Picture, Section, Table, direction_name, percent
 from pipeline.evaluate.report.results import role_of
-from pipeline.evaluate.single import RunResult
+from pipeline.evaluate.single import RunResult, is_number
 from pipeline.projectors.run_record import DEFAULT, DEFAULT_TEMPERATURE
 from pipeline.words import count, listing
 
@@ -21,12 +21,12 @@ FULL_BIN = 10  # answers
 CONFUSIONS = 8
 
 
-def calibration_section(summary: Leaderboard) -> Section:
+def calibration_section(board: Leaderboard) -> Section:
     """Return reliability diagrams and the table of calibration errors."""
-    directions = list(summary.lead.calibration)
-    shown = [run for run in summary.runs if role_of(run, summary) != "other"] or list(summary.runs)
+    directions = list(board.lead.calibration)
+    shown = [run for run in board.runs if role_of(run, board) != "other"] or list(board.runs)
     pictures = [
-        _picture(summary, shown, direction, scaled=scaled)
+        _picture(board, shown, direction, scaled=scaled)
         for direction in directions
         for scaled in (False, True)
         if not scaled or any(run.calibration[direction].scaled for run in shown)
@@ -34,98 +34,91 @@ def calibration_section(summary: Leaderboard) -> Section:
     lead = (
         "Confidence is the softmax of cosine over temperature; ECE is its mean distance from the share that was right, "
         "over 15 bins.",
-        *_scaling(summary, directions),
-        *_temperatures(summary),
+        *_scaling(board, directions),
+        *_temperatures(board),
     )
     return Section(
         id="calibration",
         title="Does it know when it is right?",
         lead=lead,
-        tables=(_table(summary, directions),),
+        tables=(_calibration_table(board, directions),),
         pictures=tuple(pictures),
     )
 
 
-def _picture(summary: Leaderboard, shown: Sequence[RunResult], direction: str, *, scaled: bool) -> Picture:
+def _picture(board: Leaderboard, shown: Sequence[RunResult], direction: str, *, scaled: bool) -> Picture:
     series = []
     for run in reversed(shown):
         own = run.calibration[direction]
         each = own.scaled if scaled else own
         bins = [] if each is None else [found for found in each.bins if found[2] >= FULL_BIN]
-        x, y = [confidence for confidence, _, _ in bins], [accuracy for _, accuracy, _ in bins]
-        series.append(Series(name=run.name, role=role_of(run, summary), x=x, y=y))
-    name = direction_name(direction)
+        x, y = ([found[axis] for found in bins] for axis in (0, 1))
+        series.append(Series(name=run.name, role=role_of(run, board), x=x, y=y))
     how = "after temperature scaling on validation" if scaled else "with the run's own temperature"
-    asked = f"{len(summary.lead.queries[direction].ids):,} answers a seed"
-    caption = f"{name}, {how}, {asked}. Below the dotted line a run is too sure. Bins of {FULL_BIN} answers and more."
-    return Picture(svg=reliability(series, f"{name}, {how}"), caption=caption)
+    name = f"{direction_name(direction)}, {how}"
+    asked = f"{len(board.lead.queries[direction].ids):,} answers a seed"
+    caption = f"{name}, {asked}. Below the dotted line a run is too sure. Bins of {FULL_BIN} answers and more."
+    return Picture(svg=reliability(series, name), caption=caption)
 
 
-def _scaling(summary: Leaderboard, directions: Sequence[str]) -> tuple[str, ...]:
+def _scaling(board: Leaderboard, directions: Sequence[str]) -> Iterator[str]:
     """Say what scaling is, and where there was nothing to fit it on."""
-    missing = [
-        direction_name(direction)
-        for direction in directions
-        if not any(run.calibration[direction].scaled for run in summary.runs)
-    ]
-    text = (
-        "Scaled: one temperature for each run and direction, at which the right answers of validation rows "
-        f"({ROWS} images at most) are most likely. It changes no rank. This is the column to compare runs by."
-    )
-    none = f"No rows of a validation split for {listing(missing)}: not scaled there."
-    return (*((text,) if len(missing) < len(directions) else ()), *((none,) if missing else ()))
+    missing = [each for each in directions if not any(run.calibration[each].scaled for run in board.runs)]
+    if len(missing) < len(directions):
+        yield (
+            "Scaled: one temperature for each run and direction, at which the right answers of validation rows "
+            f"({ROWS} images at most) are most likely. It changes no rank. This is the column to compare runs by."
+        )
+    if missing:
+        yield f"No rows of a validation split for {listing([*map(direction_name, missing)])}: not scaled there."
 
 
-def _temperatures(summary: Leaderboard) -> tuple[str, ...]:
+def _temperatures(board: Leaderboard) -> Iterator[str]:
     """Say where the temperatures come from: they were not all made for calibration."""
-    sources = {run.name: next(iter(run.calibration.values())).temperature_source for run in summary.runs}
+    sources = {run.name: next(iter(run.calibration.values())).temperature_source for run in board.runs}
     fitted = [name for name, source in sources.items() if source == "validation"]
     borrowed = [name for name, source in sources.items() if DEFAULT in source]
-    found = []
     if fitted:
         others = len(fitted) + len(borrowed) < len(sources)
-        found.append(
+        yield (
             f"The temperature of {listing(fitted)} was fitted on validation captions, for the likelihood of their "
             f"images{'; a learned one served the training loss, so their own ECE are not rivals' * others}."
         )
     if borrowed:
         verb, owner = ("has", "its") if len(borrowed) == 1 else ("have", "their")
-        found.append(
+        yield (
             f"{listing(borrowed)} {verb} no temperature of {owner} own; {DEFAULT_TEMPERATURE:g} is used, so these rows "
             "speak of that default as well."
         )
-    return tuple(found)
 
 
-def _table(summary: Leaderboard, directions: Sequence[str]) -> Table:
-    names = [direction_name(direction) for direction in directions]
-    head = ("run", "own temperature", *(text for name in names for text in (f"{name} ECE", f"{name} ECE, scaled")))
+def _calibration_table(board: Leaderboard, directions: Sequence[str]) -> Table:
     rows = []
-    for run in summary.runs:
+    for run in board.runs:
         first = next(iter(run.calibration.values()))
-        cells = [
-            cell
-            for own in (run.calibration[direction] for direction in directions)
-            for cell in (_cell(own), _cell(own.scaled, f"at {own.scaled.temperature:.3f}" if own.scaled else ""))
-        ]
-        temperature = Cell(text=f"{first.temperature:.3f}", value=first.temperature, sub=first.temperature_source)
-        rows.append((Cell(text=run.name), temperature, *cells))
-    caption = (
-        "Percent, mean over seeds; below it the mean confidence and the share that was right. A small ECE is good."
+        cells = [Cell(text=f"{first.temperature:.3f}", value=first.temperature, sub=first.temperature_source)]
+        for own in (run.calibration[direction] for direction in directions):
+            cells += [_ece(own), _ece(own.scaled, f" at {own.scaled.temperature:.3f}" if own.scaled else "")]
+        rows.append((Cell(text=run.name), *cells))
+    names = [direction_name(direction) for direction in directions]
+    return Table(
+        caption="Percent, mean over seeds; below it the mean confidence and the share that was right. A small ECE is "
+        "good.",
+        head=("run", "own temperature", *(text for name in names for text in (f"{name} ECE", f"{name} ECE, scaled"))),
+        rows=tuple(rows),
     )
-    return Table(caption=caption, head=head, rows=tuple(rows))
 
 
-def _cell(each: Calibration | None, note: str = "") -> Cell:
+def _ece(each: Calibration | None, note: str = "") -> Cell:
     if each is None:
         return Cell(text="–")
     sub = f"{percent(each.mean_max_probability)} against {percent(each.accuracy)}"
-    return Cell(text=f"{percent(each.ece)} {note}".strip(), value=each.ece, sub=sub)
+    return Cell(text=f"{percent(each.ece)}{note}", value=each.ece, sub=sub)
 
 
-def layers_section(summary: Leaderboard) -> Section | None:
+def layers_section(board: Leaderboard) -> Section | None:
     """Return the map of layer pairs of the best run that has one; none where layers were named by hand."""
-    run = next((run for run in summary.runs if run.layer_pairs), None)
+    run = next((run for run in board.runs if run.layer_pairs), None)
     if run is None or run.layer_pairs is None:
         return None
     table = run.layer_pairs
@@ -139,28 +132,24 @@ def layers_section(summary: Leaderboard) -> Section | None:
         "The framed pair scores best."
     )
     used = f"{run.name} uses {listing(run.record['layers']['image'])} with {listing(run.record['layers']['text'])}."
-    advice = str(table.get("advice", ""))
     picture = Picture(svg=layer_map(scores, table["image_layers"], table["text_layers"], pair), caption=caption)
-    lead = tuple(text for text in (used, advice) if text)
+    lead = tuple(filter(None, (used, str(table.get("advice", "")))))
     return Section(id="layers", title="Which layers agree", lead=lead, pictures=(picture,))
 
 
-def zero_shot_section(summary: Leaderboard, sets: Sequence[ZeroShotSet]) -> Section | None:
+def zero_shot_section(board: Leaderboard, sets: Sequence[ZeroShotSet]) -> Section | None:
     """Return confusion matrices of the best run and what it confuses most; none without a zero-shot set."""
     if not sets:
         return None
-    run = summary.lead
     pictures, tables, lead = [], [], []
     for data in sets:
-        direction = zero_shot_direction(data.name)
-        matrix = run.confusion[direction]
-        name = data.name or "main data set"
+        matrix, name = board.lead.confusion[zero_shot_direction(data.name)], data.name or "main data set"
         size = f"{len(data.classes)} classes, {count(len(data.rows), 'image')}"
-        caption = f"{name}: {size}, {run.name}, all seeds together. Rows add up to 100 %."
+        caption = f"{name}: {size}, {board.lead.name}, all seeds together. Rows add up to 100 %."
         pictures.append(Picture(svg=confusion_map(matrix, data.classes), caption=caption))
         tables.append(_confusions(name, matrix, data.classes))
-        prompts = len(data.prompts.samples.label)
-        lead.append(f"{name}: {prompts / len(data.classes):.3g} prompts a class, averaged and normalised.")
+        prompts = len(data.prompts.samples.label) / len(data.classes)
+        lead.append(f"{name}: {prompts:.3g} prompts a class, averaged and normalised.")
     return Section(
         id=ZERO_SHOT.replace("_", "-"),
         title="Zero-shot classification",
@@ -170,77 +159,64 @@ def zero_shot_section(summary: Leaderboard, sets: Sequence[ZeroShotSet]) -> Sect
     )
 
 
-def _confusions(name: str, matrix: Any, classes: Sequence[str]) -> Table:
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    sizes = np.maximum(matrix.sum(1), 1)
-    order = [int(place) for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]]
+def _confusions(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> Table:
+    wrong, sizes = matrix * (1 - np.eye(len(classes), dtype=np.int64)), matrix.sum(1)
     rows = []
-    for place in order:
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS].tolist():
         true, taken = divmod(place, len(classes))
         number, size = int(wrong[true, taken]), int(sizes[true])
         if number:
-            share = Cell(text=f"{percent(number / size)}", value=number / size, sub=f"{number:,} of {size:,}")
+            share = Cell.percent(number / size, f"{number:,} of {size:,}")
             rows.append((Cell(text=classes[true]), Cell(text=classes[taken]), share))
     caption = f"{name}: most frequent mistakes, percent of the true class, all seeds together."
     return Table(caption=caption, head=("true class", "taken for", "share"), rows=tuple(rows), narrow=True)
 
 
-def training_section(summary: Leaderboard) -> Section | None:
+def training_section(board: Leaderboard) -> Section | None:
     """Return the curves of what was logged by each run's first seed; none where nothing was."""
-    loss = [line for run in summary.runs for line in _logged(run, summary, "loss")]
+    loss, structure = _logged(board, "loss"), _logged(board, "structure")
     if not loss:
         return None
-    weights = [
-        line
-        for run in summary.runs
-        if _varies(run, "lambda_i2t")
-        for name, dashed in (("lambda_i2t", False), ("lambda_t2i", True))
-        for line in _logged(run, summary, name, dashed=dashed)
-    ]
-    structure = [line for run in summary.runs for line in _logged(run, summary, "structure")]
+    varying = [run.name for run in board.runs if len({value for _, value in _points(run, "lambda_i2t")}) > 1]
+    both = [*_logged(board, "lambda_i2t"), *_logged(board, "lambda_t2i", dashed=True)]
+    weights = sorted((line for line in both if line.name in varying), key=lambda line: varying.index(line.name))
+    said = "Loss, first seed of each run. Losses of different methods do not compare."
+    directions = "Weight of each direction: solid image→text, dashed text→image, dotted ½."
     figures = (
-        (loss, "loss", None, "Loss, first seed of each run. Losses of different methods do not compare."),
-        (
-            weights,
-            "direction weight λ",
-            0.5,
-            "Weight of each direction: solid image→text, dashed text→image, dotted ½.",
-        ),
+        (loss, "loss", None, said),
+        (weights, "direction weight λ", 0.5, directions),
         (structure, "structure term", None, "Structure regulariser, before its weight."),
     )
-    pictures = [
+    pictures = (
         Picture(svg=step_curves(_coloured(lines), label, reference), caption=caption)
         for lines, label, reference, caption in figures
         if lines
-    ]
+    )
     return Section(id="training", title="Training", pictures=tuple(pictures))
 
 
 def _coloured(lines: Sequence[Series]) -> list[Series]:
     """Give the colours that a figure does not use to its grey lines, where there are enough of them."""
     grey = list(dict.fromkeys(line.name for line in lines if line.role == "other"))
-    used = {line.role for line in lines}
-    free = [part for part in COLOURS if part not in used and part != "other"]
+    free = [role for role in COLOURS if role not in {line.role for line in lines} and role != "other"]
     if len(grey) > len(free):
         return list(lines)
     chosen = dict(zip(grey, free, strict=False))
     return [replace(line, role=chosen.get(line.name, line.role)) for line in lines]
 
 
-def _logged(run: RunResult, summary: Leaderboard, name: str, *, dashed: bool = False) -> list[Series]:
+def _logged(board: Leaderboard, name: str, *, dashed: bool = False) -> list[Series]:
+    """Return the line of every run that logged a quantity twice or more."""
+    found = []
+    for run in board.runs:
+        points = _points(run, name)
+        if len(points) > 1:
+            x, y = zip(*points, strict=True)
+            found.append(Series(name=run.name, role=role_of(run, board), x=x, y=y, dashed=dashed))
+    return found
+
+
+def _points(run: RunResult, name: str) -> list[tuple[float, float]]:
+    """Return (step, value) of what a run's first seed logged."""
     rows = next(iter(run.history.values()), [])
-    points = [(row["step"], row[name]) for row in rows if _number(row.get("step")) and _number(row.get(name))]
-    if len(points) < 2:
-        return []
-    steps, values = zip(*points, strict=True)
-    return [Series(name=run.name, role=role_of(run, summary), x=steps, y=values, dashed=dashed)]
-
-
-def _varies(run: RunResult, name: str) -> bool:
-    values = {row.get(name) for row in next(iter(run.history.values()), []) if _number(row.get(name))}
-    return len(values) > 1
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return [(row["step"], row[name]) for row in rows if is_number(row.get("step")) and is_number(row.get(name))]

@@ -1,12 +1,24 @@
-"""What stands in a report, as plain data. Strings are text: the template escapes every one of them.
+"""What stands in a report, as plain data, and its three forms: one HTML file, Markdown, and each table as CSV.
 
-Only `Picture.svg` goes in as it is; it comes from `pipeline.evaluate.figures`, which escapes what it draws.
+Strings are text: in HTML jinja2 escapes every one of them. Only `Picture.svg` goes in as it is; it comes from
+`pipeline.evaluate.figures`, which escapes what it draws. The page loads nothing: its content policy allows no request
+at all, and of scripts only the one whose digest it names. `report.md` is for reading and pasting;
+`tables/<chapter>-<number>.csv` holds what the tables are sorted by, unrounded, and the shown text where there is none.
 """
 
+import base64
+import csv
+import hashlib
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT, Measure
 
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 ARROWS = {IMAGE_RETRIEVAL: "text→image", TEXT_RETRIEVAL: "image→text"}
 
 
@@ -26,7 +38,6 @@ class Caveat:
 
     title: str
     text: str
-    items: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,11 @@ class Cell:
     sub: str = ""
     value: float | None = None
     best: bool = False
+
+    @classmethod
+    def percent(cls, value: float, sub: str = "", *, best: bool = False) -> "Cell":
+        """Return a cell that shows a fraction as percent and is sorted by it."""
+        return cls(text=percent(value), value=value, sub=sub, best=best)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +120,7 @@ class Section:
     groups: tuple[ExampleGroup, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     folded: tuple[tuple[str, str], ...] = ()
-    """(title, text) of things to look up, in a monospaced box behind a summary."""
+    """(title, text) of things to look up, in a monospaced box behind a board."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +135,69 @@ class Page:
     figure: Picture | None
     caveats: tuple[Caveat, ...]
     sections: tuple[Section, ...] = field(default=())
+
+
+def render(page: Page) -> str:
+    """Return the report as HTML."""
+    style, script, template = (
+        (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.j2")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["drawing"] = Markup  # only for Picture.svg
+    return environment.from_string(template).render(
+        page=page,
+        style=Markup(style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_digest=digest,
+    )
+
+
+def write_plain(out: Path, page: Page) -> None:
+    """Write `report.md` and `tables/` into a folder."""
+    (out / "report.md").write_text(markdown(page), encoding="utf-8")
+    folder = out / "tables"
+    folder.mkdir(exist_ok=True)
+    for section in page.sections:
+        for number, table in enumerate(section.tables, 1):
+            with (folder / f"{section.id}-{number}.csv").open("w", encoding="utf-8", newline="") as stream:
+                writer = csv.writer(stream, lineterminator="\n")
+                writer.writerow(table.head)
+                shown = ([cell.text if cell.value is None else cell.value for cell in row] for row in table.rows)
+                writer.writerows(shown)
+
+
+def markdown(page: Page) -> str:
+    """Return the words and tables of a report as Markdown; nothing in them is read as markup."""
+    blocks = [f"# {plain(page.verdict)}", plain(page.eyebrow), *map(plain, page.reasons)]
+    if page.caveats:
+        blocks.append("## Before you believe it")
+        blocks.append("\n".join(f"- **{plain(each.title)}.** {plain(each.text)}" for each in page.caveats))
+    for section in page.sections:
+        if section.tables or section.facts:
+            blocks += [f"## {plain(section.title)}", *map(plain, section.lead)]
+            blocks += [block for table in section.tables for block in (_table(table), plain(table.caption))]
+        if section.facts:
+            blocks.append("\n".join(f"- {plain(name)}: {plain(text)}" for name, text in section.facts))
+    return "\n\n".join(blocks) + "\n"
+
+
+def plain(text: str) -> str:
+    """Return a text on one line with Markdown's and HTML's marks escaped."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+
+
+def _table(table: Table) -> str:
+    lines = ["| " + " | ".join(map(plain, table.head)) + " |", "|---" + "|---:" * (len(table.head) - 1) + "|"]
+    lines += ["| " + " | ".join(map(_shown, row)) + " |" for row in table.rows]
+    if table.foot:
+        lines.append("| " + " | ".join(map(plain, table.foot)) + " |")
+    return "\n".join(lines)
+
+
+def _shown(cell: Cell) -> str:
+    text = f"**{plain(cell.text)}**" if cell.best else plain(cell.text)
+    return f"{text} ({plain(cell.sub)})" if cell.sub else text
 
 
 def percent(value: float) -> str:
