@@ -1,7 +1,8 @@
 """How sizes, durations and counts are written for people, and where sentences for the person who waits go."""
 
+import html
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def size(count: float) -> str:
@@ -30,6 +31,15 @@ def listing(names: Sequence[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table for a notebook, every value escaped."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = ["".join(f"<td>{html.escape(str(value))}</td>" for value in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    caption = f"<caption>{html.escape(title)}</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def on_stderr(sentence: object) -> None:

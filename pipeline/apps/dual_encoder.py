@@ -48,6 +48,9 @@ class DualEncoder:
         self._sides: dict[str, SideEncoder] = {}
         run.projector("text", self.seed)
 
+    def __repr__(self) -> str:
+        return f"<DualEncoder {self.run.method}, seed {self.seed}, {self.run.dim} dimensions: {self.run.path}>"
+
     @classmethod
     def open(cls, path: Place, *, seed: int | None = None, device: str = "cpu") -> "DualEncoder":
         """Open the folder of a run, or of what `pipeline export` made of one.

@@ -21,6 +21,7 @@ from pipeline.indexes.stored import read_index
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.open import open_storage
 from pipeline.store.views import Rows
+from pipeline.words import count, html_table
 
 EDGE, GAP, LABEL, COLUMNS = 224, 12, 22, 5
 PAPER, INK, EMPTY = (252, 251, 248), (28, 29, 32), (222, 219, 210)
@@ -51,9 +52,9 @@ class CaptionHit:
     """Image that it describes; empty where it has none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SearchResult:
-    """What was found, best first."""
+    """What was found, best first. A notebook shows it as a table."""
 
     query: str
     images: tuple[ImageHit, ...]
@@ -61,6 +62,18 @@ class SearchResult:
     """For a picture as query; for a text where asked."""
     data: str = ""
     """The data set's folder, which the files are relative to; empty where the store does not say."""
+
+    def __repr__(self) -> str:
+        best = f", best {self.images[0].image_id} ({self.images[0].score:.3f})" if self.images else ""
+        found = f"{count(len(self.images), 'image')}, {count(len(self.captions), 'caption')}"
+        return f"<SearchResult {self.query!r}: {found}{best}>"
+
+    def _repr_html_(self) -> str:
+        images = [(f"{hit.score:.3f}", hit.image_id, hit.file, "; ".join(hit.captions)) for hit in self.images]
+        captions = [(f"{hit.score:.3f}", hit.caption, hit.image_id) for hit in self.captions]
+        return html_table(self.query, ("score", "image", "file", "captions"), images) + (
+            html_table(self.query, ("score", "caption", "image"), captions) if captions else ""
+        )
 
 
 class Searcher:

@@ -60,6 +60,10 @@ class Index:
         self._effort = 0
         self.effort = min(kind.start, self.most_effort)
 
+    def __repr__(self) -> str:
+        effort = f", {self.kind.effort} {self.effort}" if self.kind.effort else ""
+        return f"<Index {self.kind.name}: {self.rows:,} rows of {self.width} numbers{effort}>"
+
     @property
     def effort(self) -> int:
         """How hard it looks: lists (nprobe) or candidates (efSearch); 0 for an exact kind."""

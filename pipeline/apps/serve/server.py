@@ -2,6 +2,10 @@
 
 `serve` takes the port, opens the runs and answers; run by `pipeline serve`. `create_app(runs)` is for tests and for
 other servers.
+
+A server on loopback is reached by every web page that its user opens. So the guard lets a request through only if its
+Host header is `localhost`, an IP address or a name that was allowed (a rebound DNS name is none of these) and it
+changes no origin, counts its body, and completes the headers of every answer: the page may load only its own files.
 """
 
 import errno
@@ -10,15 +14,16 @@ import socket
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline import __version__
 from pipeline.apps.serve.api import Api
-from pipeline.apps.serve.guard import Guard
-from pipeline.apps.serve.schemas import BATCH, QUEUE, ApiError, add_handlers
+from pipeline.apps.serve.schemas import BATCH, BODY_BYTES, QUEUE, UPLOAD_BYTES, ApiError, add_handlers, problem_response
 from pipeline.apps.serve.served import ServedRun, open_runs
 from pipeline.apps.serve.worker import Worker
 from pipeline.errors import UserError
@@ -29,6 +34,20 @@ PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 BACKLOG = 512
 SHUTDOWN_SECONDS = 5
+UPLOADS = ("/api/search/image", "/api/zero_shot")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 
 
 def serve(
@@ -168,3 +187,114 @@ def _add_page(app: FastAPI) -> None:
 
     app.get("/", include_in_schema=False)(index)
     app.get("/page/{name}", include_in_schema=False)(file)
+
+
+# ---- the guard -------------------------------------------------------------------------------------------------------
+
+
+class Guard:
+    """Middleware around the whole application.
+
+    Args:
+        app: The application.
+        names: Host names that are allowed beside `localhost` and IP addresses.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
+        self.app = app
+        self.names = frozenset(name.lower().rstrip(".") for name in ("localhost", *names))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request, or let it through with its body counted and its answer's headers completed."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = BODY_BYTES + (UPLOAD_BYTES if scope["path"] in UPLOADS else 0)
+        try:
+            headers = Headers(scope=scope)
+            self._check_host(headers)
+            _check_origin(headers, scope)
+            _check_length(headers, limit)
+        except ApiError as error:
+            await problem_response(error.status_code, error.problem)(scope, receive, _completed(send))
+            return
+        await self.app(scope, _counted(receive, limit), _completed(send))
+
+    def _check_host(self, headers: Headers) -> None:
+        hosts = headers.getlist("host")
+        name = _hostname(hosts[0]) if len(hosts) == 1 else ""
+        if name not in self.names and not _is_address(name):
+            raise ApiError(
+                403,
+                expected="a Host header of localhost, an IP address or an allowed name",
+                found=", ".join(map(ascii, hosts))[:100] or "none",
+                where="Host",
+                remedy="start with --allow-host NAME if this name is yours",
+            )
+
+
+def _hostname(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_origin(headers: Headers, scope: Scope) -> None:
+    foreign = ""
+    if scope["method"] not in ("GET", "HEAD") and (origin := headers.get("origin")) is not None:
+        foreign = "" if origin.partition("://")[2].lower() == headers["host"].lower() else origin
+    if scope["path"].startswith("/api/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        foreign = foreign or f"a {headers['sec-fetch-site']} request"
+    if foreign:
+        raise ApiError(403, expected="a request of the page itself", found=ascii(foreign)[:100], where="Origin")
+
+
+def _check_length(headers: Headers, limit: int) -> None:
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, expected=f"a request of at most {limit:,} bytes", found="a larger one", where="body")
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    received = 0
+
+    async def counting() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(limit)
+        return message
+
+    return counting
+
+
+def _completed(send: Send) -> Send:
+    async def completing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message.setdefault("headers", [])
+            headers = MutableHeaders(raw=_raw(message))
+            for name, value in HEADERS.items():
+                headers[name] = value
+            headers.setdefault("Cache-Control", "no-store")
+            message["headers"] = headers.raw
+        await send(message)
+
+    return completing
+
+
+def _raw(message: Message) -> list[tuple[bytes, bytes]]:
+    headers: Any = message["headers"]
+    return [(bytes(name), bytes(value)) for name, value in headers]

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.apps.serve.guard import HEADERS
 from pipeline.apps.serve.schemas import BODY_BYTES, UPLOAD_BYTES
 from pipeline.apps.serve.served import ServedRun
-from pipeline.apps.serve.server import create_app
+from pipeline.apps.serve.server import HEADERS, create_app
 from tests.apps.serve.asking import PROBLEM, encoded, upload
 
 
