@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.words import count, duration, listing, on_stderr, size
+from pipeline.words import count, duration, html_table, listing, on_stderr, size
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,10 @@ def test_listings() -> None:
 def test_sentences_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     on_stderr("It is done.")
     assert capsys.readouterr() == ("", "It is done.\n")
+
+
+def test_a_table_escapes_what_it_shows() -> None:
+    table = html_table("a & b", ("<i>",), [("<script>alert(1)</script>",), (3,)])
+    assert "<caption>a &amp; b</caption>" in table
+    assert "<th>&lt;i&gt;</th>" in table
+    assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td></tr><tr><td>3</td>" in table

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.apps import encoders
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.apps.encoders import SideEncoder
-from pipeline.apps.search import Searcher, search
+from pipeline.apps.search import CaptionHit, ImageHit, Searcher, SearchResult, search
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.extract.decode import JPEG_RULES
 from pipeline.projectors.run_record import AlignedRun
@@ -163,3 +163,19 @@ def test_a_picture_in_memory_is_read_like_a_file_and_turned_upright(run: Path, t
         model.decode(b"text")
     with pytest.raises(UserError, match=r"9 × 7 pixels \(limit 60\)"):
         model.decode(data, max_pixels=60)
+
+
+def test_what_a_result_looks_like() -> None:
+    image = ImageHit(image_id="i<1>", score=0.5, file="1.png", captions=("<b>bold</b>", "plain"))
+    caption = CaptionHit(caption_id="c", score=0.25, caption="a & b", image_id="i<1>")
+    result = SearchResult(query="<q>", images=(image,) * 300, captions=(caption,))
+    assert repr(result) == "<SearchResult '<q>': 300 images, 1 caption, best i<1> (0.500)>"
+    shown = result._repr_html_()
+    assert "<td>0.500</td><td>i&lt;1&gt;</td><td>1.png</td><td>&lt;b&gt;bold&lt;/b&gt;; plain</td>" in shown
+    assert "<td>0.250</td><td>a &amp; b</td>" in shown
+    assert repr(SearchResult(query="", images=())) == "<SearchResult '': 0 images, 0 captions>"
+
+
+def test_what_a_model_looks_like(run: Path) -> None:
+    model = DualEncoder.open(run)
+    assert repr(model) == f"<DualEncoder {model.run.method}, seed {model.seed}, 3 dimensions: {run}>"

@@ -96,3 +96,9 @@ def test_clustering_goes_to_gpus_where_there_are_any(monkeypatch: pytest.MonkeyP
     assert index.search(VECTORS[:2], 1)[1].flatten().tolist() == [0, 1]
     build_index(VECTORS, "flat")
     assert asked == [16, 16]
+
+
+def test_what_an_index_looks_like() -> None:
+    assert repr(build_index(VECTORS, "flat")) == "<Index flat: 3,000 rows of 16 numbers>"
+    index = build_index(VECTORS, "ivf")
+    assert repr(index) == f"<Index ivf: 3,000 rows of 16 numbers, nprobe {index.effort}>"
