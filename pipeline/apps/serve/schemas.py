@@ -268,42 +268,28 @@ def problem_response(status: int, problem: Problem, headers: Mapping[str, str] |
 
 def add_handlers(app: FastAPI) -> None:
     """Let the application answer every error in the one shape."""
-    app.add_exception_handler(StarletteHTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(ValidationError, _invalid)
-    app.add_exception_handler(PipelineError, _foreseen)
-    app.add_exception_handler(Exception, _unforeseen)
+    for kind in (StarletteHTTPException, RequestValidationError, ValidationError, PipelineError, Exception):
+        app.add_exception_handler(kind, _answer)
 
 
-async def _http(request: Request, error: Exception) -> Response:
+async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return problem_response(error.status_code, error.problem, error.headers)
-    if not isinstance(error, StarletteHTTPException):
-        return await _unforeseen(request, error)
-    expected = {404: "a path of this application", 405: "another method for this path"}
-    found = {404: request.url.path, 405: request.method}
-    problem = Problem(
-        expected=expected.get(error.status_code, "a request that can be read"),
-        found=found.get(error.status_code, str(error.detail)),
-        where="request",
-        remedy="see /openapi.json",
-    )
-    return problem_response(error.status_code, problem, error.headers)
-
-
-async def _invalid(_: Request, error: Exception) -> Response:
-    errors = error.errors() if isinstance(error, RequestValidationError | ValidationError) else []
-    return problem_response(422, _from_validation(errors))
-
-
-async def _foreseen(_: Request, error: Exception) -> Response:
-    if not isinstance(error, PipelineError):
-        return await _unforeseen(_, error)
-    problem = Problem(expected=error.expected, found=error.found, where=error.where, remedy=error.remedy)
-    return problem_response(422 if isinstance(error, UserError) else 500, problem)
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
+    if isinstance(error, StarletteHTTPException):
+        expected = {404: "a path of this application", 405: "another method for this path"}
+        found = {404: request.url.path, 405: request.method}
+        problem = Problem(
+            expected=expected.get(error.status_code, "a request that can be read"),
+            found=found.get(error.status_code, str(error.detail)),
+            where="request",
+            remedy="see /openapi.json",
+        )
+        return problem_response(error.status_code, problem, error.headers)
+    if isinstance(error, RequestValidationError | ValidationError):
+        return problem_response(422, _from_validation(error.errors()))
+    if isinstance(error, PipelineError):
+        problem = Problem(expected=error.expected, found=error.found, where=error.where, remedy=error.remedy)
+        return problem_response(422 if isinstance(error, UserError) else 500, problem)
     problem = Problem(
         expected="an answer",
         found=f"a failure of the server ({type(error).__name__})",
