@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pipeline.extract.run import extract
     from pipeline.indexes.index import build_index
     from pipeline.projectors.run_record import AlignedRun
-    from pipeline.store.join import join
     from pipeline.store.reader import FeatureStore
+    from pipeline.store.samples import join
     from pipeline.sweep.run import sweep
 
 __version__ = "0.1.0"
@@ -72,7 +72,7 @@ _HOMES = {
     "UserError": "errors",
     "build_index": "indexes.index",
     "export": "apps.export.run",
-    "join": "store.join",
+    "join": "store.samples",
     "load_encoder": "encoders.load",
     "load_model": "apps.dual_encoder",
     "search": "apps.search",

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.store.samples import Samples
+from tests.apps.colours import make_run
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("align", "evaluate", "extract", "sweep")
@@ -92,3 +94,21 @@ def test_a_wrong_name_is_an_attribute_error() -> None:
         pipeline.FeatureStores  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'FeatureStores'"):
         exec("from pipeline import FeatureStores")
+
+
+def test_objects_are_short_in_a_notebook(tmp_path: Path) -> None:
+    """A store's samples once printed 830 kB; a table shows the first rows, and what it shows is escaped."""
+    names = [f"<i{number}>" for number in range(500)]
+    samples = Samples(names, names, ["train", "test"] * 250, [""] * 500, ["a & b"] * 500)
+    assert repr(samples) == "<Samples: 500 rows of 500 images, splits: test, train>"
+    shown = samples._repr_html_()
+    assert shown.count("<tr>") == 11
+    assert "<td>&lt;i0&gt;</td>" in shown
+    assert "<td>a &amp; b</td>" in shown
+    run = pipeline.AlignedRun.open(make_run(tmp_path))
+    assert repr(run) == f"<AlignedRun identity: 1 seed, 3 dimensions; {tmp_path / 'run'}>"
+    store = pipeline.FeatureStore.open(tmp_path / "image")
+    said = f"FeatureStore {tmp_path.name}, tests.apps.tiny:Colours: {store.rows} image rows, 1 layer (output)"
+    assert repr(store) == f"<{said}>"
+    assert f"<caption>{said}</caption>" in store._repr_html_()
+    assert "<td>output</td><td>3</td><td>float16</td>" in store._repr_html_()

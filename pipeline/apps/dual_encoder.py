@@ -49,7 +49,7 @@ class DualEncoder:
         run.projector("text", self.seed)
 
     def __repr__(self) -> str:
-        return f"<DualEncoder {self.run.method}, seed {self.seed}, {self.run.dim} dimensions: {self.run.path}>"
+        return f"<DualEncoder {self.run.method}, seed {self.seed}, {self.run.dim} dimensions; {self.run.root}>"
 
     @classmethod
     def open(cls, path: Place, *, seed: int | None = None, device: str = "cpu") -> "DualEncoder":

@@ -20,6 +20,7 @@ from pipeline.projectors.base import Projector
 from pipeline.projectors.table import load_projector, read_json
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.open import open_storage
+from pipeline.words import count
 
 FORMAT = 1
 SIDES = ("image", "text")
@@ -105,6 +106,10 @@ class AlignedRun:
         self.trainings = tuple(fill(SeedRecord, entry, f"{where}: seeds") for entry in record["seeds"])
         self.seeds: tuple[int, ...] = tuple(entry.seed for entry in self.trainings)
         self._loaded: dict[tuple[str, int], Projector] = {}
+
+    def __repr__(self) -> str:
+        seeds = count(len(self.seeds), "seed")
+        return f"<{type(self).__name__} {self.method}: {seeds}, {self.dim} dimensions; {self.root}>"
 
     @classmethod
     def open(cls, place: Place) -> "AlignedRun":

@@ -25,6 +25,7 @@ from pipeline.store.manifest import SAMPLES, LayerInfo, Manifest, ids_digest
 from pipeline.store.opening import whole_manifest
 from pipeline.store.samples import Samples, read_samples
 from pipeline.store.shards import LayerShard, fetch_shards, first_files, layer_shards, read_shard, view_shard
+from pipeline.words import count, html_table
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,18 @@ class FeatureStore:
         """
         root = open_storage(place)
         return cls(root, whole_manifest(root))
+
+    def __repr__(self) -> str:
+        said, names = self.manifest.provenance, [layer.name for layer in self.layers]
+        dataset = str(said.get("dataset") or "an unnamed data set").rstrip("/").rpartition("/")[2]
+        spec = said.get("spec") or self.key.encoder.get("name") or "an unnamed encoder"
+        layers = ", ".join(names if len(names) <= 4 else [names[0], "…", names[-1]])
+        rows = f"{self.rows:,} {self.key.modality} rows"
+        return f"<FeatureStore {dataset}, {spec}: {rows}, {count(len(names), 'layer')} ({layers})>"
+
+    def _repr_html_(self) -> str:
+        layers = [(layer.name, layer.width, layer.dtype, layer.digest[:12]) for layer in self.layers]
+        return html_table(repr(self)[1:-1], ("layer", "width", "stored as", "sha256"), layers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "manifest": self.manifest, "_verified": self._verified, "_staged": {}}

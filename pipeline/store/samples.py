@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.words import count, html_table
 
 COLUMNS = ("sample_id", "image_id", "split", "label", "content")
+SHOWN = 10
+"""Rows that a notebook shows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """Columns of equal length N, one entry an item.
 
@@ -47,6 +50,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    def __repr__(self) -> str:
+        splits = ", ".join(sorted({name for name in self.split if name})) or "none"
+        return f"<Samples: {count(len(self), 'row')} of {count(len(set(self.image_id)), 'image')}, splits: {splits}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self)[1:-1], COLUMNS, list(zip(*self.columns(), strict=True))[:SHOWN])
 
     def take(self, rows: Iterable[int]) -> "Samples":
         """Return the samples at these positions."""

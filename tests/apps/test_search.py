@@ -178,4 +178,4 @@ def test_what_a_result_looks_like() -> None:
 
 def test_what_a_model_looks_like(run: Path) -> None:
     model = DualEncoder.open(run)
-    assert repr(model) == f"<DualEncoder {model.run.method}, seed {model.seed}, 3 dimensions: {run}>"
+    assert repr(model) == f"<DualEncoder {model.run.method}, seed {model.seed}, 3 dimensions; {run}>"
