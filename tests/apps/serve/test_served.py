@@ -78,7 +78,7 @@ def test_pictures_that_are_gone_or_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "green.png").unlink()
     (tmp_path / "green.png").symlink_to(tmp_path.parent / "outside.png")
     with TestClient(create_app([run]), base_url=BASE) as client:
-        for name, found in (("red", "cannot be read"), ("blue", "outside"), ("green", "outside")):
+        for name, found in (("red", "no such file"), ("blue", "outside"), ("green", "outside")):
             answer = client.get(f"/api/image/{name}")
             assert answer.status_code == 404
             assert found in answer.json()["found"]
