@@ -19,7 +19,7 @@ from pipeline.extract.run import ExtractResult, extract
 from pipeline.progress import Progress, say
 from pipeline.storage.open import open_storage
 from pipeline.store.manifest import MANIFEST
-from pipeline.store.opening import require_finished
+from pipeline.store.reader import require_finished
 
 SEED = 0
 Extraction = Callable[[ExtractConfig], ExtractResult]

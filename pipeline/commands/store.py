@@ -52,7 +52,7 @@ def verify(
 
     Example: pipeline store verify --deep data/1_features/openmoji/efficientnet-lite0
     """
-    from pipeline.store.verify import verify as check
+    from pipeline.store.inspect import verify as check
 
     problems = check(store, deep=deep)
     if json:

@@ -8,21 +8,35 @@ A store pickles as its address and manifest: each worker opens the files by itse
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedStoreError, UnknownNameError, UserError
-from pipeline.storage.contract import Place, Storage
+from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
+from pipeline.files import file_sha256
+from pipeline.storage.contract import Place, Storage, Stored
+from pipeline.storage.leases import STORE, lock_name
+from pipeline.storage.locks import is_locked
 from pipeline.storage.open import open_storage
+from pipeline.store.commit import committed, file_problem
 from pipeline.store.formats.base import Features, storage_dtype
 from pipeline.store.key import FeatureKey
-from pipeline.store.manifest import SAMPLES, LayerInfo, Manifest, ids_digest
-from pipeline.store.opening import whole_manifest
+from pipeline.store.manifest import (
+    HEADER,
+    MANIFEST,
+    REJECTED,
+    SAMPLES,
+    LayerInfo,
+    Manifest,
+    ids_digest,
+    read_header,
+    read_manifest,
+)
 from pipeline.store.samples import Samples, read_samples
 from pipeline.store.shards import LayerShard, fetch_shards, first_files, layer_shards, read_shard, view_shard
 from pipeline.words import count, html_table
@@ -253,6 +267,79 @@ class FeatureStore:
         else:
             tensor = torch.from_numpy(values)
         return tensor if dtype is None else tensor.to(dtype)
+
+
+# ---- whether a store is whole ----------------------------------------------------------------------------------------
+
+
+def whole_manifest(root: Storage) -> Manifest:
+    """Return the manifest of a finished store, checked against what is there.
+
+    Raises:
+        UserError: No such folder, or a folder that is no store.
+        UnfinishedStoreError: Not all shards are committed.
+        DamagedStoreError: The manifest, samples.parquet or a file is not what was committed.
+    """
+    there = require_finished(root)
+    try:
+        return _checked_manifest(root, there)
+    except DamagedStoreError:
+        _wait_for_writer(root)  # it may just be replacing the side tables and the manifest
+    return _checked_manifest(root, root.list())
+
+
+def require_finished(root: Storage) -> dict[str, Stored]:
+    """Check that a storage holds a finished store, and return what is in it.
+
+    Raises:
+        UserError: No such folder, or a folder that is no store.
+        UnfinishedStoreError: Not all shards are committed.
+    """
+    if absent := root.absent():
+        remedy = "make one with `pipeline extract`"
+        raise UserError(expected="a feature store's folder", found=absent, where=str(root), remedy=remedy)
+    there = root.list()
+    root.fetch(name for name in (MANIFEST, HEADER, SAMPLES, REJECTED) if name in there)
+    if MANIFEST in there:
+        return there
+    if HEADER not in there:
+        raise UserError(expected="a feature store", found="a folder without store.json", where=str(root))
+    header = read_header(root)
+    done = committed(root, header)
+    names = {layer.name for files in done.values() for file in files for layer in file.layers}
+    whole = [files for files in done.values() if names <= {layer.name for file in files for layer in file.layers}]
+    raise UnfinishedStoreError(len(whole), header.shards, str(root))
+
+
+def _wait_for_writer(root: Storage) -> None:
+    with suppress(OSError):
+        if is_locked(root.here / lock_name(STORE)):
+            with root.lock(lock_name(STORE)):
+                pass
+
+
+def _checked_manifest(root: Storage, there: Mapping[str, Stored]) -> Manifest:
+    manifest = read_manifest(root)
+    if HEADER in there and read_header(root) != manifest.header:
+        raise DamagedStoreError(HEADER, "the manifest's header", "another header", str(root))
+    for record in manifest.shards:
+        problem = file_problem(record, there)
+        if problem:
+            raise DamagedStoreError(record.name, f"{record.bytes} bytes", problem, str(root))
+    _check_samples(root, manifest)
+    return manifest
+
+
+def _check_samples(root: Storage, manifest: Manifest) -> None:
+    try:
+        found = file_sha256(root.file(SAMPLES))
+    except FileNotFoundError:
+        found = "no file"
+    if found not in (manifest.samples, manifest.next_samples):
+        raise DamagedStoreError(SAMPLES, f"sha256 {manifest.samples}", found, str(root))
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 def row_batches(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.verify import verify
 from tests.commands.running import done
 from tests.contract.making import CCA, DATA, IMAGE, TEXT, inside
 

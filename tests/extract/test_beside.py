@@ -14,8 +14,8 @@ from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.storage.local import LocalStorage
+from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.verify import verify
 from tests.conftest import ROOT
 from tests.extract.building import IMAGE, write_raw
 

@@ -22,8 +22,8 @@ from pipeline.extract import receipt
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.settings import bytes_settings, declared
+from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.verify import verify
 from tests.encoders.conftest import save_tokenizer
 from tests.extract.building import picture, read_table, write_json, write_raw, write_table
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
+from pipeline.store.inspect import verify
 from pipeline.store.interop import IngestConfig, convert, ingest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import Samples
-from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import KEY, LAYERS, fill, header, stored
 

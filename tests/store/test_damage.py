@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DamagedStoreError, PipelineError, UserError
+from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.verify import verify
 from tests.store.building import LAYERS, fill, header, samples, stored
 
 FILES = ["shard", "record", "samples.parquet", "rejected.csv", "manifest.json", "store.json"]

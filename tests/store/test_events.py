@@ -16,11 +16,10 @@ from pipeline.storage.local import FileSlots
 from pipeline.storage.open import open_storage
 from pipeline.store.cleaning import gc, replace_store
 from pipeline.store.events import EventLog, read_events, reason_of
-from pipeline.store.inspect import diff, du
+from pipeline.store.inspect import diff, du, verify
 from pipeline.store.interop import convert
 from pipeline.store.manifest import event_files
 from pipeline.store.status import status, summary
-from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header
 

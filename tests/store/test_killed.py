@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.verify import verify
 from tests.store.building import ITEMS, LAYERS, fill, header, stored
 
 ROOT = Path(__file__).resolve().parents[2]

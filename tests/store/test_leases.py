@@ -12,7 +12,7 @@ from pipeline.storage import leases
 from pipeline.storage.leases import Heartbeat, Leases, this_process
 from pipeline.storage.local import FileSlots, temp_file
 from pipeline.store.cleaning import gc, replace_store
-from pipeline.store.verify import verify
+from pipeline.store.inspect import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header
 

@@ -15,10 +15,10 @@ from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreErr
 from pipeline.files import dump_signed, load_signed
 from pipeline.storage.contract import Storage
 from pipeline.storage.local import LocalStorage
-from pipeline.store import opening, reader
+from pipeline.store import reader
+from pipeline.store.inspect import verify
 from pipeline.store.manifest import Manifest
 from pipeline.store.reader import FeatureStore, gather, row_batches
-from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header, samples, stored
 
@@ -71,15 +71,15 @@ def test_samples_of_another_store(tmp_path: Path) -> None:
 
 def test_opening_beside_a_refresh_that_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, header())
-    check = opening._check_samples
+    check = reader._check_samples
     writer = StoreWriter(tmp_path, header())
 
     def slow_check(root: Storage, manifest: Manifest) -> None:
-        monkeypatch.setattr(opening, "_check_samples", check)
+        monkeypatch.setattr(reader, "_check_samples", check)
         writer.refresh_samples(samples(split="test"))
         check(root, manifest)
 
-    monkeypatch.setattr(opening, "_check_samples", slow_check)
+    monkeypatch.setattr(reader, "_check_samples", slow_check)
     assert set(FeatureStore.open(tmp_path).samples.split) == {"test"}
 
 

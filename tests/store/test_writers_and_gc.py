@@ -9,8 +9,8 @@ from pipeline.errors import UserError
 from pipeline.storage.contract import Storage
 from pipeline.store import cleaning
 from pipeline.store.cleaning import gc, replace_store
+from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.verify import verify
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header, samples
 
