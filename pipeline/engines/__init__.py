@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.run import ExtractResult
+from pipeline.extract.run import ExtractResult, extract
 from pipeline.parallel import run_side_by_side
 from pipeline.progress import Progress, silent
 
@@ -33,8 +33,6 @@ class Engine:
 
     def extract(self, config: ExtractConfig, progress: Progress = silent) -> ExtractResult:
         """Bring one store up to date, as `pipeline.extract.run.extract` does, with the same bytes and errors."""
-        from pipeline.extract.run import extract
-
         return extract(config, progress)
 
     def side_by_side(

@@ -31,7 +31,7 @@ from pipeline.engines.cluster import (
 from pipeline.engines.decoding import Decoding, calls_at_once, start_decoder
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.run import ExtractResult
+from pipeline.extract.run import ExtractResult, extract, finished, make_room
 from pipeline.progress import Meter, Progress, Update, say, silent
 
 _RETRIES = 3
@@ -81,8 +81,6 @@ class RayEngine(Engine):
             UserError: As `pipeline.extract.run.extract`, or there is no cluster or no room on it.
             PipelineError: As `extract`, or workers died too often.
         """
-        from pipeline.extract.run import finished
-
         start = time.perf_counter()
         result = finished(config) or self._extracted(config, progress)
         return replace(result, seconds=time.perf_counter() - start)
@@ -95,7 +93,7 @@ class RayEngine(Engine):
             (result,) = self._encoded(bundles[:1], config, {}, progress)
             return _divided(result, len(bundles))
         if config.replace:  # by one alone: no encoder must throw away what another has begun
-            self._result(self._submit(bundles[0], clear_store, config))
+            self._result(self._submit(bundles[0], make_room, config))
             config = replace(config, replace=False)
         decoders = {start_decoder(self._ray, bundle): calls_at_once(bundle.cpus, len(bundles)) for bundle in spare}
         try:
@@ -200,8 +198,6 @@ def extract_store(config: ExtractConfig, threads: int, decoders: Mapping[Any, in
         decoders: Decoders that help, and how many calls each takes from this worker at once.
         queue: Takes (worker's number, id of this process, update).
     """
-    from pipeline.extract.run import extract
-
     ray = load_ray()
     process = ray.get_runtime_context().get_worker_id()
     threads = config.workers or threads
@@ -212,13 +208,6 @@ def extract_store(config: ExtractConfig, threads: int, decoders: Mapping[Any, in
 
     preparing = Decoding(ray, config, threads, decoders) if decoders else None
     return extract(replace(config, workers=threads), tell, preparing)
-
-
-def clear_store(config: ExtractConfig) -> None:
-    """Remove a store of another key, as `replace` asks for."""
-    from pipeline.extract.run import make_room
-
-    make_room(config)
 
 
 # ---- what workers tell and give --------------------------------------------------------------------------------------
