@@ -151,7 +151,7 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """Return the header as plain JSON data."""
-        return {"format": FORMAT, **asdict(self), "key": self.key.to_json(), "layer_names": list(self.layer_names)}
+        return {"format": FORMAT, **asdict(self), "layer_names": list(self.layer_names)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Header":
