@@ -16,7 +16,7 @@ from pipeline.words import on_stderr
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="this run alone, not those of all methods")
-    parser.add_argument("--out", type=Path, help="folder of the report; data/3_report if unsaid")
+    parser.add_argument("--out", type=Path, help="folder of the report; default: data/3_report")
     item = parser.parse_args()
     with exit_with_sentence():
         config = evaluate_config(load_params(Path("params.yaml")))

@@ -1,7 +1,6 @@
 """The house holds: floors, no cycles, light help, DVC deps cover the code, the wheel holds only `pipeline`."""
 
 import ast
-import dataclasses
 import subprocess
 import sys
 import zipfile
@@ -11,6 +10,9 @@ import pytest
 import yaml
 
 from pipeline.align.config import AlignConfig
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.extract.config import ExtractConfig
+from pipeline.settings import declared
 from tests.house import House, entered, unit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,11 +173,20 @@ def test_all_of_align_but_the_experiments_method_is_tracked() -> None:
     """A change of `align.method` must not train the methods of the report anew; a change of the rest must."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     paths_and_method = {"image", "text", "out", "method"}
-    fields = {field.name for field in dataclasses.fields(AlignConfig)} - paths_and_method | {"dataset"}
+    fields = set(declared(AlignConfig)) - paths_and_method | {"dataset"}
     assert set(stages["align"]["params"]) == {f"align.{name}" for name in fields}
     assert stages["experiment"]["params"] == ["align"]
     for path in (ROOT / "params.yaml", ROOT / "examples" / "flickr8k.yaml"):
         assert set(yaml.safe_load(path.read_text())["align"]) == fields | {"method"}
+
+
+def test_all_of_extract_and_evaluate_is_tracked() -> None:
+    """Both stages depend on their whole section, which holds nothing but declared settings (and data sets' names)."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage, declared_here, more in (("extract", ExtractConfig, set()), ("evaluate", EvaluateConfig, {"zero_shot"})):
+        assert stage in stages[stage]["params"]
+        for path in (ROOT / "params.yaml", ROOT / "examples" / "flickr8k.yaml"):
+            assert set(yaml.safe_load(path.read_text())[stage]) <= set(declared(declared_here)) | more
 
 
 def test_an_extraction_survives_a_failed_run() -> None:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from pipeline.commands.options import takes_settings
 from pipeline.config import build
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.extract.config import ExtractConfig
 from pipeline.settings import (
     at_least,
     between,
@@ -140,3 +144,31 @@ def test_nothing_is_left_undeclared() -> None:
 
     with pytest.raises(TypeError, match="Silent: changes_bytes is not declared: one"):
         bytes_settings(Silent())
+
+
+@settings
+class Larger(ExtractConfig):
+    """The settings of extract with one more: all that there is to do for a new one."""
+
+    sharpen: int = setting(default=0, check=at_least(0), changes_bytes=True, help="Radius of a sharpening filter.")
+
+
+def test_a_new_setting_is_one_declaration() -> None:
+    """CONTRIBUTING, "A setting": option, check, params.yaml and receipt follow from the field."""
+    seen: list[dict[str, Any]] = []
+    app = typer.Typer(rich_markup_mode=None)
+
+    @app.command()
+    @takes_settings(Larger)
+    def command(given: dict[str, Any]) -> None:
+        seen.append(given)
+
+    runner = CliRunner()
+    assert "Radius of a sharpening filter. [default: 0]" in " ".join(runner.invoke(app, ["--help"]).output.split())
+    assert runner.invoke(app, ["--sharpen", "2"]).exit_code == 0
+    assert seen == [{"sharpen": 2}]
+    stated = {"dataset": "d", "encoder": "e", "out": "o"}
+    made = build(Larger, stated | seen[0], where="pipeline extract")
+    assert bytes_settings(made) == bytes_settings(build(Larger, stated, where="here")) | {"sharpen": 2}
+    with pytest.raises(UserError, match=r"^params\.yaml: extract: --sharpen: expected 0 or more, found -1"):
+        build(Larger, stated | {"sharpen": -1}, where="params.yaml: extract")

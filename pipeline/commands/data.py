@@ -88,7 +88,7 @@ def _tell(made: "MadeDataset", json: bool) -> None:
 
 
 def make_missing(params: Mapping[str, Any], *, data: Path = Path("data"), quiet: bool = False) -> None:
-    """Make the data sets that params.yaml names and says how to make, and that are not there; one line each on stderr.
+    """Make those data sets of params.yaml that are missing and have a recipe there; one line each on stderr.
 
     Args:
         params: The whole of params.yaml: `datasets` are the names, `data` has what follows `pipeline data`.

@@ -36,11 +36,11 @@ OPTIONAL = {
     "ray": "pip install 'fewpairs[ray]'",
 }
 BESIDE = ("faiss-cpu", "faiss-gpu", "fastapi", "uvicorn", "ray")
-"""What the default does without."""
+"""Optional packages that the default pipeline does not need."""
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what is installed, on which device work would run, and what is missing for the default.
+    """Show what is installed, which device would be used, and what the default pipeline still lacks.
 
     Example: pipeline doctor
     """
@@ -63,7 +63,7 @@ def examine() -> dict[str, Any]:
     versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
     problems = [f"{name} is missing: pip install fewpairs" for name in NEEDED if versions[name] is None]
     problems += [
-        f"{name} is missing, the default needs it: {hint}"
+        f"{name} is missing, and the default pipeline needs it: {hint}"
         for name, hint in OPTIONAL.items()
         if versions[name] is None and name not in BESIDE
     ]

@@ -118,7 +118,7 @@ def _without_none(hint: Any) -> Any:
 
 def _default(field: "dataclasses.Field[Any]") -> str:
     value = field.default
-    if value is dataclasses.MISSING or value in (None, "", (), (None,), False):
+    if value is dataclasses.MISSING or value is False or value in (None, "", (), (None,)):
         return ""
     shown = "on" if value is True else ", ".join(map(str, value)) if isinstance(value, tuple) else value
     return f" [default: {shown}]"

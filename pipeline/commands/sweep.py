@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.progress import progress_bar
 from pipeline.sweep.config import SweepConfig
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what there is to do and stop.")]
 
 
 @takes_urls("image", "text")
@@ -63,7 +63,7 @@ def _config(given: dict[str, Any], params: Path) -> SweepConfig:
     from pipeline.config import build, load_params
     from pipeline.sweep.config import sweep_config
 
-    if "image" not in given and "text" not in given:  # --out alone says where the sweep of params.yaml goes
+    if "image" not in given and "text" not in given:  # --out alone is where the sweep of params.yaml goes
         return sweep_config(load_params(params), **given)
     together(given, ("image", "text", "out"), where="pipeline sweep")
     if "methods" not in given:
@@ -76,7 +76,7 @@ ANY_WORDS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options":
 
 
 def study() -> None:
-    """Say where the study is now.
+    """Tell where the study is now.
 
     Raises:
         UserError: Always.

@@ -97,7 +97,7 @@ class Computation:
 
         Raises:
             UserError: More than the allowed share of the items is broken.
-            PipelineError: The disk or the device does not do.
+            PipelineError: The disk is full or the device fails.
         """
         self.rejected |= rejected_before(self.writer)
         self._check_rejected([])

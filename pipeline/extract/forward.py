@@ -1,4 +1,4 @@
-"""One forward pass after another: batches, the storage dtype, and a GPU whose memory does not do."""
+"""One forward pass after another: batches, the storage dtype, and a GPU that runs out of memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Forward:
         encoder: The encoder.
         layers: L layers to take.
         storage: Number format of the results: float32, float16 or bfloat16 (whose bits travel as uint16).
-        batch_size: Rows a pass; halved for good when the GPU's memory does not do.
+        batch_size: Rows in a pass; halved for good when the GPU runs out of memory.
     """
 
     encoder: Encoder

@@ -89,7 +89,7 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
             "library": "pillow",
             "transparency": "white",
             "jpeg": JPEG_RULES[config.jpeg],
-            **({"exif": "turned upright"} if config.exif == "apply" else {}),  # what is not said is refused
+            **({"exif": "turned upright"} if config.exif == "apply" else {}),  # without it they are refused
         }
     return FeatureKey(
         modality=encoder.modality,

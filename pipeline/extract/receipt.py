@@ -1,4 +1,4 @@
-"""Know that nothing is left to do without loading the encoder.
+"""The receipt of a finished store: proof, without loading the encoder, that it would give the same key again.
 
 Beside a finished store, on the machine that made it, lies receipt.json: what was asked for, the sha256 of every file
 that the encoder was made of, of the code and of the library versions that made it, and the key that came of it. Where

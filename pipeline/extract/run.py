@@ -110,7 +110,7 @@ def extract(config: ExtractConfig, progress: Progress = silent, preparing: Prepa
     Raises:
         UserError: The data set, the encoder or an option is at fault, or too many items are broken.
         KeyMismatchError: `out` holds features of another key and `replace` is not set.
-        PipelineError: The disk or the device does not do.
+        PipelineError: The disk is full or the device fails.
     """
     start = time.perf_counter()
     dataset = open_dataset(config.dataset)

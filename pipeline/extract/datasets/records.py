@@ -27,7 +27,7 @@ class Record:
     name: str = ""
     """Wished path under `images/`; made safe and unique by the writer."""
     split: str = ""
-    """As the source says it; empty where it says nothing."""
+    """As the source writes it; empty where it has none."""
     label: str = ""
     """Class name, or empty."""
     captions: tuple[str, ...] = ()
