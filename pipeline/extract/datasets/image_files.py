@@ -49,17 +49,10 @@ def _has_images(root: Path) -> bool:
     return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, files in os.walk(root) for name in files)
 
 
-def _split_folders(root: Path) -> bool:
-    return named_splits([path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")])
-
-
-def _has_texts(root: Path) -> bool:
-    return any((root / name).with_suffix(".txt").is_file() for name in _images(root))
-
-
 def recognises_captions(source: str) -> bool:
     """Tell whether the source is a folder with an image that has a text of the same stem."""
-    return Path(source).is_dir() and _has_texts(Path(source))
+    root = Path(source)
+    return root.is_dir() and any((root / name).with_suffix(".txt").is_file() for name in _images(root))
 
 
 def recognises_classes(source: str) -> bool:
@@ -72,31 +65,28 @@ def recognises_images(source: str) -> bool:
     return Path(source).is_dir() and _has_images(Path(source))
 
 
-def read_captions(source: str, options: ImportOptions) -> Records:
-    """Open a folder of images with same-stem texts, one caption a line."""
-    return _read_folder(source, options, with_captions=True, with_labels=False)
+def read_folder(source: str, options: ImportOptions, *, captions: bool = False, classes: bool = False) -> Records:
+    """Open a folder of images.
 
+    Args:
+        source: The folder; its first level may be the splits.
+        options: Another root.
+        captions: Whether texts of the same stem are captions, one a line.
+        classes: Whether the folder of an image is its class, underscores read as spaces.
 
-def read_classes(source: str, options: ImportOptions) -> Records:
-    """Open a folder of class folders; the class's name is the folder's, underscores read as spaces."""
-    return _read_folder(source, options, with_captions=False, with_labels=True)
-
-
-def read_images(source: str, options: ImportOptions) -> Records:
-    """Open a folder of images without captions or classes."""
-    return _read_folder(source, options, with_captions=False, with_labels=False)
-
-
-def _read_folder(source: str, options: ImportOptions, *, with_captions: bool, with_labels: bool) -> Records:
+    Raises:
+        UserError: It is no folder.
+    """
     root = options.root or Path(source)
     if not root.is_dir():
         raise UserError(expected="a folder of images", found="none", where=str(root))
     names = _images(root)
-    has_splits = _split_folders(root)
-    labels = {name: _label(name, has_splits) if with_labels else "" for name in names}
+    folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    has_splits = named_splits(folders)
+    labels = {name: _label(name, has_splits) if classes else "" for name in names}
     known = tuple(sorted(set(labels.values()) - {""}))
     return Records(
-        records=_folder_records(root, labels, has_splits, with_captions),
+        records=_folder_records(root, labels, has_splits, captions),
         total=len(names),
         classes=Classes(names=known, templates=("a photo of a {c}.",)) if known else None,
         has_splits=has_splits,
@@ -121,12 +111,9 @@ def _folder_records(
         path = root / name
         split = name.split("/")[0] if has_splits and "/" in name else ""
         text = path.with_suffix(".txt")
-        captions = _lines(text) if with_captions and text.is_file() and not fence.problem(_inner(text, root)) else ()
+        inner = text.relative_to(root).as_posix()
+        captions = _lines(text) if with_captions and text.is_file() and not fence.problem(inner) else ()
         yield Record(image_id=name, source=path, name=name, split=split, label=label, captions=captions)
-
-
-def _inner(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
 
 
 def _lines(path: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import UnknownNameError, UserError
@@ -33,9 +34,13 @@ IMPORTERS: dict[str, Importer] = {
     "table": Importer(
         "CSV, TSV, JSONL or Parquet of image paths", image_files.recognises_table, image_files.read_table
     ),
-    "captions": Importer("images with same-stem .txt", image_files.recognises_captions, image_files.read_captions),
-    "classes": Importer("a folder a class", image_files.recognises_classes, image_files.read_classes),
-    "images": Importer("a folder of images", image_files.recognises_images, image_files.read_images),
+    "captions": Importer(
+        "images with same-stem .txt", image_files.recognises_captions, partial(image_files.read_folder, captions=True)
+    ),
+    "classes": Importer(
+        "a folder a class", image_files.recognises_classes, partial(image_files.read_folder, classes=True)
+    ),
+    "images": Importer("a folder of images", image_files.recognises_images, image_files.read_folder),
 }
 """Importers by name, asked in this order where the kind is `auto`."""
 
