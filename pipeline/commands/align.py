@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 METHOD = f"{declared(AlignConfig)['method'].help} Repeat for several. [default: those of params.yaml, or fewpairs]"
 
 
-@takes_urls("image", "text", "out")
 @takes_settings(AlignConfig)
 def align(
     *,

@@ -26,7 +26,6 @@ SERVER = ("fastapi", "uvicorn", "python_multipart")
 HIGHEST_PORT = 65535
 
 
-@takes_urls("run", "image", "text")
 @takes_settings(IndexConfig, params=False)
 def index(
     *,
@@ -88,7 +87,6 @@ def _say(made: dict[str, Any], out: Path, *, json: bool) -> None:
     typer.echo(f"recall@{found['k']} {found['recall']:.4f} on {found['queries']} {found['of']} (against exact search)")
 
 
-@takes_urls("run", "store", "text_store")
 @takes_settings(SearchConfig, params=False)
 def search(
     *,

@@ -50,7 +50,6 @@ def openmoji(
 
 
 @app.command("import")
-@takes_urls()
 @takes_settings(ImportOptions, params=False)
 def import_(
     *,

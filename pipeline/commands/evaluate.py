@@ -14,7 +14,6 @@ from pipeline.storage.open import open_storage
 from pipeline.words import on_stderr
 
 
-@takes_urls("runs", "image", "text", "out", "classes", "data")
 @takes_settings(EvaluateConfig)
 def evaluate(given: dict[str, Any], *, params: Params = PARAMS, json: Json = False, quiet: Quiet = False) -> None:
     """Evaluate runs on a test split: retrieval both ways, zero-shot, intervals, calibration, one HTML report.

@@ -7,13 +7,11 @@ from typing import Any
 from pipeline.commands.data import make_missing
 from pipeline.commands.options import PARAMS, Address, Engine, Json, Params, Quiet, takes_settings, together
 from pipeline.commands.output import emit_json, say
-from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.words import on_stderr
 
 
-@takes_urls("dataset", "out")
 @takes_settings(ExtractConfig)
 def extract(
     given: dict[str, Any],

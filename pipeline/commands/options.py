@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.commands.urls import opened
 from pipeline.errors import UserError
 from pipeline.settings import Setting, declared
 from pipeline.storage.contract import Place
@@ -54,13 +55,15 @@ def takes_settings(cls: type, *, params: bool = True) -> Callable[[Callable[...,
     about = {name: each for name, each in declared(cls).items() if each.flag is not None}
     fields = [field for field in dataclasses.fields(cls) if field.name in about]
     options = {field.name: _option(field, about[field.name], params) for field in fields}
+    places = {field.name for field in fields if _element(field.type) == Place}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**values: Any) -> None:
-            typed = {name: values.pop(name) for name in options}
+            typed = {name: opened(name, values.pop(name), url=name in places) for name in options}
             given = {name: value for name, value in typed.items() if value not in (options[name].default, [])}
-            function(given={name: _parsed(about[name], value) for name, value in given.items()}, **values)
+            own = {name: opened(name, value, url=False) for name, value in values.items()}
+            function(given={name: _parsed(about[name], value) for name, value in given.items()}, **own)
 
         hints = typing.get_type_hints(function, include_extras=True)
         parameters: list[inspect.Parameter] = []
@@ -100,14 +103,16 @@ def _option(field: "dataclasses.Field[Any]", about: Setting, params: bool) -> in
 
 def _typed(hint: Any) -> Any:
     """Return the type that typer reads a value of a field as; the elements' type for a tuple, text for a dict."""
-    hint = _without_none(hint)
-    if typing.get_origin(hint) is dict:
-        return str
-    if typing.get_origin(hint) is tuple:
-        return _typed(typing.get_args(hint)[0])
+    hint = _element(hint)
     if hint == Place:
-        return Path  # `takes_urls` makes a storage of a URL
-    return str if typing.get_origin(hint) is typing.Literal else hint
+        return Path  # a storage is made of a URL later
+    return str if typing.get_origin(hint) in (dict, typing.Literal) else hint
+
+
+def _element(hint: Any) -> Any:
+    """Return the type of a field without None, and of a tuple's elements."""
+    hint = _without_none(hint)
+    return _without_none(typing.get_args(hint)[0]) if typing.get_origin(hint) is tuple else hint
 
 
 def _without_none(hint: Any) -> Any:

@@ -7,7 +7,6 @@ import typer
 
 from pipeline.commands.options import PARAMS, Address, Engine, Jobs, Json, Params, Quiet, takes_settings, together
 from pipeline.commands.output import at_least_one, emit_json, emit_table, writable_folder
-from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.progress import progress_bar
 from pipeline.sweep.config import SweepConfig
@@ -15,7 +14,6 @@ from pipeline.sweep.config import SweepConfig
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what there is to do and stop.")]
 
 
-@takes_urls("image", "text")
 @takes_settings(SweepConfig)
 def sweep(
     given: dict[str, Any],

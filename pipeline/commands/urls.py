@@ -3,7 +3,7 @@
     @takes_urls("dataset", "out")
     def extract(dataset: Path, out: Path, params: Path) -> None: ...
 
-The command gets a storage in place of the path.
+The command gets a storage in place of the path. Options made of settings take URLs where the field is a `Place`.
 """
 
 import functools
@@ -25,21 +25,26 @@ def takes_urls(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def command(**values: Any) -> Any:
-            return function(**{name: _local(name, value, name in names) for name, value in values.items()})
+            return function(**{name: opened(name, value, url=name in names) for name, value in values.items()})
 
         return command
 
     return decorate
 
 
-def _local(name: str, value: Any, allowed: bool) -> Any:
+def opened(name: str, value: Any, *, url: bool) -> Any:
+    """Return a parameter's value with a storage in place of a path that is a URL.
+
+    Raises:
+        UserError: It is a URL, and `url` is not set.
+    """
     if isinstance(value, list | tuple):
-        return [_local(name, each, allowed) for each in value]
+        return [opened(name, each, url=url) for each in value]
     match = _URL.fullmatch(str(value)) if isinstance(value, Path) else None
     if match is None:
         return value
-    url = f"{match[1]}://{match[2]}"
-    if not allowed:
+    text = f"{match[1]}://{match[2]}"
+    if not url:
         remedy = "work in a folder, and copy from or to there"
-        raise UserError(expected="a local path", found=url, where=name.replace("_", "-"), remedy=remedy)
-    return open_storage(url)
+        raise UserError(expected="a local path", found=text, where=name.replace("_", "-"), remedy=remedy)
+    return open_storage(text)
