@@ -4,6 +4,7 @@ config = AlignConfig(image=("…/vit",), text=("…/minilm",), out="…/run", me
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.align.recipe import Recipe
 from pipeline.config import assignments, build, name, section
 from pipeline.errors import UserError
 from pipeline.settings import at_least, between, distinct, not_empty, one_of, setting, settings
-from pipeline.storage.contract import Place, Storage
+from pipeline.storage.contract import Place
 
 LAYER_METRICS = ("mutual_knn", "cka")
 
@@ -129,8 +130,8 @@ class AlignConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain data, the whole recipe included."""
-        plain = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
-        return {**plain, "recipe": _plain(dataclasses.asdict(self.recipe()))}
+        values = {**vars(self), "recipe": dataclasses.asdict(self.recipe())}
+        return dict(json.loads(json.dumps(values, default=str)))
 
 
 def align_config(
@@ -156,13 +157,3 @@ def align_config(
         "out": root / "data" / "2_projectors" / method,
     }
     return build(AlignConfig, {**paths, **values, "method": method}, where=f"{where}: align")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path | Storage):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
