@@ -15,9 +15,8 @@ from examples.study.config import load_study, only_grids
 from examples.study.page import write_page
 from examples.study.run import cost_sentences, run_study
 from pipeline.commands.data import make_missing
-from pipeline.commands.options import Address, Engine, Jobs
+from pipeline.commands.options import Address, Engine, Jobs, takes_urls
 from pipeline.commands.output import at_least_one, writable_file, writable_folder
-from pipeline.commands.urls import takes_urls
 from pipeline.engines import open_engine
 from pipeline.errors import exit_with_sentence
 from pipeline.progress import progress_bar

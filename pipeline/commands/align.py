@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.align.config import AlignConfig
-from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_settings, together
+from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_settings, takes_urls, together
 from pipeline.commands.output import at_least_one, emit_json, emit_table, say, writable_folder
-from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.progress import silent
 from pipeline.settings import declared

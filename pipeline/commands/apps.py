@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.apps.config import IMAGE_STORE, RUN, SEED, TEXT_STORE, IndexConfig, SearchConfig
-from pipeline.commands.options import Json, takes_settings
+from pipeline.commands.options import Json, takes_settings, takes_urls
 from pipeline.commands.output import at_least_one, emit_json, emit_table, writable_file, writable_folder
-from pipeline.commands.urls import takes_urls
 from pipeline.config import build
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.runtime import Share, share_of

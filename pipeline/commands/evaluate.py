@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_settings
+from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_settings, takes_urls
 from pipeline.commands.output import emit_json, emit_table, say, writable_folder
-from pipeline.commands.urls import takes_urls
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.storage.open import open_storage

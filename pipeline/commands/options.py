@@ -5,12 +5,16 @@
 
 The command gets in `given` the values of those options that were on the command line, by their fields' names; what
 was not given comes from params.yaml or from the class's defaults. In the help the options stand where `given` stands.
+
+A path takes a URL (`s3://…`) in place of a folder where the field is a `Place`, or where `@takes_urls("name")` above a
+command names it; any other refuses it. The command gets a storage in place of the path.
 """
 
 import dataclasses
 import functools
 import inspect
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -19,10 +23,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.urls import opened
 from pipeline.errors import UserError
 from pipeline.settings import Setting, declared
 from pipeline.storage.contract import Place
+from pipeline.storage.open import open_storage
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -145,3 +149,40 @@ def together(given: Mapping[str, Any], names: Collection[str], *, where: str) ->
             where=where,
         )
     return bool(found)
+
+
+# ---- URLs ------------------------------------------------------------------------------------------------------------
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/(.*)", re.DOTALL)
+"""A URL that has become a path: of its two slashes one is left."""
+
+
+def takes_urls(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what lets a command take URLs for these parameters and refuse them for its other paths."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            return function(**{name: opened(name, value, url=name in names) for name, value in values.items()})
+
+        return command
+
+    return decorate
+
+
+def opened(name: str, value: Any, *, url: bool) -> Any:
+    """Return a parameter's value with a storage in place of a path that is a URL.
+
+    Raises:
+        UserError: It is a URL, and `url` is not set.
+    """
+    if isinstance(value, list | tuple):
+        return [opened(name, each, url=url) for each in value]
+    match = _URL.fullmatch(str(value)) if isinstance(value, Path) else None
+    if match is None:
+        return value
+    text = f"{match[1]}://{match[2]}"
+    if not url:
+        remedy = "work in a folder, and copy from or to there"
+        raise UserError(expected="a local path", found=text, where=name.replace("_", "-"), remedy=remedy)
+    return open_storage(text)

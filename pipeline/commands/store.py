@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.options import Json, takes_urls
 from pipeline.commands.output import emit_json, emit_table, say
-from pipeline.commands.urls import takes_urls
 from pipeline.words import count, duration, size
 
 if TYPE_CHECKING:
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
 
 Store = Annotated[Path, typer.Argument(help="Feature store, data/1_features/<data set>/<encoder>.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 @takes_urls("store")
 def ls(store: Store, json: Json = False) -> None:
-    """Say what a store holds: rows, layers, key, digests.
+    """Show what a store holds: rows, layers, key, digests.
 
     Example: pipeline store ls data/1_features/openmoji/efficientnet-lite0
     """
@@ -72,7 +71,7 @@ def verify(
 @app.command()
 @takes_urls("first", "second")
 def diff(first: Store, second: Store, json: Json = False) -> None:
-    """Say in words why two stores differ; exit code 1 if they do.
+    """Explain how two stores differ; exit code 1 if they do.
 
     Example: pipeline store diff data/1_features/openmoji/efficientnet-lite0 data/1_features/openmoji/efficientnet-lite2
     """
@@ -90,7 +89,7 @@ def diff(first: Store, second: Store, json: Json = False) -> None:
 @app.command()
 @takes_urls("store")
 def du(store: Store, json: Json = False) -> None:
-    """Say what takes the space.
+    """Show what takes up space.
 
     Example: pipeline store du data/1_features/openmoji/efficientnet-lite0
     """
@@ -134,10 +133,10 @@ def status(
         bool, typer.Option("--summary", help="With --json: one object with counts, rate, workers, failures.")
     ] = False,
     watch: Annotated[
-        float | None, typer.Option(help="Say it again every so many seconds until the store is finished.", min=0.1)
+        float | None, typer.Option(help="Print it again every so many seconds until the store is finished.", min=0.1)
     ] = None,
 ) -> None:
-    """Say how far an extraction is: shards done, leased, missing; rate, time left, workers, failures.
+    """Show how far an extraction has got: shards done, leased, missing; rate, time left, workers, failures.
 
     Example: pipeline store status data/1_features/openmoji/efficientnet-lite0
 
@@ -157,6 +156,35 @@ def status(
         if watch is None or found.finished:
             return
         time.sleep(watch)
+
+
+def status_lines(store: Path, found: "Summary") -> list[str]:
+    """Return the first line for any store, and more where somebody is at work or something went wrong."""
+    return list(_lines(store, found))
+
+
+def _lines(store: Path, found: "Summary") -> Iterator[str]:
+    yield (
+        f"{store}: {count(found.shards, 'shard')}: {found.done} done, {found.leased} leased, {found.missing} missing"
+    )
+    if found.rate is not None and found.eta is not None and not found.finished:
+        yield f"{found.done_items} of {found.items} items, {found.rate:.1f} a second, {duration(found.eta)} to go"
+    if found.workers and not found.finished:
+        counts = Counter(worker.state for worker in found.workers)
+        yield "workers: " + ", ".join(f"{number} {state}" for state, number in counts.items())
+        yield from (_worker(worker) for worker in found.workers if worker.state in ("alive", "silent"))
+    if not found.finished:
+        yield from _reasons("failed", found.failures)
+    yield from _reasons("left out", found.rejected)
+
+
+def _worker(worker: "WorkerStatus") -> str:
+    at = f", at {', '.join(f'{index:05d}' for index in worker.at)}" if worker.at else ""
+    return f"  {worker.worker} ({worker.index} of {worker.of}): {worker.state}, {count(worker.shards, 'shard')}{at}"
+
+
+def _reasons(what: str, counts: Mapping[str, int]) -> Iterator[str]:
+    yield from (f"{what}: {number} × {reason}" for reason, number in counts.items())
 
 
 @app.command()
@@ -202,7 +230,7 @@ def convert(
 @app.command()
 @takes_urls("out")
 def ingest(
-    vectors: Annotated[Path, typer.Argument(help="Features that others computed: .npy [N, D] or .parquet.")],
+    vectors: Annotated[Path, typer.Argument(help="Features computed elsewhere: .npy [N, D] or .parquet.")],
     out: Annotated[Path, typer.Option("--out", help="Feature store to make.")],
     modality: Annotated[str, typer.Option(help="image or text.")],
     ids: Annotated[
@@ -212,10 +240,10 @@ def ingest(
     column: Annotated[str, typer.Option(help="Parquet: column of the vectors.")] = "",
     layer: Annotated[str, typer.Option(help="Name of the layer.")] = "output",
     file_format: Annotated[str, typer.Option("--format", help="hdf5 or parquet.")] = "hdf5",
-    replace: Annotated[bool, typer.Option("--replace", help="Throw away a store of something else at --out.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a store of something else at --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Make a feature store of vectors that something else computed.
+    """Make a feature store of vectors that were computed elsewhere.
 
     Example: pipeline store ingest clip.npy --ids rows.csv --modality image --out data/1_features/mine/clip
     """
