@@ -59,24 +59,15 @@ def read_columns(
     """
     rows = read_rows(path, where=where)
     _, header = next(rows)
-    require_columns(header, required, where or str(path))
-    for line, row in rows:
-        yield line, [row[name] for name in required] + [row.get(name, "") for name in optional]
-
-
-def require_columns(found: Sequence[str] | dict[str, str], required: Sequence[str], where: str) -> None:
-    """Check that a table has some columns.
-
-    Raises:
-        UserError: Names the missing ones and lists those that were found.
-    """
-    missing = [name for name in required if name not in found]
+    missing = [name for name in required if name not in header]
     if missing:
         raise UserError(
             expected=f"the columns {', '.join(required)}",
-            found=f"{', '.join(found) or 'no header'} (missing: {', '.join(missing)})",
-            where=where,
+            found=f"{', '.join(header) or 'no header'} (missing: {', '.join(missing)})",
+            where=where or str(path),
         )
+    for line, row in rows:
+        yield line, [row[name] for name in required] + [row.get(name, "") for name in optional]
 
 
 def is_utf8(text: str) -> bool:

@@ -5,9 +5,8 @@ The folder is built beside its final place and renamed at the end, so a killed i
 
 import csv
 import json
-import os
+import secrets
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -65,7 +64,8 @@ def write_dataset(
     name = name or out.resolve().name
     _refuse_existing(out, name, replace)
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    work = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
+    work.mkdir()
     try:
         with _Files(work, rule if not source.has_splits else None, link) as files:
             meter = Meter(progress, "images", source.total)
@@ -80,7 +80,6 @@ def write_dataset(
             )
         made = MadeDataset(out, files.images, files.captions, _write_classes(work, source, files.labels), files.skipped)
         _write_info(work, name, source, made, rule)
-        work.chmod(0o777 & ~_umask())
         _put_in_place(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -108,16 +107,10 @@ def _put_in_place(work: Path, out: Path) -> None:
     if not out.exists():
         work.rename(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    out.rename(old / "was")
+    old = out.parent / f".{out.name}.{secrets.token_hex(4)}.old"
+    out.rename(old)
     work.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_classes(work: Path, source: Records, labels: Iterable[str]) -> int:
