@@ -24,6 +24,70 @@ from pipeline.extract.datasets.layout import Classes, read_json
 from pipeline.extract.datasets.records import ImportOptions, LabelNames, Record, Records, Skipped, find_column
 from pipeline.extract.datasets.tables import Fence, open_parquet
 
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a table that carries images' bytes hold what."""
+
+    image: str
+    others: dict[str, str | None]
+    """`caption`, `label` and `split` → column, or None."""
+    labels: LabelNames
+
+    @classmethod
+    def find(cls, options: ImportOptions, image: str, names: list[str], where: str) -> "_Columns":
+        """Find the columns of a table by their names; labels are kept as they are written."""
+        if image not in names:
+            raise UserError(expected="a column of image bytes", found=", ".join(names), where=where)
+        others = {field: find_column(options, field, names, where) or None for field in ("caption", "label", "split")}
+        return cls(image, others, LabelNames(None, where))
+
+    def named(self, classes: Iterable[object] | None) -> "_Columns":
+        """Return the columns with labels that are numbers of these classes."""
+        known = Classes(names=tuple(map(str, classes)), templates=("a photo of a {c}.",)) if classes else None
+        return replace(self, labels=LabelNames(known, self.labels.where))
+
+    def records(
+        self, rows: Mapping[str, Iterable[dict[str, Any]]], *, total: int, origin: str, licence: str = ""
+    ) -> Records:
+        """Return the records of split → rows; the split without a name has none."""
+        return Records(
+            records=self._records(rows),
+            total=total,
+            classes=self.labels.classes,
+            has_splits=bool(self.others["split"]) or "" not in rows,
+            origin=origin,
+            licence=licence,
+        )
+
+    def _records(self, rows: Mapping[str, Iterable[dict[str, Any]]]) -> Iterator[Record | Skipped]:
+        numbered = enumerate((split, row) for split, some in rows.items() for row in some)
+        for number, (split, row) in numbered:
+            record = self._record(row, number)
+            yield replace(record, split=split) if isinstance(record, Record) and split else record
+
+    def _record(self, row: dict[str, Any], number: int) -> Record | Skipped:
+        """Make a record of a row; its id is the row's number over all files, with the path's stem where known."""
+        value = row[self.image]
+        path = str(row.get("source_path") or row.get("path") or "")
+        if isinstance(value, dict):
+            path, value = str(value.get("path") or path), value.get("bytes")
+        image_id = f"{number:06d}-{Path(path).stem}" if path else f"{number:06d}"
+        if value is None:
+            return Skipped(image_id, "the row carries no image bytes")
+        caption = row.get(self.others["caption"])
+        captions = caption if isinstance(caption, list) else [] if caption is None else [caption]
+        label = self.labels.of(row.get(self.others["label"]))
+        return Record(
+            image_id=image_id,
+            source=value,
+            name=f"{label}/{image_id}" if label else image_id,
+            split=str(row.get(self.others["split"]) or ""),
+            label=label,
+            captions=tuple(map(str, captions)),
+        )
+
+
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
 
 
@@ -68,61 +132,18 @@ def read_parquet(source: str, options: ImportOptions) -> Records:
     files = _parquets(source)
     if not files:
         raise UserError(expected="Parquet with image bytes", found="none", where=source)
-    schema, where = open_parquet(files[0]).schema_arrow, str(files[0])
-    image = options.filepath or image_column(schema)
-    if image not in schema.names:
-        raise UserError(expected="a column of image bytes", found=", ".join(schema.names), where=where)
-    columns = {field: find_column(options, field, schema.names, where) for field in ("caption", "label", "split")}
-    labels = LabelNames.beside(files[0])
+    schema = open_parquet(files[0]).schema_arrow
+    columns = _Columns.find(options, options.filepath or image_column(schema), schema.names, str(files[0]))
+    found = replace(columns, labels=LabelNames.beside(files[0]))
     total = sum(open_parquet(path).metadata.num_rows for path in files)
-    records = _parquet_records(files, image, columns, labels)
-    return Records(
-        records=records, total=total, classes=labels.classes, has_splits=bool(columns["split"]), origin=files[0].name
-    )
+    return found.records({"": _parquet_rows(files)}, total=total, origin=files[0].name)
 
 
-def _parquet_records(
-    files: list[Path], image: str, columns: dict[str, str], labels: LabelNames
-) -> Iterator[Record | Skipped]:
-    number = 0
+def _parquet_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     for path in files:
         with open_parquet(path) as file:
             for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    yield record_of(row, number, image, columns, labels)
-                    number += 1
-
-
-def record_of(
-    row: dict[str, Any], number: int, image: str, columns: dict[str, str], labels: LabelNames
-) -> Record | Skipped:
-    """Make a record of a row that carries image bytes; ids are the row's number, with the path's stem where known.
-
-    Args:
-        row: Column → value.
-        number: Which row, counted over all files.
-        image: Column of the bytes.
-        columns: `caption`, `label` and `split` → column, or an empty name.
-        labels: Class names.
-    """
-    value = row[image]
-    path = str(row.get("source_path") or row.get("path") or "")
-    if isinstance(value, dict):
-        path, value = str(value.get("path") or path), value.get("bytes")
-    image_id = f"{number:06d}-{Path(path).stem}" if path else f"{number:06d}"
-    if value is None:
-        return Skipped(image_id, "the row carries no image bytes")
-    caption = row.get(columns["caption"]) if columns["caption"] else None
-    captions = caption if isinstance(caption, list) else [] if caption is None else [caption]
-    label = labels.of(row.get(columns["label"])) if columns["label"] else ""
-    return Record(
-        image_id=image_id,
-        source=value,
-        name=f"{label}/{image_id}" if label else image_id,
-        split=str(row.get(columns["split"]) or "") if columns["split"] else "",
-        label=label,
-        captions=tuple(map(str, captions)),
-    )
+                yield from batch.to_pylist()
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
@@ -160,17 +181,17 @@ def _read_saved(source: str, options: ImportOptions) -> Records:
         raise UserError(expected="a folder made by save_to_disk (state.json)", found="none", where=source)
     tables = {split: _saved_table(folder) for split, folder in folders.items()}
     schema = next(iter(tables.values())).schema
-    image = options.filepath or image_column(schema)
-    if image not in schema.names:
-        raise UserError(expected="a column of image bytes", found=", ".join(schema.names), where=source)
+    columns = _Columns.find(options, options.filepath or image_column(schema), schema.names, source)
     about = next(iter(folders.values())) / "dataset_info.json"
     features = read_json(about).get("features") if about.is_file() else None
+    feature = features.get(columns.others["label"]) if isinstance(features, dict) else None
+    classes = feature.get("names") if isinstance(feature, dict) else None
     rows = {
         split: (row for batch in table.to_batches(max_chunksize=256) for row in batch.to_pylist())
         for split, table in tables.items()
     }
-    found = _Columns.find(options, image, schema.names, features if isinstance(features, dict) else {}, source)
-    return found.records(rows, total=sum(table.num_rows for table in tables.values()), origin=root.name)
+    total = sum(table.num_rows for table in tables.values())
+    return columns.named(classes).records(rows, total=total, origin=root.name)
 
 
 def _saved_table(folder: Path) -> Any:
@@ -249,8 +270,9 @@ def _read_hub(source: str, options: ImportOptions) -> Records:
     rows = {split: ({**row, image: _with_bytes(row[image], cache)} for row in table) for split, table in tables.items()}
     total = sum(table.num_rows for table in tables.values())
     licence = str(getattr(next(iter(tables.values())).info, "license", "") or "")
-    found = _Columns.find(options, image, list(features), features, source)
-    return found.records(rows, total=total, origin=source, licence=licence)
+    columns = _Columns.find(options, image, list(features), source)
+    names = getattr(features.get(columns.others["label"]), "names", None)
+    return columns.named(names).records(rows, total=total, origin=source, licence=licence)
 
 
 def _library() -> Any:
@@ -284,41 +306,3 @@ def _with_bytes(value: Any, cache: list[Path]) -> Any:
     real = Path(path).resolve()
     known = any(real.is_relative_to(place) for place in cache) and real.is_file()
     return {"path": path, "bytes": real.read_bytes() if known else None}
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Which columns of a data set of Hugging Face hold what."""
-
-    image: str
-    others: dict[str, str]
-    labels: LabelNames
-
-    @classmethod
-    def find(
-        cls, options: ImportOptions, image: str, names: list[str], features: Mapping[str, Any], where: str
-    ) -> "_Columns":
-        others = {field: find_column(options, field, names, where) for field in ("caption", "label", "split")}
-        feature = features.get(others["label"])
-        classes = feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
-        known = Classes(names=tuple(map(str, classes)), templates=("a photo of a {c}.",)) if classes else None
-        return cls(image, others, LabelNames(known, where))
-
-    def records(
-        self, rows: Mapping[str, Iterable[dict[str, Any]]], *, total: int, origin: str, licence: str = ""
-    ) -> Records:
-        """Return the records of split → rows; the split without a name has none."""
-        return Records(
-            records=self._records(rows),
-            total=total,
-            classes=self.labels.classes,
-            has_splits=bool(self.others["split"]) or "" not in rows,
-            origin=origin,
-            licence=licence,
-        )
-
-    def _records(self, rows: Mapping[str, Iterable[dict[str, Any]]]) -> Iterator[Record | Skipped]:
-        numbered = enumerate((split, row) for split, some in rows.items() for row in some)
-        for number, (split, row) in numbered:
-            record = record_of(row, number, self.image, self.others, self.labels)
-            yield replace(record, split=split) if isinstance(record, Record) and split else record

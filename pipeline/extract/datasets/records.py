@@ -232,7 +232,7 @@ class LabelNames:
 
     def __init__(self, classes: Classes | None, where: str) -> None:
         self.classes = classes
-        self._where = where
+        self.where = where
 
     @classmethod
     def beside(cls, table: Path) -> "LabelNames":
@@ -254,4 +254,4 @@ class LabelNames:
             return ""
         if text.isdecimal() and int(text) < len(names):
             return names[int(text)]
-        raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(text), where=self._where)
+        raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(text), where=self.where)
