@@ -66,7 +66,7 @@ class _Columns:
             record = self._record(row, number)
             yield replace(record, split=split) if isinstance(record, Record) and split else record
 
-    def _record(self, row: dict[str, Any], number: int) -> Record | Skipped:
+    def _record(self, row: Mapping[Any, Any], number: int) -> Record | Skipped:
         """Make a record of a row; its id is the row's number over all files, with the path's stem where known."""
         value = row[self.image]
         path = str(row.get("source_path") or row.get("path") or "")
