@@ -65,7 +65,7 @@ def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> lis
 
 def _stores(part: GridSweep) -> set[Path]:
     """Return the folders that a sweep reads, changed captions apart; class prompts lie in the text encoder's folder."""
-    stores = {*part.sweep.image, *part.sweep.text}
+    stores = {Path(str(place)) for place in (*part.sweep.image, *part.sweep.text)}  # folders: the study is local
     for each in part.sweep.classes:
         stores |= {*each.image, *(path.parent for path in each.classes)}
     return stores

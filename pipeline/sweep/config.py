@@ -12,6 +12,7 @@ from pipeline.align.methods import merge
 from pipeline.config import assignments, build, name, names, section
 from pipeline.errors import UserError
 from pipeline.settings import at_least, between, distinct, more_than, not_empty, one_of, setting, settings
+from pipeline.storage.contract import Place
 
 
 @settings
@@ -102,10 +103,10 @@ class SweepConfig:
     lie.
     """
 
-    image: tuple[Path, ...] = setting(
+    image: tuple[Place, ...] = setting(
         check=not_empty, changes_bytes=False, help="Image store; the layers of several are concatenated."
     )
-    text: tuple[Path, ...] = setting(
+    text: tuple[Place, ...] = setting(
         check=not_empty, changes_bytes=False, help="Text store; the layers of several are concatenated."
     )
     out: Path = setting(changes_bytes=False, help="Folder of the results.")
