@@ -43,9 +43,11 @@ class EventLog:
         self._last = datetime.fromtimestamp(0, UTC)
 
     def __enter__(self) -> "EventLog":
+        """Return itself."""
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        """Write what failed, and close."""
         if error is not None:
             self.write("failed", reason=reason_of(error))
         if self._file is not None:

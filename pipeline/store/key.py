@@ -49,6 +49,7 @@ class FeatureKey:
     storage_dtype: str
 
     def __post_init__(self) -> None:
+        """Check the values, and keep plain JSON of the nested ones."""
         if self.modality not in MODALITIES:
             raise UserError(expected=f"a modality ({' or '.join(MODALITIES)})", found=repr(self.modality))
         storage_dtype(self.storage_dtype, "storage_dtype")

@@ -135,6 +135,7 @@ class Header:
     layer_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check the numbers and the format's name."""
         for name in ("items", "shard_rows"):
             if getattr(self, name) < 1:
                 raise UserError(expected=f"{name} of 1 or more", found=str(getattr(self, name)))

@@ -76,6 +76,7 @@ class FeatureStore:
         return cls(root, whole_manifest(root))
 
     def __repr__(self) -> str:
+        """Return data set, encoder, rows and layers in a line."""
         said, names = self.manifest.provenance, [layer.name for layer in self.layers]
         dataset = str(said.get("dataset") or "an unnamed data set").rstrip("/").rpartition("/")[2]
         spec = said.get("spec") or self.key.encoder.get("name") or "an unnamed encoder"
@@ -88,6 +89,7 @@ class FeatureStore:
         return html_table(repr(self)[1:-1], ("layer", "width", "stored as", "sha256"), layers)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Pickle what is small: no layer that is kept in memory."""
         return {"root": self.root, "manifest": self.manifest, "_verified": self._verified, "_staged": {}}
 
     @property

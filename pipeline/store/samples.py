@@ -43,15 +43,18 @@ class Samples:
     content: list[str]
 
     def __post_init__(self) -> None:
+        """Check the lengths."""
         lengths = {name: len(column) for name, column in zip(COLUMNS, self.columns(), strict=True)}
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise UserError(expected="sample columns of one length", found=found)
 
     def __len__(self) -> int:
+        """Return N."""
         return len(self.sample_id)
 
     def __repr__(self) -> str:
+        """Return how many there are of what, not all of them."""
         splits = ", ".join(sorted({name for name in self.split if name})) or "none"
         return f"<Samples: {count(len(self), 'row')} of {count(len(set(self.image_id)), 'image')}, splits: {splits}>"
 

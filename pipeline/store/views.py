@@ -177,9 +177,11 @@ class RowDataset:
         self.layers = tuple(layers)
 
     def __len__(self) -> int:
+        """Return N."""
         return self.store.rows
 
     def __getitem__(self, row: int) -> Row:
+        """Return one row."""
         return self.__getitems__([range(len(self))[row]])[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[Row]:

@@ -83,6 +83,7 @@ def test_what_a_killed_machine_held_is_taken_over(
     held.communicate()
     url = f"{bucket}/store"
     assert [shard.state for shard in status(url)] == ["leased", "missing", "missing", "missing"]
+    assert (status(url)[0].worker or "").split("-")[-2] == str(held.pid), "anybody sees who holds it"
     moments = itertools.count(0, 1000)
     monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: float(next(moments))))
     assert fill(url, header(shard_rows=6)).content_digest == digest
