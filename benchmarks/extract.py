@@ -165,9 +165,7 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
-        size = make_raw(raw, arguments.rows, arguments.width, arguments.height)
-        kilobytes = size / arguments.rows / 1e3
-        print(f"{arguments.rows} JPEGs of {arguments.width} × {arguments.height}, {kilobytes:.0f} kB each")
+        print(make_raw(raw, arguments.rows, arguments.width, arguments.height))
         for number, spec in enumerate(spec for spec in (arguments.image, arguments.text) if spec):
             measure(spec, raw, Path(folder) / str(number), arguments)
 

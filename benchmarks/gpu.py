@@ -15,10 +15,8 @@ is the limit (`--workers`, or more cores).
 
 import argparse
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks.alternate import Seconds, Work, alternate, show
+from benchmarks.extract import extracted
 from benchmarks.raw import make_raw
 from pipeline.encoders.base import LoadOptions
 from pipeline.encoders.libraries import import_library
@@ -35,7 +34,6 @@ from pipeline.encoders.timm_family import TimmEncoder, build, from_timm
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.decode import decode_image
 from pipeline.extract.receipt import versions
-from pipeline.extract.run import extract
 from pipeline.runtime import keep_freed_memory
 
 MODELS: dict[str, dict[str, Any]] = {"vit_base_patch16_224": {}, "vit_large_patch14_224": {}}
@@ -90,19 +88,15 @@ def encoded(encoder: TimmEncoder, rows: int, batch_size: int) -> Work:
     return run
 
 
-def extracted(encoder: TimmEncoder, config: ExtractConfig, pictures: dict[str, Image.Image] | None = None) -> Work:
-    """Return the whole extraction; from `pictures` instead of files where they are given."""
+def from_memory(work: Work, pictures: dict[str, Image.Image]) -> Work:
+    """Return an extraction that takes `pictures` instead of files."""
 
-    def from_memory(path: Path, reduction: object = None) -> Image.Image:
-        return pictures[path.name] if pictures else decode_image(path)
+    def decoded(path: Path, reduction: object = None) -> Image.Image:
+        return pictures[path.name]
 
     def run() -> None:
-        shutil.rmtree(str(config.out), ignore_errors=True)
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch("pipeline.encoders.load.load_encoder", return_value=encoder))
-            if pictures:
-                stack.enter_context(mock.patch("pipeline.extract.decode.decode_image", from_memory))
-            extract(config)
+        with mock.patch("pipeline.extract.decode.decode_image", decoded):
+            work()
 
     return run
 
@@ -129,7 +123,7 @@ def measure(name: str, raw: Path, out: Path, arguments: argparse.Namespace) -> d
     tasks = {
         "bare forward": bare(encoder, arguments.rows, arguments.batch_size),
         "encode, all layers": encoded(encoder, arguments.rows, arguments.batch_size),
-        "extract, from memory": extracted(encoder, config("memory"), pictures),
+        "extract, from memory": from_memory(extracted(encoder, config("memory")), pictures),
         "extract, from JPEG": extracted(encoder, config("files")),
         "extract, reduced": extracted(encoder, config("reduced", "reduced")),
     }
@@ -166,9 +160,7 @@ def main(said: Sequence[str] | None = None) -> dict[str, dict[str, Seconds]]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
-        size = make_raw(raw, arguments.rows, arguments.width, arguments.height)
-        kilobytes = size / arguments.rows / 1e3
-        print(f"{arguments.rows} JPEGs of {arguments.width} × {arguments.height}, {kilobytes:.0f} kB each")
+        print(make_raw(raw, arguments.rows, arguments.width, arguments.height))
         for model in TINY if arguments.tiny else MODELS:
             found[model] = measure(model, raw, Path(folder) / model, arguments)
     return found

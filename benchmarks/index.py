@@ -12,11 +12,7 @@ Vectors are unit vectors around 10,000 centres in 32 of the dimensions; queries 
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +20,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.alternate import in_own_process, measured, timed
+from benchmarks.raw import Drawn
 from pipeline.indexes.index import Gallery, Index, add_rows, build_index, train, training_sample
 from pipeline.indexes.kinds import INDEXES, LINKS, NUMBERS_PER_CODE, list_count
+from pipeline.indexes.parts import BLOCK_ROWS
 from pipeline.indexes.recall import Truth, recalls, tune
 from pipeline.indexes.stored import read_index, write_index
-
-CENTRES, DIMENSIONS = 10_000, 32
 
 
 def make(rows: int, width: int, queries: int) -> tuple[Tensor, Tensor]:
     """Return the gallery [N, D] and the queries, half of them for tuning [2Q, D]."""
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(DIMENSIONS, width, generator=generator)
-    centres = torch.randn(CENTRES, DIMENSIONS, generator=generator)
-
-    def draw(count: int) -> Tensor:
-        owner = torch.randint(CENTRES, (count,), generator=generator)
-        inner = centres[owner] + 0.7 * torch.randn(count, DIMENSIONS, generator=generator)
-        outer = 0.5 * torch.randn(count, width, generator=generator)
-        return torch.nn.functional.normalize(inner @ basis + outer, dim=1)
-
-    vectors = torch.empty(rows, width)
-    for start in range(0, rows, 2**17):
-        vectors[start : start + 2**17] = draw(min(2**17, rows - start))
-    return vectors, draw(2 * queries)
+    drawn, vectors = Drawn(rows, width), torch.empty(rows, width)
+    for start in range(0, rows, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, rows)
+        vectors[start:stop] = drawn.read(np.arange(start, stop))
+    return vectors, drawn.queries(2 * queries)
 
 
 def truth_of(vectors: Tensor, queries: Tensor, cache: Path) -> Truth:
@@ -63,27 +51,20 @@ def truth_of(vectors: Tensor, queries: Tensor, cache: Path) -> Truth:
     return truth
 
 
-def clocked(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Return what some work gives, its seconds on the clock and its CPU seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
-
-
 def ours(kind: str, vectors: Tensor, truth: Truth, recall: float, memory: int, cache: Path) -> dict[str, Any]:
     """Build, tune, store, read back and search."""
     half = len(truth.queries) // 2
     with tempfile.TemporaryDirectory(dir=cache) as name:
         folder = Path(name)
         made = build_and_store(kind, vectors, truth.part(slice(half)), recall, memory, folder)
-        index, _, reading = clocked(lambda: read_index(folder, {"benchmark": kind}))
+        index, reading = measured(lambda: read_index(folder, {"benchmark": kind}))
         index.search(truth.queries[:8], 10)
-        _, search_wall, search_cpu = clocked(lambda: index.search(truth.queries[half:], 10))
+        search = timed(lambda: index.search(truth.queries[half:], 10))
         return {
             **made,
-            "search": (search_wall, search_cpu),
+            "search": (search.wall, search.cpu),
             "recall": float(recalls(index, truth.part(slice(half, None))).mean()),
-            "reading_cpu": reading,
+            "reading_cpu": reading.cpu,
             "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         }
 
@@ -99,15 +80,15 @@ def build_and_store(
         add_rows(own, gallery, gallery.blocks(memory), lambda start, block: None)
         return Index(INDEXES[kind], own)
 
-    index, wall, cpu = clocked(build)
-    reached, _, tuning = clocked(lambda: tune(index, truth, recall))
-    _, _, writing = clocked(lambda: write_index(folder, index, {"benchmark": kind}, {}))
+    index, building = measured(build)
+    reached, tuning = measured(lambda: tune(index, truth, recall))
+    writing = timed(lambda: write_index(folder, index, {"benchmark": kind}, {}))
     return {
-        "build": (wall, cpu),
+        "build": (building.wall, building.cpu),
         "reached": reached,
         "effort": index.effort,
-        "tuning_cpu": tuning,
-        "writing_cpu": writing,
+        "tuning_cpu": tuning.cpu,
+        "writing_cpu": writing.cpu,
     }
 
 
@@ -135,23 +116,23 @@ def raw(kind: str, vectors: Tensor, truth: Truth, effort: int) -> dict[str, Any]
         index.add(array)
         return index
 
-    index, wall, cpu = clocked(build)
+    index, building = measured(build)
     if kind == "hnsw":
         index.hnsw.efSearch = max(effort, 10)
     elif effort:
         index.nprobe = effort
     queries = truth.queries[half:].numpy()
     index.search(queries[:8], 10)
-    _, search_wall, search_cpu = clocked(lambda: index.search(queries, 10))
-    return {"build": (wall, cpu), "search": (search_wall, search_cpu), "recall": None}
+    search = timed(lambda: index.search(queries, 10))
+    return {"build": (building.wall, building.cpu), "search": (search.wall, search.cpu), "recall": None}
 
 
 def exact(vectors: Tensor, truth: Truth) -> dict[str, Any]:
     """Search exactly with torch."""
     half = len(truth.queries) // 2
-    index, wall, cpu = clocked(lambda: build_index(vectors, "torch"))
-    _, search_wall, search_cpu = clocked(lambda: index.search(truth.queries[half:], 10))
-    return {"build": (wall, cpu), "search": (search_wall, search_cpu), "recall": 1.0}
+    index, building = measured(lambda: build_index(vectors, "torch"))
+    search = timed(lambda: index.search(truth.queries[half:], 10))
+    return {"build": (building.wall, building.cpu), "search": (search.wall, search.cpu), "recall": 1.0}
 
 
 def contend(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -223,13 +204,9 @@ def _line(name: str, found: dict[str, Any], queries: int) -> None:
 
 
 def _run(arguments: argparse.Namespace, contender: str, kind: str, effort: int, cache: str) -> dict[str, Any]:
-    flags = ["--contender", contender, "--kind", kind, "--effort", str(effort), "--cache", cache]
-    for name in ("rows", "width", "queries", "recall", "memory", "threads"):
-        flags += [f"--{name}", str(getattr(arguments, name))]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.index", *flags], capture_output=True, text=True, check=True
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    sizes = {name: getattr(arguments, name) for name in ("rows", "width", "queries", "recall", "memory", "threads")}
+    own = {"contender": contender, "kind": kind, "effort": effort, "cache": cache}
+    return in_own_process("benchmarks.index", own | sizes)
 
 
 if __name__ == "__main__":

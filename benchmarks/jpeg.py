@@ -8,7 +8,6 @@ from the exact ones.
 import argparse
 import io
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
+from benchmarks.alternate import measured
 from pipeline.encoders.image_model import ImageModel
 from pipeline.encoders.load import load_encoder
 from pipeline.extract.decode import Reduction, decode_image
@@ -39,12 +39,8 @@ def photographs(width: int, height: int) -> dict[str, Image.Image]:
 
 def rate(work: Callable[[], Tensor], repeat: int) -> tuple[float, Tensor]:
     """Return how often a CPU second does some work, at best, and what it gives."""
-    best = float("inf")
-    for _ in range(repeat):
-        start = time.process_time()
-        given = work()
-        best = min(best, time.process_time() - start)
-    return 1 / best, given
+    runs = [measured(work) for _ in range(repeat)]
+    return 1 / min(seconds.cpu for _, seconds in runs), runs[-1][0]
 
 
 def main() -> None:

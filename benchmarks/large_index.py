@@ -13,22 +13,18 @@ train and of the parts, and is shown by itself. Exact search goes over all of th
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from benchmarks.index import CENTRES, DIMENSIONS
+from benchmarks.alternate import Work, in_own_process, timed
+from benchmarks.raw import Drawn
 from pipeline.indexes import kinds
 from pipeline.indexes.index import Gallery, Index
 from pipeline.indexes.kinds import INDEXES, need_faiss
@@ -40,46 +36,6 @@ from pipeline.indexes.stored import read_index, write_index
 UNIT_ROWS = 8 * BLOCK_ROWS
 MEMORY = 8 * 2**30
 OF = {"benchmark": "large_index"}
-
-
-class Drawn:
-    """Vectors [N, D] that are drawn when they are read: the same ones every time.
-
-    Args:
-        rows: N.
-        width: D.
-    """
-
-    def __init__(self, rows: int, width: int) -> None:
-        self.rows, self.width = rows, width
-        generator = torch.Generator().manual_seed(0)
-        self._basis = torch.randn(DIMENSIONS, width, generator=generator)
-        self._centres = torch.randn(CENTRES, DIMENSIONS, generator=generator)
-
-    def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return some rows, rising."""
-        blocks, starts = np.unique(rows // BLOCK_ROWS, return_index=True)
-        stops = [*starts[1:], len(rows)]
-        return torch.cat(
-            [
-                self._block(int(block))[torch.from_numpy(rows[start:stop] - block * BLOCK_ROWS)]
-                for block, start, stop in zip(blocks, starts, stops, strict=True)
-            ]
-        )
-
-    def queries(self, count: int) -> Tensor:
-        """Return vectors of the same kind that are no rows."""
-        return self._draw(count, -1)
-
-    def _block(self, number: int) -> Tensor:
-        return self._draw(min(BLOCK_ROWS, self.rows - number * BLOCK_ROWS), number)
-
-    def _draw(self, count: int, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(number + 2**32)
-        owner = torch.randint(CENTRES, (count,), generator=generator)
-        inner = self._centres[owner] + 0.7 * torch.randn(count, DIMENSIONS, generator=generator)
-        outer = 0.5 * torch.randn(count, self.width, generator=generator)
-        return torch.nn.functional.normalize(inner @ self._basis + outer, dim=1)
 
 
 def memory_now() -> dict[str, int]:
@@ -209,11 +165,10 @@ class Steps:
         return {"alone": alone, "together": together, "queries": len(queries)}
 
 
-def clocked(work: Callable[[], Any]) -> tuple[float, float]:
+def clocked(work: Work) -> tuple[float, float]:
     """Return the seconds on the clock and the CPU seconds of some work."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    taken = timed(work)
+    return taken.wall, taken.cpu
 
 
 def contend(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -295,14 +250,9 @@ def _rates(name: str, found: dict[str, Any]) -> None:
 
 
 def _run(arguments: argparse.Namespace, step: str, *, part: int = 0, effort: int = 1) -> dict[str, Any]:
-    flags = ["--step", step, "--part", str(part), "--effort", str(effort)]
-    for name in ("rows", "width", "parts", "kind", "lists", "queries", "threads", "beside"):
-        flags += [f"--{name}", str(getattr(arguments, name))]
-    command = [sys.executable, "-m", "benchmarks.large_index", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{step}: {done.returncode}\n{done.stderr}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    names = ("rows", "width", "parts", "kind", "lists", "queries", "threads", "beside")
+    own = {"step": step, "part": part, "effort": effort}
+    return in_own_process("benchmarks.large_index", own | {name: getattr(arguments, name) for name in names})
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ layers for every pair and has no null; it is timed on a few pairs and scaled to 
 """
 
 import argparse
-import time
 
 import torch
 from torch import Tensor
 
+from benchmarks.alternate import measured
 from pipeline.metrics.layer_pairs import compare_layers, nearest_neighbours, neighbour_count
 
 IMAGE_LAYERS, TEXT_LAYERS = 13, 25
@@ -52,15 +52,13 @@ def main() -> None:
     arguments = parser.parse_args()
     image, text = make(arguments.rows, arguments.width)
     k = neighbour_count(arguments.rows)
-    start = time.perf_counter()
-    tables = [nearest_neighbours(x, k) for x in (*image, *text)]
-    searched = time.perf_counter() - start
-    found = compare_layers(tables[:IMAGE_LAYERS], tables[IMAGE_LAYERS:], permutations=arguments.permutations)
-    total = time.perf_counter() - start
-    start = time.perf_counter()
-    gaps = [abs(naive(image[i], text[-1 - i], k) - found.score[i, -1 - i]) for i in range(arguments.pairs)]
-    loop = (time.perf_counter() - start) / arguments.pairs * IMAGE_LAYERS * TEXT_LAYERS
-    print(f"ours: {total:.1f} s ({searched:.1f} s searches, {total - searched:.1f} s pairs and null)")
+    tables, searches = measured(lambda: [nearest_neighbours(x, k) for x in (*image, *text)])
+    sides, permutations = (tables[:IMAGE_LAYERS], tables[IMAGE_LAYERS:]), arguments.permutations
+    found, pairs = measured(lambda: compare_layers(*sides, permutations=permutations))
+    scores, naively = measured(lambda: [naive(image[i], text[-1 - i], k) for i in range(arguments.pairs)])
+    gaps = [abs(score - found.score[i, -1 - i]) for i, score in enumerate(scores)]
+    loop, total = naively.wall / arguments.pairs * IMAGE_LAYERS * TEXT_LAYERS, searches.wall + pairs.wall
+    print(f"ours: {total:.1f} s ({searches.wall:.1f} s searches, {pairs.wall:.1f} s pairs and null)")
     print(f"loop without a null, scaled from {arguments.pairs} pairs: {loop:.0f} s ({loop / total:.1f} × ours)")
     print(f"largest difference between the scores: {max(gaps):.1e}")
 

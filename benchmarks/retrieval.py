@@ -8,9 +8,9 @@ for one cut-off and for all.
 import argparse
 import json
 import resource
-import subprocess
-import sys
-import time
+from typing import Any
+
+from benchmarks.alternate import in_own_process, measured
 
 KS = (1, 5, 10)
 
@@ -64,11 +64,9 @@ def contend(name: str, ks: tuple[int, ...], sizes: tuple[int, int, int]) -> dict
     torch.ones(2, 2) @ torch.ones(2, 2)
     CONTENDERS[name](*make(20, 2, 8), ks=(1,))  # imports
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start, cpu = time.perf_counter(), time.process_time()
-    metrics = CONTENDERS[name](*data, ks=ks)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    metrics, seconds = measured(lambda: CONTENDERS[name](*data, ks=ks))
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    times = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2)}
+    times = {"seconds": round(seconds.wall, 2), "cpu_seconds": round(seconds.cpu, 2)}
     return {"name": name, "ks": ks, **times, "peak_mb": round(peak), "metrics": metrics}
 
 
@@ -97,15 +95,13 @@ def main() -> None:
         print(f"largest difference between the recalls: {max(differences):.2e}")
 
 
-def _run(name: str, ks: tuple[int, ...], sizes: tuple[int, int, int]) -> dict:  # type: ignore[type-arg]
-    flags = ["--contender", name, "--ks", ",".join(map(str, ks))]
-    for flag, value in zip(("--images", "--captions", "--width"), sizes, strict=True):
-        flags += [flag, str(value)]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.retrieval", *flags], capture_output=True, text=True)
-    if done.returncode:
-        print(f"{name}: not measured ({done.stderr.strip().splitlines()[-1]})")
+def _run(name: str, ks: tuple[int, ...], sizes: tuple[int, int, int]) -> dict[str, Any]:
+    flags = dict(zip(("images", "captions", "width"), sizes, strict=True))
+    try:
+        return in_own_process("benchmarks.retrieval", {"contender": name, "ks": ",".join(map(str, ks)), **flags})
+    except RuntimeError as error:
+        print(f"{name}: not measured ({error})")
         return {}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ that part alone.
 
 import argparse
 import os
-import resource
-import statistics
-import time
 from collections.abc import Callable
 from functools import cache
 
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.alternate import Work, alternate, show
 from benchmarks.bare_steps import features
 from pipeline.align.fit import initial_projectors
 from pipeline.align.methods import make_recipe
@@ -81,19 +79,7 @@ def _rows(side: Tensor, rows: Tensor) -> Tensor:
     return side[rows.reshape(-1)].view(*rows.shape, -1)
 
 
-def spent(work: Callable[[], object]) -> tuple[float, float]:
-    """Return wall and CPU seconds of some work, its worker processes included."""
-    wall, before = time.perf_counter(), _cpu()
-    work()
-    return time.perf_counter() - wall, _cpu() - before
-
-
-def _cpu() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def ways(count: int, steps: int, seeds: int, jobs: int) -> dict[str, Callable[[], object]]:
+def ways(count: int, steps: int, seeds: int, jobs: int) -> dict[str, Work]:
     """Return the ways to train some seeds."""
     items: list[Item] = [(count, steps, seed) for seed in range(seeds)]
 
@@ -130,15 +116,13 @@ def main() -> None:
     train_one((item.pairs[0], 2, 0))
     for count in item.pairs:
         tasks = ways(count, item.steps, item.seeds, item.jobs)
-        found = {name: [spent(task) for _ in range(1)] for name, task in tasks.items()}
-        for _ in range(item.rounds - 1):
-            for name, task in tasks.items():
-                found[name].append(spent(task))
+        found = alternate(tasks, item.rounds)
         load = os.getloadavg()[0]
-        print(f"\n{count} pairs, {item.seeds} seeds, {item.steps} steps: wall s, CPU s (load {load:.1f})")
-        for name, runs in found.items():
-            wall, cpu = (statistics.median(column) for column in zip(*runs, strict=True))
-            print(f"  {name:34} {wall:8.2f} {cpu:8.2f}", flush=True)
+        show(
+            f"{count} pairs, {item.seeds} seeds, {item.steps} steps (load {load:.1f}); rows are seeds",
+            item.seeds,
+            found,
+        )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.alternate import measured
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
@@ -107,8 +108,8 @@ def measure_alone(model: DualEncoder, gallery: torch.Tensor, asked: list[str], s
     """Time the encoder with projector on single texts, and a matrix product with top-k, in turn; adds milliseconds."""
     model.encode_text(["warm"])
     for text in asked:
-        vector = timed(partial(model.encode_text, [text]), "encoder", spent)
-        timed(partial(nearest, vector, gallery), "matmul", spent)
+        vector = noted(partial(model.encode_text, [text]), "encoder", spent)
+        noted(partial(nearest, vector, gallery), "matmul", spent)
 
 
 def nearest(vector: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
@@ -116,12 +117,11 @@ def nearest(vector: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     return torch.topk(vector @ gallery.T, 12).values
 
 
-def timed(work: Callable[[], torch.Tensor], name: str, spent: dict[str, list[float]]) -> torch.Tensor:
+def noted(work: Callable[[], torch.Tensor], name: str, spent: dict[str, list[float]]) -> torch.Tensor:
     """Do some work, and note its milliseconds on the clock and of CPU."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    spent[f"{name} cpu"].append(1e3 * (time.process_time() - cpu))
-    spent[name].append(1e3 * (time.perf_counter() - wall))
+    result, seconds = measured(work)
+    spent[f"{name} cpu"].append(1e3 * seconds.cpu)
+    spent[name].append(1e3 * seconds.wall)
     return result
 
 

@@ -11,11 +11,11 @@ products that an InfoNCE step cannot do without, and nothing else.
 import argparse
 import resource
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from benchmarks.alternate import timed
+from benchmarks.alternate import rounds
 from benchmarks.bare_steps import IMAGE_WIDTH, TEXT_WIDTH, Step, bare_step, features
 from pipeline.align.methods import make_recipe
 from pipeline.align.objective import Batch, StepContext
@@ -55,15 +55,10 @@ def matrix_work(rows: int, d: int) -> Step:
     return step
 
 
-def rounds(tasks: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def cpu_seconds(tasks: Mapping[str, Step], repeats: int) -> dict[str, list[float]]:
     """Return the CPU seconds of each task in each round, after one round that warms up."""
-    for task in tasks.values():
-        task()
-    taken: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            taken[name].append(timed(task).cpu)
-    return taken
+    rounds(tasks, 1)
+    return {name: [each.cpu for each in taken] for name, taken in rounds(tasks, repeats).items()}
 
 
 def ratio(above: list[float], below: list[float]) -> float:
@@ -75,7 +70,7 @@ def compare_methods(rows: int, d: int, repeats: int) -> None:
     """Print each method's step beside its bare loop."""
     print(f"{rows} rows, d = {d}: ms of ours, of the bare loop of the same maths, and the ratio")
     for method in METHODS:
-        found = rounds({"ours": our_step(method, rows, d), "bare": bare_step(method, rows, d)}, repeats)
+        found = cpu_seconds({"ours": our_step(method, rows, d), "bare": bare_step(method, rows, d)}, repeats)
         ours, bare = (statistics.median(found[name]) * 1e3 for name in ("ours", "bare"))
         print(f"  {method:15} {ours:8.1f} {bare:8.1f} {ratio(found['ours'], found['bare']):6.2f} ×", flush=True)
 
@@ -95,7 +90,7 @@ def compare_structure(rows: int, d: int, repeats: int) -> None:
         "bare structure": bare_step("structure", rows, d),
         "matrix work": matrix_work(rows, d),
     }
-    found = rounds(tasks, repeats)
+    found = cpu_seconds(tasks, repeats)
     term = [a - b for a, b in zip(found["structure"], found["info_nce"], strict=True)]
     print(f"{rows} rows, d = {d}: ms, how often it goes into the structure step, and into the structure term alone")
     for name, values in found.items():

@@ -17,8 +17,6 @@ import resource
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.alternate import Work, alternate, timed
 from pipeline.store.formats.base import Features
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
@@ -84,7 +83,7 @@ def write(root: Path, file_format: str, sizes: Sizes, values: Features) -> None:
     for shard in writer.work(["layer-0"]):
         part = values[: shard.stop - shard.start]
         ids = names(shard.start, shard.stop)
-        tasks: list[Callable[[], object]] = [
+        tasks: list[Work] = [
             partial(writer.commit, shard, ids, {"layer-0": part}),
             partial(hashed_write, root.with_suffix(".hashed"), part),
             partial(raw_write, root.with_suffix(".raw"), part),
@@ -92,9 +91,8 @@ def write(root: Path, file_format: str, sizes: Sizes, values: Features) -> None:
         turns = list(zip(taken, tasks, strict=True))
         for work, task in turns[shard.index % 3 :] + turns[: shard.index % 3]:
             refill(root, part)
-            busy = time.process_time()
             seconds = timed(task)
-            taken[work].append((seconds / len(part), (time.process_time() - busy) / len(part)))
+            taken[work].append((seconds.wall / len(part), seconds.cpu / len(part)))
             root.with_suffix(".hashed").unlink(missing_ok=True)
             root.with_suffix(".raw").unlink(missing_ok=True)
     fastest = statistics.median(wall for wall, _ in taken["raw"])
@@ -103,8 +101,8 @@ def write(root: Path, file_format: str, sizes: Sizes, values: Features) -> None:
         row(file_format, work, 1 / wall, 1 / fastest, "rows/s")
         busy = statistics.median(cpu for _, cpu in each)
         print(f"{'':8} {'':34} {1 / min(each)[0]:9,.0f} rows/s at best; {1 / busy:,.0f} rows a CPU second")
-    seconds = timed(lambda: writer.finish(samples(sizes.rows), {}))
-    row(file_format, "finish (digests, samples, manifest)", sizes.rows / seconds, 0, "rows/s")
+    finishing = timed(lambda: writer.finish(samples(sizes.rows), {})).wall
+    row(file_format, "finish (digests, samples, manifest)", sizes.rows / finishing, 0, "rows/s")
 
 
 def refill(root: Path, values: Features) -> None:
@@ -130,10 +128,8 @@ def read(root: Path, file_format: str, sizes: Sizes, values: Features) -> None:
     raw_path = root.with_suffix(".raw")
     raw_write(raw_path, store.numpy(layer))
     size = store.rows * sizes.width * 2 / 1e6
-    pairs = [
-        (timed(lambda: store.numpy(layer)), timed(lambda: np.fromfile(raw_path, np.float16))) for _ in range(REPEATS)
-    ]
-    ours, raw = (statistics.median(column) for column in zip(*pairs, strict=True))
+    tasks: dict[str, Work] = {"ours": lambda: store.numpy(layer), "raw": lambda: np.fromfile(raw_path, np.float16)}
+    ours, raw = (each.wall for each in alternate(tasks, REPEATS).values())
     row(file_format, f"read 1 layer of {sizes.layers}, verified", size / ours, size / raw, "MB/s")
     shutil.rmtree(root)
 
@@ -145,9 +141,9 @@ def batches(root: Path, file_format: str, sizes: Sizes) -> None:
     raw_write(raw_path, store.numpy("layer-0"))
     mapped = np.memmap(raw_path, np.float16, "r", shape=(store.rows, sizes.width))
     order = np.random.default_rng(0).permutation(store.rows)[:BATCH]
-    first = timed(lambda: next(store.batches("layer-0", BATCH, shuffle=True)))
-    pairs = [(timed(lambda: store.gather("layer-0", order)), timed(lambda: mapped[order])) for _ in range(REPEATS)]
-    ours, raw = (statistics.median(column) for column in zip(*pairs, strict=True))
+    first = timed(lambda: next(store.batches("layer-0", BATCH, shuffle=True))).wall
+    tasks: dict[str, Work] = {"ours": lambda: store.gather("layer-0", order), "raw": lambda: mapped[order]}
+    ours, raw = (each.wall for each in alternate(tasks, REPEATS).values())
     row(file_format, "random 32k-row batch, staged", 1 / ours, 1 / raw, "/s")
     print(f"{file_format:8} a batch takes {ours * 1e3:.0f} ms; the first, with staging, {first * 1e3:.0f} ms")
 
@@ -190,13 +186,6 @@ def hashed_write(path: Path, values: Features) -> str:
     """Write an array's bytes, wait for the disk and digest them."""
     raw_write(path, values)
     return hashlib.sha256(values.data).hexdigest()
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that a piece of work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def row(file_format: str, work: str, ours: float, raw: float, unit: str) -> None:
