@@ -76,6 +76,14 @@ def setting(
     return cast(T, dataclasses.field(**stated))
 
 
+def shared(cls: type, name: str, **changes: Any) -> Any:
+    """Declare a field as another class of settings declares its own of that name, but for changes of its `Setting`."""
+    (field,) = (each for each in dataclasses.fields(cls) if each.name == name)
+    about = {_KEY: dataclasses.replace(field.metadata[_KEY], **changes)}
+    stated: dict[str, Any] = {"default": field.default, "default_factory": field.default_factory, "metadata": about}
+    return dataclasses.field(**stated)
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting,))
 def settings(cls: type[T]) -> type[T]:
     """Make a frozen keyword-only dataclass whose values are checked, all of them before the first complaint.

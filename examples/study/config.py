@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.config import build, load_params
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.sweep.config import ClassSet, Corruption, Method, SweepConfig, methods_of
+from pipeline.evaluate.config import ZeroShotConfig
+from pipeline.sweep.config import Corruption, Method, SweepConfig, methods_of
 from pipeline.sweep.results import Result
 
 SEPARATOR = "+"
@@ -255,7 +256,7 @@ def _sweep(config: StudyConfig, name: str, pair: tuple[str, ...], features: Path
         swapped=grid.swapped,
         split=config.split,
         classes=tuple(
-            ClassSet(
+            ZeroShotConfig(
                 name=each,
                 image=tuple(features / each / encoder for encoder in image),
                 classes=tuple(features / each / encoder / "classes" for encoder in text),

@@ -71,6 +71,14 @@ class ZeroShotSet:
     unlabelled: int
     split: str
 
+    @property
+    def prompt_rows(self) -> tuple[Rows, Rows]:
+        """Positions [Q] of the prompts of all classes, and the class [Q] of each."""
+        labels = self.prompts.samples.label
+        known = {label: index for index, label in enumerate(self.classes)}
+        rows = [row for row, label in enumerate(labels) if label]
+        return np.array(rows, dtype=np.int64), np.array([known[labels[row]] for row in rows], dtype=np.int64)
+
     def of_split(self, split: str) -> "ZeroShotSet | None":
         """Return the labelled images of another split, of the same classes; None where there are none."""
         labels = self.image.samples.label
@@ -189,8 +197,5 @@ def run_features(run: AlignedRun, side: Side, at: Rows, *, constant_allowed: boo
 
 def class_vectors(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:
     """Return one unit vector a class [C, d]."""
-    labels = data.prompts.samples.label
-    rows = np.array([row for row, label in enumerate(labels) if label], dtype=np.int64)
-    known = {label: index for index, label in enumerate(data.classes)}
-    owner = np.array([known[labels[row]] for row in rows])
-    return classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(known))
+    rows, owner = data.prompt_rows
+    return classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(data.classes))

@@ -174,10 +174,7 @@ def _test(data: TestPairs, layers: Layers) -> tuple[Tensor, Tensor]:
 
 
 def _classes(data: ZeroShotSet, layers: Layers) -> tuple[Tensor, Tensor, Rows]:
-    names = data.prompts.samples.label
-    rows = np.array([row for row, label in enumerate(names) if label], dtype=np.int64)
-    known = {label: index for index, label in enumerate(data.classes)}
-    owner = np.array([known[names[row]] for row in rows], dtype=np.int64)
+    rows, owner = data.prompt_rows
     return data.image.read(layers[0], data.rows), data.prompts.read(layers[1], rows), owner
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.align.config import LAYER_METRICS, AlignConfig
+from pipeline.align.config import AlignConfig
 from pipeline.align.methods import merge
-from pipeline.config import assignments, build, name, names, section
+from pipeline.config import build, name, names, section
 from pipeline.errors import UserError
-from pipeline.settings import at_least, between, distinct, more_than, not_empty, one_of, setting, settings
+from pipeline.evaluate.config import ZeroShotConfig
+from pipeline.settings import between, distinct, more_than, not_empty, setting, settings, shared
 from pipeline.storage.contract import Place
 
 
@@ -22,16 +23,6 @@ class Method:
     method: str = setting(flag=None, help="A name of `pipeline.align.methods.METHODS`.")
     settings: dict[str, Any] = setting(default_factory=dict, flag=None, help="Changes to its recipe, nested.")
     layers: str | None = setting(default=None, flag=None, help="Layers for this row alone. [default: the sweep's]")
-
-
-@settings
-class ClassSet:
-    """Images with labels and prompts for their classes, for zero-shot classification."""
-
-    name: str = setting(flag=None, help="How it is called: `<name>/acc1`.")
-    image: tuple[Path, ...] = setting(flag=None, help="Image stores, one for each image encoder of the sweep.")
-    classes: tuple[Path, ...] = setting(flag=None, help="Stores of class prompts, one for each text encoder.")
-    split: str = setting(default="test", flag=None, help="Split of the images.")
 
 
 @settings
@@ -100,15 +91,11 @@ class SweepConfig:
     """Every combination of the lists is a cell, and every cell a run of `align` that is measured on `split`.
 
     A setting that changes bytes gives other numbers, or other cells. Stores count by their content, not by where they
-    lie.
+    lie. The first seed draws the images that layers are chosen by.
     """
 
-    image: tuple[Place, ...] = setting(
-        check=not_empty, changes_bytes=False, help="Image store; the layers of several are concatenated."
-    )
-    text: tuple[Place, ...] = setting(
-        check=not_empty, changes_bytes=False, help="Text store; the layers of several are concatenated."
-    )
+    image: tuple[Place, ...] = shared(AlignConfig, "image")
+    text: tuple[Place, ...] = shared(AlignConfig, "text")
     out: Path = setting(changes_bytes=False, help="Folder of the results.")
     methods: dict[str, Method] = setting(
         check=not_empty, changes_bytes=True, flag="--method", parse=methods_of, help="Method; repeat for several."
@@ -134,13 +121,7 @@ class SweepConfig:
         changes_bytes=True,
         help="auto (what suits the method), pair, stack, last, grow, spread, or I,J; repeat for several.",
     )
-    seeds: tuple[int, ...] = setting(
-        default=(1, 42, 55),
-        check=(not_empty, distinct),
-        changes_bytes=True,
-        flag="--seed",
-        help="Seed; the first draws the images that layers are chosen by; repeat for several.",
-    )
+    seeds: tuple[int, ...] = shared(AlignConfig, "seeds")
     swapped: tuple[float, ...] = setting(
         default=(0.0,),
         check=(not_empty, distinct, between(0, 1)),
@@ -148,33 +129,15 @@ class SweepConfig:
         flag=None,
         help="Shares of the training images that get another's captions.",
     )
-    layer_metric: str = setting(
-        default="mutual_knn",
-        check=one_of(LAYER_METRICS, "layer metric"),
-        changes_bytes=True,
-        flag=None,
-        help="What auto and stack compare layers by.",
-    )
-    stack: int = setting(
-        default=3,
-        check=at_least(1),
-        changes_bytes=True,
-        flag=None,
-        help="Layers of each side that stack concatenates.",
-    )
-    settings: dict[str, Any] = setting(
-        default_factory=dict,
-        changes_bytes=True,
-        flag="--set",
-        parse=assignments,
-        help="Change every recipe, such as training.epochs=40; repeat for several.",
-    )
+    layer_metric: str = shared(AlignConfig, "layer_metric", flag=None)
+    stack: int = shared(AlignConfig, "stack")
+    settings: dict[str, Any] = shared(AlignConfig, "settings")
     split: str | None = setting(
         default=None,
         changes_bytes=True,
         help="Split to measure on, such as test. [default: validation alone]",
     )
-    classes: tuple[ClassSet, ...] = setting(
+    classes: tuple[ZeroShotConfig, ...] = setting(
         default=(),
         changes_bytes=True,
         parse=class_sets,
@@ -183,10 +146,8 @@ class SweepConfig:
     corruption: Corruption = setting(
         default_factory=Corruption, changes_bytes=True, flag=None, help="What is broken at test time."
     )
-    train_split: str = setting(default="train", changes_bytes=True, flag=None, help="Split that is trained on.")
-    validation_split: str = setting(
-        default="val", changes_bytes=True, flag=None, help="Split that chooses the best weights."
-    )
+    train_split: str = shared(AlignConfig, "train_split")
+    validation_split: str = shared(AlignConfig, "validation_split")
     device: str = setting(default="cpu", changes_bytes=False, help="cpu, auto or cuda; cells are small.")
     keep: bool = setting(
         default=False, changes_bytes=False, flag="--keep", help="Keep each cell's projectors below <out>/runs."

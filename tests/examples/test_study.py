@@ -17,7 +17,7 @@ from examples.study.page import write_page
 from examples.study.run import cost_sentences, finished_sweeps, run_study
 from examples.study.statistics import Group, closed_rows, difference, groups_of, select
 from pipeline.errors import UserError
-from pipeline.sweep.config import ClassSet
+from pipeline.evaluate.config import ZeroShotConfig
 from tests.align.conftest import Stores
 from tests.sweep.conftest import QUICK
 
@@ -110,7 +110,7 @@ Write = Callable[[dict[str, Any]], Path]
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory, stores: Stores, class_set: ClassSet) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory, stores: Stores, class_set: ZeroShotConfig) -> Path:
     """Return a data folder whose features are the synthetic stores."""
     features = tmp_path_factory.mktemp("data") / "1_features"
     for dataset, encoder, store in (

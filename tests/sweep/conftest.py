@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.evaluate.config import ZeroShotConfig
 from pipeline.store.samples import Samples
-from pipeline.sweep.config import ClassSet, SweepConfig, methods_of
+from pipeline.sweep.config import SweepConfig, methods_of
 from tests.align.conftest import LATENT, WIDTHS, Stores, _one_thread, make_stores, stores, views, write_store
 
 __all__ = ["_one_thread", "make_stores", "stores"]
@@ -20,7 +21,7 @@ MakeSweep = Callable[..., SweepConfig]
 
 
 @pytest.fixture(scope="session")
-def class_set(tmp_path_factory: pytest.TempPathFactory) -> ClassSet:
+def class_set(tmp_path_factory: pytest.TempPathFactory) -> ZeroShotConfig:
     """Return 60 images of six classes, two prompts a class; all are views of one latent a class."""
     root = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(5)
@@ -32,7 +33,7 @@ def class_set(tmp_path_factory: pytest.TempPathFactory) -> ClassSet:
     prompts = [f"a {CLASSES[c]} {k % 2}" for k, c in enumerate(owner)]
     texts = Samples(prompts, [""] * 12, [""] * 12, [CLASSES[c] for c in owner], prompts)
     near = centre[target] + 0.3 * rng.standard_normal((60, LATENT)).astype(np.float32)
-    return ClassSet(
+    return ZeroShotConfig(
         name="zoo",
         image=(write_store(root / "image", "image", images, views(near, WIDTHS["image"], 1)),),
         classes=(write_store(root / "text", "text", texts, views(centre[owner], WIDTHS["text"], 2)),),
@@ -40,7 +41,7 @@ def class_set(tmp_path_factory: pytest.TempPathFactory) -> ClassSet:
 
 
 @pytest.fixture
-def make_sweep(stores: Stores, class_set: ClassSet, tmp_path: Path) -> MakeSweep:
+def make_sweep(stores: Stores, class_set: ZeroShotConfig, tmp_path: Path) -> MakeSweep:
     """Return a maker of sweeps over the small stores, measured on the test split."""
 
     def make(out: str = "sweep", methods: Any = ("cca", "info_nce"), **changes: Any) -> SweepConfig:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.align.run import align
 from pipeline.errors import PipelineError, UserError
-from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.data import pairs_of_split, zero_shot_set
 from pipeline.evaluate.run import evaluate
 from pipeline.evaluate.single import evaluate_run
@@ -25,7 +25,7 @@ from pipeline.settings import declared
 from pipeline.store.views import Side
 from pipeline.sweep import run as sweep_module
 from pipeline.sweep.cells import Cell, cells_of
-from pipeline.sweep.config import ClassSet, Corruption, SweepConfig
+from pipeline.sweep.config import Corruption, SweepConfig
 from pipeline.sweep.results import cell_path, flat_row, read_ranks, summary
 from pipeline.sweep.run import do_cell, sweep, worklist
 from tests.align.conftest import MakeStores, Stores
@@ -41,7 +41,7 @@ def numbers(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("method", "captions"), [("cca", None), ("info_nce", 1), ("fewpairs", 1), ("asif", None)])
 def test_a_cell_is_what_align_and_evaluate_give(
-    stores: Stores, class_set: ClassSet, make_sweep: MakeSweep, tmp_path: Path, method: str, captions: int | None
+    stores: Stores, class_set: ZeroShotConfig, make_sweep: MakeSweep, tmp_path: Path, method: str, captions: int | None
 ) -> None:
     config = make_sweep(methods=(method,), captions=(captions,), pairs=(60,))
     results = sweep(config)
@@ -149,7 +149,7 @@ def test_what_is_added_leaves_the_rest_alone(make_sweep: MakeSweep) -> None:
     assert not worklist(make_sweep(pairs=(50,), keep=True, device="auto")).left
 
 
-def test_every_setting_does_to_finished_cells_what_it_says(make_sweep: MakeSweep, class_set: ClassSet) -> None:
+def test_every_setting_does_to_finished_cells_what_it_says(make_sweep: MakeSweep, class_set: ZeroShotConfig) -> None:
     """What changes bytes leaves the one finished cell out or adds others; what does not finds it again."""
     base: dict[str, Any] = {"methods": ("cca",), "pairs": (40,), "seeds": (1,)}
     sweep(make_sweep(**base))
@@ -273,7 +273,7 @@ def test_a_cell_that_fails_stops_no_other(make_sweep: MakeSweep) -> None:
         assert [row["row"] for row in csv.DictReader(stream)] == ["cca", "cca"]
 
 
-def test_impossible_sweeps_are_one_sentence(make_sweep: MakeSweep, class_set: ClassSet) -> None:
+def test_impossible_sweeps_are_one_sentence(make_sweep: MakeSweep, class_set: ZeroShotConfig) -> None:
     with pytest.raises(UserError, match="a known method"):
         make_sweep(methods=("cca", "magic"))
     with pytest.raises(UserError, match="each value once, found 1 twice"):
