@@ -40,7 +40,7 @@ def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> lis
     """
     missing = missing_stores(config, data, out)
     said = [f"To be extracted first: {open_storage(each.dataset).name} with {each.encoder}." for each in missing]
-    unknown = {each.out for each in missing}
+    unknown = {Path(str(each.out)) for each in missing}
     total, seen = 0.0, set()
     for part in sweeps_of(config, data, out):
         if unknown & _stores(part):
@@ -65,10 +65,10 @@ def cost_sentences(config: StudyConfig, data: Path, out: Path, jobs: int) -> lis
 
 def _stores(part: GridSweep) -> set[Path]:
     """Return the folders that a sweep reads, changed captions apart; class prompts lie in the text encoder's folder."""
-    stores = {Path(str(place)) for place in (*part.sweep.image, *part.sweep.text)}  # folders: the study is local
-    for each in part.sweep.classes:
-        stores |= {*each.image, *(path.parent for path in each.classes)}
-    return stores
+    places = [*part.sweep.image, *part.sweep.text, *(place for each in part.sweep.classes for place in each.image)]
+    return {Path(str(place)) for place in places} | {
+        Path(str(place)).parent for each in part.sweep.classes for place in each.classes
+    }
 
 
 def _changed(part: GridSweep) -> set[Path]:
@@ -124,7 +124,7 @@ def run_study(
 
 def finished_sweeps(config: StudyConfig, data: Path, out: Path) -> list[GridSweep]:
     """Return what is finished of a study, as the page needs it; nothing is computed."""
-    unknown = {each.out for each in missing_stores(config, data, out)}
+    unknown = {Path(str(each.out)) for each in missing_stores(config, data, out)}
     found = []
     for part in sweeps_of(config, data, out):
         if unknown & (_stores(part) | _changed(part)):

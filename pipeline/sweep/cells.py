@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from pipeline.align.config import AlignConfig
@@ -13,6 +12,7 @@ from pipeline.align.run import REVISION as ALIGN_REVISION
 from pipeline.align.run import side_digest
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
+from pipeline.storage.contract import Place
 from pipeline.store.views import Side
 from pipeline.sweep.config import SweepConfig
 
@@ -115,6 +115,6 @@ def _measured_stores(config: SweepConfig) -> Iterator[list[Any]]:
         yield [name, *_stores("text", paths)]
 
 
-def _stores(modality: str, paths: tuple[Path, ...]) -> Iterator[Any]:
+def _stores(modality: str, paths: tuple[Place, ...]) -> Iterator[Any]:
     side = Side.open(modality, paths)
     yield side_digest(side, side.layers())

@@ -121,7 +121,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, stores: Stores, class_set: Ze
     ):
         folder = features / dataset
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / encoder).symlink_to(store)
+        (folder / encoder).symlink_to(str(store))
     return features.parent
 
 
