@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.layer_scores import LayerScores, one_row_an_image, score_layers
-from pipeline.align.pairs import Layers, PairSet
+from pipeline.align.layer_scores import LayerScores, score_layers
+from pipeline.align.pairs import Layers, PairSet, one_row_an_image
 from pipeline.errors import UserError
 from pipeline.layers import select_layers
 from pipeline.metrics.arrays import is_constant

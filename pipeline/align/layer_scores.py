@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.align.config import AlignConfig
 from pipeline.align.fit import initial_projectors
 from pipeline.align.methods import make_recipe
-from pipeline.align.pairs import PairFeatures, PairSet, Splits, split_pairs, subset
+from pipeline.align.pairs import PairFeatures, PairSet, Splits, one_row_an_image, split_pairs, subset
 from pipeline.align.recipe import Recipe
 from pipeline.align.train import train
 from pipeline.align.validation import selection_score
@@ -102,7 +102,6 @@ def layers(
     text_store: Path,
     *,
     split: str = "train",
-    validation_split: str = "val",
     seed: int = 1,
     metric: str = "mutual_knn",
 ) -> LayerScores:
@@ -111,8 +110,7 @@ def layers(
     Args:
         image_store: Image store.
         text_store: Text store of the same data set.
-        split: The training split.
-        validation_split: The validation split; where there is none, the images that `align` carves out are left out.
+        split: The training split; without a split `val`, the images that `align` carves out of it are left out.
         seed: Draws the images where there are more.
         metric: mutual_knn, or cka (on up to 1000 images).
 
@@ -120,14 +118,12 @@ def layers(
         UserError: A store cannot be used, or there are too few pairs.
         UnknownNameError: No such metric.
     """
-    (image, text), splits = _open(image_store, text_store, split, validation_split)
+    (image, text), splits = _open(image_store, text_store, split)
     return score_layers(image, text, splits.train, seed=seed, metric=metric)
 
 
-def _open(image_store: Path, text_store: Path, split: str, validation_split: str) -> tuple[tuple[Side, Side], Splits]:
-    config = AlignConfig(
-        image=(image_store,), text=(text_store,), out=Path(), train_split=split, validation_split=validation_split
-    )
+def _open(image_store: Path, text_store: Path, split: str) -> tuple[tuple[Side, Side], Splits]:
+    config = AlignConfig(image=(image_store,), text=(text_store,), out=Path(), train_split=split)
     sides = Side.open("image", config.image), Side.open("text", config.text)
     return sides, split_pairs(*sides, config)
 
@@ -190,16 +186,6 @@ def _tables(side: Side, pairs: PairSet, metric: Metric) -> tuple[list[str], list
     if not tables:
         raise UserError(expected="a layer that tells samples apart", found="the same row everywhere", where=side.where)
     return names, tables, left_out
-
-
-def one_row_an_image(side: Side, layer: LayerRef, pairs: PairSet) -> Tensor:
-    """Return a layer's features, one row an image [N, D]: its own, or the mean of its captions'."""
-    if side.modality == "image":
-        return side.read([layer], pairs.image_rows, constant_allowed=True)
-    captions = side.read([layer], pairs.caption_rows, constant_allowed=True)
-    owner = torch.from_numpy(pairs.caption_image)
-    total = torch.zeros(len(pairs), captions.shape[1]).index_add_(0, owner, captions)
-    return total / torch.bincount(owner, minlength=len(pairs))[:, None]
 
 
 def _advice(names: tuple[str, str], found: LayerPairs, says: str) -> str:
@@ -268,7 +254,6 @@ def check_layers(
     *,
     pairs: int = 20,
     split: str = "train",
-    validation_split: str = "val",
     seed: int = 1,
     recipe: Recipe | None = None,
     progress: Progress = silent,
@@ -280,8 +265,7 @@ def check_layers(
         text_store: Text store of the same data set.
         scores: Scores of these stores, as `layers` gives them for the same splits.
         pairs: How many pairs, evenly spread over the ranking, the best, the worst and the last layers among them.
-        split: The training split.
-        validation_split: The validation split; where there is none, images are carved out of the training split.
+        split: The training split; without a split `val`, the images that `align` carves out of it are left out.
         seed: Draws training images where there are more than 2000, and the initial projectors.
         recipe: How to train; plain InfoNCE by default.
         progress: Is told how many pairs are done.
@@ -290,7 +274,7 @@ def check_layers(
         UserError: A store cannot be used, or fewer than four pairs are asked for or there.
     """
     chosen, recipe = spread(scores, pairs), recipe or make_recipe("info_nce")
-    sides, splits = _open(image_store, text_store, split, validation_split)
+    sides, splits = _open(image_store, text_store, split)
     training = splits.train.take(subset(sides[0], splits.train, min(CHECKED_IMAGES, len(splits.train)), seed))
     checked = []
     for i, j in chosen:

@@ -258,3 +258,13 @@ class PairFeatures:
         chance = torch.rand(len(self), generator=generator, device=self.device, dtype=torch.float64)
         drawn = self.starts[:-1] + (chance * counts).long().clamp(max=counts - 1)
         return order, drawn[order]
+
+
+def one_row_an_image(side: Side, layer: LayerRef, pairs: PairSet) -> Tensor:
+    """Return a layer's features, one row an image [N, D]: its own, or the mean of its captions'."""
+    if side.modality == "image":
+        return side.read([layer], pairs.image_rows, constant_allowed=True)
+    captions = side.read([layer], pairs.caption_rows, constant_allowed=True)
+    owner = torch.from_numpy(pairs.caption_image)
+    total = torch.zeros(len(pairs), captions.shape[1]).index_add_(0, owner, captions)
+    return total / torch.bincount(owner, minlength=len(pairs))[:, None]
