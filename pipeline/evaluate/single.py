@@ -40,6 +40,7 @@ from pipeline.metrics.classification import zero_shot_metrics
 from pipeline.metrics.retrieval import Watch, cross_ranks, mean_average_precision
 from pipeline.projectors.csls import nearest_mean, scaled
 from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.table import read_json
 from pipeline.store.samples import join
 
 Floats = NDArray[np.float64]
@@ -288,7 +289,7 @@ def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
     """Return the scores of all layer pairs; None where layers were not chosen by them.
 
     Raises:
-        UserError: The file is not JSON or leaves the run's folder.
+        UserError: The file is missing, is no JSON object or leaves the run's folder.
     """
     name = run.record.get("layer_scores")
     if not isinstance(name, str) or not name:
@@ -296,13 +297,7 @@ def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
     path = (run.folder / name).resolve()
     if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
         raise UserError(expected=f"the file {name} in the run's folder", found="none", where=str(run.root))
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            expected="JSON with the scores of layer pairs", found=str(error), where=str(run.root / name)
-        ) from error
-    return value if isinstance(value, dict) else None
+    return read_json(path, "the scores of layer pairs", str(run.root / name))
 
 
 def is_number(value: Any) -> bool:
