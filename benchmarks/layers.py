@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternate import measured
-from pipeline.metrics.layer_pairs import compare_layers, nearest_neighbours, neighbour_count
+from pipeline.metrics.similarity import compare_layers, nearest_neighbours, neighbour_count
 
 IMAGE_LAYERS, TEXT_LAYERS = 13, 25
 

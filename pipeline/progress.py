@@ -37,6 +37,7 @@ class Update:
     """A sentence for the user, such as the cost of the work; empty for a mere count."""
 
     def __str__(self) -> str:
+        """Return it as a sentence."""
         return self.message or f"{self.what}: {self.done:,}{f' of {self.total:,}' if self.total else ''}"
 
 

@@ -25,7 +25,7 @@ from pipeline.align.train import train
 from pipeline.align.validation import selection_score
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.metrics.arrays import is_constant
-from pipeline.metrics.layer_pairs import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
+from pipeline.metrics.similarity import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
 from pipeline.progress import Progress, Update, silent
 from pipeline.store.views import LayerRef, Side
 

@@ -40,6 +40,7 @@ class TemperatureOptions:
     """Upper clamp."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(0 < self.minimum <= self.maximum < math.inf, "temperature.minimum", "in (0, maximum]", self.minimum)
         inside = self.minimum <= self.initial <= self.maximum
         require(inside, "temperature.initial", f"in [{self.minimum}, {self.maximum}]", self.initial)
@@ -55,6 +56,7 @@ class MixOptions:
     """Both parameters of the Beta distribution that the coefficient is drawn from."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(0 < self.alpha < math.inf, "mix.alpha", "above 0", self.alpha)
 
 
@@ -68,6 +70,7 @@ class PerturbationOptions:
     """`relative`: σ·‖x‖/√D a coordinate; `absolute`: σ a coordinate."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(0 <= self.sigma < math.inf, "perturbation.sigma", "at least 0", self.sigma)
 
 
@@ -81,6 +84,7 @@ class SmoothingOptions:
     """`cosine` lets α fall to 0 over training; `per_sample` spreads more where the pair matches less."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(0 <= self.alpha < 1, "smoothing.alpha", "in [0, 1)", self.alpha)
 
 
@@ -96,6 +100,7 @@ class SoftTargetOptions:
     """Whether the batch mean is taken off before the similarities."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(0 <= self.weight <= 1, "soft_targets.weight", "in [0, 1]", self.weight)
         require(0 < self.temperature < math.inf, "soft_targets.temperature", "above 0", self.temperature)
 
@@ -118,6 +123,7 @@ class DirectionOptions:
     """Added to the signal before the power; None takes the signal's own (1e-8; cosine_spread 0.01)."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(0 <= self.beta < 1, "direction.beta", "in [0, 1)", self.beta)
         require(0 < self.total < math.inf, "direction.total", "above 0", self.total)
         require(0 <= self.minimum <= self.total / 2, "direction.minimum", "in [0, total/2]", self.minimum)
@@ -147,6 +153,7 @@ class StructureOptions:
     """The same as a number of steps (as published: 1000); wins over `warm_up`."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(0 <= self.weight < math.inf, "structure.weight", "at least 0", self.weight)
         require(self.levels >= 1, "structure.levels", "at least 1", self.levels)
         require(0 < self.temperature < math.inf, "structure.temperature", "above 0", self.temperature)
@@ -167,6 +174,7 @@ class HubnessOptions:
     """Training images, and means of their captions, that are kept to look for neighbours in."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         require(self.neighbours >= 0, "hubness.neighbours", "at least 0", self.neighbours)
         require(0 < self.weight < math.inf, "hubness.weight", "above 0", self.weight)
         require(self.bank >= 1, "hubness.bank", "at least 1", self.bank)
@@ -194,6 +202,7 @@ class ObjectiveOptions:
     """STRUCTURE."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         if self.smoothing.alpha > 0 and self.soft_targets.weight > 0:
             raise UserError(
                 expected="either smoothing or soft targets",
@@ -234,6 +243,7 @@ class TrainingOptions:
     """Validations without improvement that end a run; 0 never does."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         positive = ["epochs", "batch_size", "validations", "validation_images"]
         if self.learning_rate != AUTO:
             positive.append("learning_rate")
@@ -281,6 +291,7 @@ class Recipe(ObjectiveOptions):
     """What `--layers auto` means for this method: an expression as in `AlignConfig.layers`."""
 
     def __post_init__(self) -> None:
+        """Check the options."""
         super().__post_init__()
         require(self.dim > 0, "dim", "above 0", self.dim)
         kinds = self.projectors

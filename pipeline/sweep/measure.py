@@ -16,8 +16,8 @@ from pipeline.evaluate.calibrate import BINS
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, zero_shot_direction
 from pipeline.metrics.calibration import TopProbabilities, confidences, reliability
 from pipeline.metrics.classification import classifier, zero_shot_metrics
-from pipeline.metrics.geometry import continuity, modality_gap, trustworthiness
 from pipeline.metrics.retrieval import cross_ranks, ranks
+from pipeline.metrics.similarity import continuity, modality_gap, trustworthiness
 from pipeline.sweep.bench import AlignedCell, Workbench
 
 Ranks = NDArray[np.int64]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics.layer_pairs import compare_layers_by_cka
+from pipeline.metrics.similarity import compare_layers_by_cka
 from tests.drawing import draws
 
 Matrix = NDArray[np.float64]

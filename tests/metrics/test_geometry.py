@@ -7,8 +7,8 @@ from sklearn.manifold import trustworthiness as their_trustworthiness
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics import geometry
-from pipeline.metrics.geometry import continuity, modality_gap, trustworthiness
+from pipeline.metrics import similarity
+from pipeline.metrics.similarity import continuity, modality_gap, trustworthiness
 
 
 def spaces(rows: int = 150) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def spaces(rows: int = 150) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("k", [1, 5, 30])
 def test_both_equal_scikit_learn(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry, "_BLOCK", 64)
+    monkeypatch.setattr(similarity, "_BLOCK", 64)
     x, y = spaces()
     a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x.numpy(), y.numpy()))
     assert trustworthiness(x, y, k) == pytest.approx(their_trustworthiness(a, b, n_neighbors=k))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.metrics import rank_counting
-from pipeline.metrics.rank_counting import count_at_least, count_true, pair_scores, thresholds
+from pipeline.metrics import retrieval
+from pipeline.metrics.retrieval import count_at_least, count_true, pair_scores, thresholds
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 8), (255, 9), (256, 16), (1000, 33), (2, 5000)])
@@ -19,7 +19,7 @@ def test_counting_equals_summing(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dim", [0, 1])
 def test_near_scores_are_decided_in_float64(dim: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores a hair apart, below what float32 tells apart: both ways of deciding give the float64 answer."""
-    monkeypatch.setattr(rank_counting, "_PAIR_LIMIT", limit)
+    monkeypatch.setattr(retrieval, "_PAIR_LIMIT", limit)
     generator = torch.Generator().manual_seed(0)
     base = torch.nn.functional.normalize(torch.randn(1, 32, generator=generator), dim=1)
     left = (base + 1e-7 * torch.randn(20, 32, generator=generator)).float()

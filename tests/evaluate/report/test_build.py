@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.caveats import (
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import pairs_of_split
+from pipeline.evaluate.report.build import (
     cut_off_caveats,
     seed_caveats,
     small_set_caveats,
     split_caveats,
     text_encoder_caveats,
 )
-from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import pairs_of_split
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
 from pipeline.store.views import Side

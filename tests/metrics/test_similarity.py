@@ -12,8 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics import layer_pairs
-from pipeline.metrics.layer_pairs import Neighbours, compare_layers, nearest_neighbours, neighbour_count
+from pipeline.metrics import similarity
+from pipeline.metrics.similarity import Neighbours, compare_layers, nearest_neighbours, neighbour_count
 from tests.drawing import draws
 
 
@@ -99,7 +99,7 @@ def test_more_layers_than_bits_in_a_word(monkeypatch: pytest.MonkeyPatch) -> Non
     tables = [nearest_neighbours(x, 3) for x in layers(20, [4] * 35)]
     whole = compare_layers(tables, tables[:5], permutations=3)
     assert whole.score[33, 2] == pytest.approx(slow_mutual(tables[33], tables[2]))
-    monkeypatch.setattr(layer_pairs, "_MOST_BITS", 4)
+    monkeypatch.setattr(similarity, "_MOST_BITS", 4)
     parts = compare_layers(tables, tables[:5], permutations=3)
     np.testing.assert_array_equal(parts.score, whole.score)
     np.testing.assert_array_equal(parts.null, whole.null)
@@ -173,6 +173,6 @@ def test_tables_that_do_not_fit_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
         compare_layers([a], [a], alpha=1.0)
     with pytest.raises(UserError, match="permutations"):
         compare_layers([a], [a], permutations=-1)
-    monkeypatch.setattr(layer_pairs, "_MOST_ROWS", 10)
+    monkeypatch.setattr(similarity, "_MOST_ROWS", 10)
     with pytest.raises(UserError, match="at most 10 rows"):
         compare_layers([a], [a])

@@ -1,4 +1,6 @@
-"""All image layers against all text layers, by mutual kNN or by CKA, each held against a permutation null.
+"""How alike two representations of the same items are: layers against layers, a space before and after alignment.
+
+All image layers are compared with all text layers by mutual kNN or by CKA, each held against a permutation null.
 
 Raw scores rise with width and depth, so each is also calibrated: the pairing is shuffled, the same shuffle for every
 pair of layers, and the score is measured from what shuffled pairs reach. Source of the null: arXiv 2602.14486.
@@ -9,6 +11,8 @@ layers are compared by their tables: O(layers) searches, not O(pairs).
 Unbiased linear CKA (arXiv 1905.00414; Song et al., JMLR 2012): the unbiased HSIC of two layers is the inner product of
 their U-centred Gram matrices (Székely and Rizzo 2014), so all pairs of layers are one matrix product, and a shuffle of
 the pairs only reorders rows and columns.
+
+Trustworthiness and continuity: Venna & Kaski, 2001. Modality gap: arXiv 2203.02053.
 """
 
 import math
@@ -29,6 +33,7 @@ MOST_CKA_ROWS = 3000
 """CKA holds every layer's Gram matrix: rows² floats."""
 _MOST_ROWS = 20_000  # the lookup table holds rows² words of 4 or 8 bytes, one for each side
 _MOST_BITS = 62  # layers of a side that fit into one word
+_BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +171,51 @@ def compare_layers_by_cka(
     return _calibrate(overlaps[0], overlaps[1:], alpha, k=None, rows=rows.pop())
 
 
+def trustworthiness(before_ND: Array, after_NE: Array, k: int = 5) -> float:
+    """Return 1 − 2/(Nk(2N−3k−1)) Σ_i Σ_j (r(i, j) − k)₊ over the k neighbours j of i *after*, r their rank *before*.
+
+    1: all neighbours after were neighbours before, by cosine in both spaces. Blocked; no N × N matrix is held.
+
+    Args:
+        before_ND: N items in the frozen space.
+        after_NE: The same items in the aligned space.
+        k: Neighbours, fewer than N/2.
+
+    Raises:
+        UserError: Non-finite or mismatched input, or k out of range.
+    """
+    before, after = matrix(before_ND, "features before"), matrix(after_NE, "features after")
+    rows = len(before)
+    if len(after) != rows:
+        raise UserError(expected=f"as many rows after as before ({rows})", found=str(len(after)))
+    check_count(k, "k (fewer than half of the rows)", low=1, high=(rows - 1) // 2)
+    before = _prepared(before.double(), "features before")
+    after = _prepared(after.double(), "features after")
+    penalty = 0.0
+    for start in range(0, rows, _BLOCK):
+        near = _distances(after, start).topk(k, dim=1, largest=False).indices
+        distances = _distances(before, start)
+        rank = torch.searchsorted(distances.sort(dim=1).values, distances.gather(1, near)) + 1
+        penalty += float((rank - k).clamp_min(0).sum())
+    return 1.0 - 2.0 / (rows * k * (2.0 * rows - 3.0 * k - 1.0)) * penalty
+
+
+def continuity(before_ND: Array, after_NE: Array, k: int = 5) -> float:
+    """Return trustworthiness with the spaces swapped: are neighbours before still neighbours after?"""
+    return trustworthiness(after_NE, before_ND, k)
+
+
+def modality_gap(image_ND: Array, text_MD: Array) -> float:
+    """Return ‖mean(u) − mean(w)‖ of the two sides' embeddings as given (unit length for the usual meaning).
+
+    Raises:
+        UserError: Non-finite input or different widths.
+    """
+    image = matrix(image_ND, "image embeddings", dtype=torch.float64)
+    text = matrix(text_MD, "text embeddings", width=image.shape[1], dtype=torch.float64)
+    return float((image.mean(dim=0) - text.mean(dim=0)).norm())
+
+
 def _calibrate(score: Table, null: Table, alpha: float, *, k: int | None, rows: int) -> LayerPairs:
     """Hold scores [A, B] against those of shuffled pairings [P, A, B].
 
@@ -180,14 +230,6 @@ def _calibrate(score: Table, null: Table, alpha: float, *, k: int | None, rows: 
     return LayerPairs(
         score=score, calibrated=calibrated, p_value=p_value, threshold=threshold, null=null, k=k, rows=rows
     )
-
-
-def _against_null(score: Table, null: Table, alpha: float) -> tuple[Table, Table]:
-    if len(null) == 0:
-        return np.zeros_like(score), np.ones_like(score)
-    together = np.sort(np.concatenate([score[None], null]), axis=0)
-    place = min(max(math.ceil((1 - alpha) * len(together)) - 1, 0), len(together) - 1)
-    return together[place], (1 + (null >= score).sum(axis=0)) / len(together)
 
 
 def _check_tables(tables: Sequence[Neighbours]) -> tuple[int, int]:
@@ -206,6 +248,14 @@ def _check_tables(tables: Sequence[Neighbours]) -> tuple[int, int]:
                 remedy="use the same rows and the same k for every layer",
             )
     return len(tables[0]), tables[0].shape[1]
+
+
+def _against_null(score: Table, null: Table, alpha: float) -> tuple[Table, Table]:
+    if len(null) == 0:
+        return np.zeros_like(score), np.ones_like(score)
+    together = np.sort(np.concatenate([score[None], null]), axis=0)
+    place = min(max(math.ceil((1 - alpha) * len(together)) - 1, 0), len(together) - 1)
+    return together[place], (1 + (null >= score).sum(axis=0)) / len(together)
 
 
 def _all_overlaps(image: Sequence[Neighbours], text: Sequence[Neighbours], permutations: int, seed: int) -> Table:
@@ -307,3 +357,21 @@ def _centred_gram(layer: Array) -> Tensor:
     if not norm > 0:
         raise UserError(expected="features that vary between rows", found="the same row everywhere")
     return (gram / norm).float()
+
+
+def _prepared(features: Tensor, name: str) -> Tensor:
+    if float(features.norm(dim=1).min()) == 0:
+        raise UserError(expected=f"{name}: rows that are not zero (they have no direction)", found="a zero row")
+    features = torch.nn.functional.normalize(features, dim=1)
+    if is_constant(features):
+        raise UserError(expected=f"{name} that vary between rows", found="the same row everywhere")
+    return features
+
+
+def _distances(features: Tensor, start: int) -> Tensor:
+    """Return squared distances of a block of rows to all rows, each row's own set to infinity."""
+    block, lengths = features[start : start + _BLOCK], features.square().sum(dim=1)
+    squared = lengths[start : start + _BLOCK, None] + lengths - 2.0 * (block @ features.T)
+    own = torch.arange(len(block))
+    squared[own, own + start] = torch.inf
+    return squared
