@@ -1,5 +1,6 @@
 """The names of `from pipeline import …`: whatever was imported before, lazily, and as the type checker knows them."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -75,6 +76,15 @@ def test_the_names_are_those_that_the_type_checker_sees() -> None:
     for name, home in homes.items():
         expected = f"pipeline.{name}.run" if name in STAGES else f"pipeline.{pipeline._HOMES[name]}"
         assert home == expected
+
+
+def test_the_package_itself_goes_to_the_modules() -> None:
+    """So that who imports what stays visible: public names are for those outside."""
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "pipeline":
+                used = {alias.name for alias in node.names} & {*pipeline._HOMES, *STAGES}
+                assert not used, f"{path}:{node.lineno} imports {used}"
 
 
 def test_importing_the_package_loads_nothing_else() -> None:
