@@ -143,12 +143,10 @@ def test_dvc_dependencies_cover_the_code_that_a_stage_runs(stage: str) -> None:
     script = ROOT / "stages" / f"{STAGES[stage]}.py"
     assert spec["cmd"].startswith(f"python stages/{STAGES[stage]}.py ".strip())
     assert script in deps
-    waiting, seen = [script], {PACKAGE / "__init__.py"}  # the public names come from their modules when asked for
+    waiting, seen = [script], set[Path]()
     while waiting:
         path = waiting.pop()
-        if (
-            path in seen or path == PACKAGE / "__init__.py"
-        ):  # it loads a name when somebody asks for it; nobody inside does
+        if path in seen or path == PACKAGE / "__init__.py":  # its public names load when asked for, and no stage asks
             continue
         seen.add(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
