@@ -54,7 +54,7 @@ REMOTE = "tests/test_dvc.py::test_one_encoder_comes_back_from_a_remote"
 
 ELSEWHERE: dict[Key, str] = {
     ("README.md", "image_encoder: efficientnet-lite2"): SWAP,
-    ("README.md", "from pathlib import Path"): "tests/test_readme.py::test_the_snippet_of_the_readme_runs",
+    ("README.md", "from pipeline import AlignConfig"): "tests/test_readme.py::test_the_snippet_of_the_readme_runs",
     ("docs/dvc.md", "-S align.method=structure"): EXPERIMENT,
     ("docs/dvc.md", "dvc exp show --csv"): "tests/test_dvc.py::test_experiments_stand_side_by_side",
     ("docs/dvc.md", "-S align.layers=last"): "tests/test_dvc.py::test_another_setting_for_the_experiment_alone",

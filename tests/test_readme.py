@@ -184,7 +184,7 @@ LITE0, MINILM = "data/1_features/openmoji/efficientnet-lite0", "data/1_features/
 def test_the_snippet_of_the_readme_runs(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(features)
     picture = {"data/0_raw/openmoji/images/2764.png": f"{DATA}/images/large_red_bar.png"}
-    names = run(snippet("README.md", "from pathlib import Path"), **{LITE0: IMAGE, MINILM: TEXT}, **picture)
+    names = run(snippet("README.md", "from pipeline import AlignConfig"), **{LITE0: IMAGE, MINILM: TEXT}, **picture)
     assert names["features"].shape == (IMAGES, 195)
     assert names["similarity"].shape == (1, 1)
     assert -1.001 <= names["similarity"].item() <= 1.001
