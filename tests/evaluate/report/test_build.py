@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import pairs_of_split
 from pipeline.evaluate.report.build import (
+    class_caveats,
     cut_off_caveats,
     seed_caveats,
     small_set_caveats,
@@ -74,6 +77,74 @@ def test_seeds() -> None:
     (said,) = seed_caveats(summary(single))
     assert said.title == "One seed"
     assert list(seed_caveats(summary(run("a", 0.5, 0.5)))) == []
+
+
+def leaderboard(*runs: Any, half: float = 0.0, gap: float = 0.0, error: float = 0.0, apart: bool = True) -> Any:
+    """Return a stand-in whose every number is stated: half an interval, a lead, its error over seeds."""
+    stated = {
+        "headline": lambda run: (0.5, 0.5 - half, 0.5 + half),
+        "gap": lambda run, other: SimpleNamespace(value=gap),
+        "seed_error": lambda run, other: error,
+        "apart": lambda run, other: apart,
+    }
+    return cast(Any, SimpleNamespace(runs=runs, lead=runs[0], **stated))
+
+
+@pytest.mark.parametrize(("half", "said"), [(3 / 64, False), (1 / 16, True)])
+def test_a_number_known_to_five_points_is_known(half: float, said: bool) -> None:
+    """The bar is ± 5 points: 4.7 are no caveat, 6.2 are."""
+    found = list(small_set_caveats(leaderboard(run("a", 0.5, 0.5), half=half), 20))
+    assert [caveat.title for caveat in found] == ["A small test set"] * said
+    assert not said or "± 6.2 points" in found[0].text
+    two = (run("a", 0.5, 0.5), run("b", 0.4, 0.4))
+    together = list(small_set_caveats(leaderboard(*two, half=half, gap=-0.01, apart=False), 1000))
+    assert "1,000 test images" in together[0].text
+    assert "differ by 1.0" in together[0].text
+    assert bool(list(small_set_caveats(leaderboard(*two, half=half), 1000))) == said
+
+
+@pytest.mark.parametrize(("gap", "said"), [(1 / 32, True), (1 / 32 + 1 / 1024, False), (-1.0, True)])
+def test_a_lead_of_two_standard_errors_over_seeds_is_none(gap: float, said: bool) -> None:
+    two = (run("a", 0.5, 0.5), run("b", 0.4, 0.4))
+    found = list(seed_caveats(leaderboard(*two, gap=gap, error=1 / 64)))
+    assert [caveat.title for caveat in found] == ["The lead is within the spread over seeds"] * said
+    assert not said or "over seeds is 1.6" in found[0].text
+    assert list(seed_caveats(leaderboard(*two, gap=gap, error=0.0))) == []
+
+
+def test_one_seed_is_said_of_trainings_alone() -> None:
+    single = {"seeds": (1,)}
+    closed, trained = (replace(run(name, 0.5, 0.5, trained=name == "b"), **single) for name in "ab")  # type: ignore[arg-type]
+    (said,) = seed_caveats(leaderboard(closed, trained, gap=1.0, error=0.1))
+    assert said.text.startswith("b:")
+    assert list(seed_caveats(leaderboard(closed))) == []
+    assert list(seed_caveats(leaderboard(run("b", 0.5, 0.5)))) == []
+
+
+@pytest.mark.parametrize(("dogs", "said"), [(2, False), (1, True)])
+def test_classes_are_unequal_above_three_to_one(dogs: int, said: bool) -> None:
+    """6:2 are three to one and fine; 4:1 are not."""
+    labels = ["cat"] * (6 if dogs == 2 else 4) + ["dog"] * dogs
+    for name, shown in (("", "the main data set"), ("zoo", "zoo")):
+        found = list(class_caveats(cast(Any, SimpleNamespace(labels=labels, name=name, unlabelled=0))))
+        assert [caveat.title for caveat in found] == ["Unequal classes"] * said
+        assert not said or f"In {shown} class 'cat' has 4 test images and 'dog' has 1" in found[0].text
+    (left,) = class_caveats(cast(Any, SimpleNamespace(labels=["cat", "dog"], name="zoo", unlabelled=1)))
+    assert left.text.startswith("1 image of zoo")
+
+
+def test_layers_of_an_old_record_count_as_chosen_in_training() -> None:
+    """A record that names no split chose on the one it was trained on; that one may have another name than train."""
+    fine = [
+        with_record("a", {"config": {}}, {"scores": []}),
+        with_record("b", {}, {"split": "train"}),
+        with_record("c", {"config": {"train_split": "learn"}}, {"split": "learn"}),
+        with_record("d", {"config": {"train_split": "learn"}}, {"scores": []}),
+        with_record("e", {}),
+    ]
+    assert list(split_caveats(fine, "test")) == []
+    (said,) = split_caveats([with_record("f", {"config": {"train_split": "learn"}}, {"split": "train-2"})], "test")
+    assert "of f were" in said.text
 
 
 def test_cut_offs_beyond_the_gallery() -> None:
