@@ -131,6 +131,7 @@ def test_targets_take_the_type_of_the_similarities() -> None:
     like = torch.zeros(3, 3, dtype=torch.float64)
     for targets in (IdentityTargets(), SmoothedTargets(0.1), DenseTargets(torch.eye(3))):
         assert targets.dense(like, None).dtype == torch.float64
+        assert targets.expectation(like.bfloat16(), None).dtype == torch.bfloat16
 
 
 def test_siglip_sums_over_pairs_and_divides_by_n() -> None:

@@ -113,7 +113,7 @@ def test_soft_targets_follow_the_formula() -> None:
             scores.append((pair[0] + pair[1]).item() / 2 / 0.2)
         denominator = sum(math.exp(score) for score in scores)
         row = [0.4 * math.exp(score) / denominator + 0.6 * (i == j) for j, score in enumerate(scores)]
-        torch.testing.assert_close(found[i], torch.tensor(row, dtype=torch.float64))
+        torch.testing.assert_close(found[i], torch.tensor(row, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(
