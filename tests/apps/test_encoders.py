@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.apps.encoders import SideEncoder
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.apps.encoders import SideEncoder, load_recorded
+from pipeline.encoders.base import Encoder
+from pipeline.projectors.run_record import AlignedRun, StoreRecord
 from pipeline.store.reader import FeatureStore
 from tests.apps.colours import COLOURS, make_run
 
@@ -24,3 +25,20 @@ def test_features_are_rounded_to_the_format_of_the_store(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.numpy(), rounded)
     stored = FeatureStore.open(tmp_path / "image").read("output")
     assert torch.equal(found, stored.float())
+
+
+def test_a_record_that_names_no_format_is_of_float32_and_the_device_is_handed_on(tmp_path: Path) -> None:
+    """Runs of the first days say nothing of the number format."""
+    run = AlignedRun.open(make_run(tmp_path))
+    for record in run.stores["image"]:
+        del record.key["storage_dtype"]
+    asked: list[tuple[str, str]] = []
+
+    def loader(record: StoreRecord, side: str, device: str) -> Encoder:
+        asked.append((side, device))
+        return load_recorded(record, side, "cpu")
+
+    encoder = SideEncoder(run, "image", "cuda:1", loader)
+    found = encoder.features([Image.new("RGB", (9, 7), (250, 10, 10))])
+    np.testing.assert_array_equal(found.numpy(), np.array([[250, 10, 10]], np.float32) / 255)
+    assert asked == [("image", "cuda:1")]

@@ -1,5 +1,7 @@
 """The key: every field counts, and a mismatch names it."""
 
+import hashlib
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -70,3 +72,20 @@ def test_true_is_not_one() -> None:
 def test_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         replace(KEY, **changes)
+
+
+def test_a_difference_shows_both_values_and_no_more_than_a_line() -> None:
+    a = replace(KEY, preprocessing={"prompt": "ein größerer Hund"})
+    b = replace(KEY, preprocessing={"names": ["x" * 200]})
+    assert a.differences(b) == [
+        ("preprocessing.names", "(absent)", f'["{"x" * 118}…'),
+        ("preprocessing.prompt", '"ein größerer Hund"', "(absent)"),
+    ]
+    whole = replace(KEY, preprocessing={"prompt": "x" * 118})
+    assert whole.differences(b)[1][1] == f'"{"x" * 118}"'
+
+
+def test_the_digest_is_the_sha256_of_the_sorted_json() -> None:
+    """What the digest of a key is made of may never change: it is how stores of older versions are known again."""
+    text = json.dumps(KEY.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert KEY.digest() == hashlib.sha256(text.encode()).hexdigest()
