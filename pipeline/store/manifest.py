@@ -15,7 +15,7 @@ from pipeline.files import canonical, json_digest, load_signed
 from pipeline.storage.contract import Content, Storage
 from pipeline.storage.leases import Thing, leased_thing
 from pipeline.storage.local import is_temp
-from pipeline.store.formats import file_format
+from pipeline.store.formats import FORMATS, file_format
 from pipeline.store.key import FORMAT, FeatureKey
 
 HEADER = "store.json"
@@ -26,7 +26,6 @@ CLASSES = "classes"
 EVENTS = ".events"
 
 _STEM = re.compile(r"(\d{5,})-[0-9a-f]{8}")
-_SHARD = re.compile(rf"{_STEM.pattern}\.(?:h5|parquet)")
 _RECORD = re.compile(rf"{_STEM.pattern}\.json")
 _LOCK = re.compile(r"\.(?:store|gc|\d{5,})\.lock")
 _EVENTS = re.compile(r"[\w-]+\.jsonl")
@@ -48,8 +47,10 @@ def record_of(name: str) -> str:
 
 def shard_index(name: str) -> int | None:
     """Return the index of a shard file or commit record, None for any other name."""
-    match = _SHARD.fullmatch(name) or _RECORD.fullmatch(name)
-    return int(match[1]) if match else None
+    whole, dot, ending = name.rpartition(".")
+    match = _STEM.fullmatch(whole)
+    known = {".json", *(each.suffix for each in FORMATS.values())}
+    return int(match[1]) if match and dot + ending in known else None
 
 
 def is_record(name: str) -> bool:

@@ -21,10 +21,10 @@ from pipeline.align.losses.contrastive import ContrastiveLoss, Directions
 from pipeline.align.losses.table import LOSSES
 from pipeline.align.losses.targets import Targets
 from pipeline.encoders.base import Encoder, LoadOptions
+from pipeline.encoders.load import ENCODERS
 from pipeline.encoders.spec import Spec
-from pipeline.encoders.table import ENCODERS
+from pipeline.store.formats import FORMATS
 from pipeline.store.formats.hdf5 import Hdf5Format
-from pipeline.store.formats.table import FORMATS
 from tests.commands.encoders import Pixels
 from tests.commands.project import DATA, IMAGE, IMAGES, TEXT
 from tests.commands.running import done, refused
