@@ -40,5 +40,5 @@ def test_a_record_that_names_no_format_is_of_float32_and_the_device_is_handed_on
 
     encoder = SideEncoder(run, "image", "cuda:1", loader)
     found = encoder.features([Image.new("RGB", (9, 7), (250, 10, 10))])
-    np.testing.assert_array_equal(found.numpy(), np.array([[250, 10, 10]], np.float32) / 255)
+    np.testing.assert_allclose(found.numpy(), np.array([[250, 10, 10]]) / 255, rtol=1e-6)
     assert asked == [("image", "cuda:1")]

@@ -82,7 +82,7 @@ def test_seeds() -> None:
 def leaderboard(*runs: Any, half: float = 0.0, gap: float = 0.0, error: float = 0.0, apart: bool = True) -> Any:
     """Return a stand-in whose every number is stated: half an interval, a lead, its error over seeds."""
     stated = {
-        "headline": lambda run: (0.5, 0.5 - half, 0.5 + half),
+        "interval": lambda run: (0.5 - half, 0.5 + half),
         "gap": lambda run, other: SimpleNamespace(value=gap),
         "seed_error": lambda run, other: error,
         "apart": lambda run, other: apart,
