@@ -65,7 +65,7 @@ def test_every_command_of_the_page_works(raw: Path, monkeypatch: pytest.MonkeyPa
             digests.append(done("store", "ls", OURS[STORE], "--json").json()["content_digest"])
             if "--worker-index" not in words:
                 name, number = next(iter(LAUNCHERS[launcher].items()))
-                assert f"worker {number} of 8, as {name}={number} in the environment says" in outcome.err
+                assert f"worker {number} of 8, because {name}={number} is set in the environment" in outcome.err
             assert "6 shards computed" in outcome.out
         else:
             outcome = run(launcher, words, monkeypatch)
@@ -87,8 +87,8 @@ def test_the_environment_alone_changes_no_digest_and_says_so(raw: Path, monkeypa
     words = ["extract", "--dataset", DATA, "--encoder", PIXELS, "--shard-rows", "8", "--device", "cpu", "--json"]
     one = run("srun", [*words, "--out", "y/one", "--num-workers", "1"], monkeypatch)
     many = run("srun", [*words, "--out", "y/many"], monkeypatch)
-    assert "in the environment says" not in one.err
-    assert "in the environment says" in many.err
+    assert "is set in the environment" not in one.err
+    assert "is set in the environment" in many.err
     assert one.json()["content_digest"] == many.json()["content_digest"]
     assert "in the environment" not in run("srun", [*words, "--out", "y/quiet", "--quiet"], monkeypatch).err
 
@@ -98,7 +98,7 @@ def test_numbers_that_do_not_fit(raw: Path, monkeypatch: pytest.MonkeyPatch) -> 
     words = ["extract", "--dataset", DATA, "--encoder", PIXELS, "--out", "z"]
     assert "together, found only --worker-index" in refused(*words, "--worker-index", "1")
     assert "expected 0 to 1, as --num-workers says" in refused(*words, "--worker-index", "2", "--num-workers", "2")
-    assert "more than 0 seconds, found 0.0" in refused(*words, "--lease-seconds", "0")
+    assert "--lease-seconds: expected more than 0, found 0.0" in refused(*words, "--lease-seconds", "0")
     monkeypatch.setenv("RANK", "9")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "RANK: expected 0 to 2, as WORLD_SIZE says, found 9" in refused(*words)
