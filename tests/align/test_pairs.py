@@ -1,7 +1,7 @@
 """Joining, splitting, drawing: by id and by seed, never by position."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -254,3 +254,24 @@ def test_captions_in_another_order_are_not_taken_for_the_whole(stores: Stores) -
     turned = data.pick(PairSet(np.arange(len(data)), order, data.starts.numpy()))
     assert torch.equal(turned.text, data.text[order])
     assert data.pick(PairSet(np.arange(len(data)), np.sort(order), data.starts.numpy())) is data
+
+
+@pytest.mark.parametrize("captions", ["one", "all"])
+def test_an_epoch_depends_on_its_generator_alone(stores: Stores, captions: Literal["one", "all"]) -> None:
+    data, found = tensors(stores), []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        found.append(data.epoch(captions, torch.Generator().manual_seed(5)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][1], data.epoch(captions, torch.Generator().manual_seed(6))[1])
+
+
+def test_the_first_images_keep_all_that_belongs_to_them(stores: Stores) -> None:
+    data = tensors(stores)
+    some = data.head(3)
+    assert torch.equal(some.image, data.image[:3])
+    assert torch.equal(some.text, data.text[:6])
+    assert some.starts.tolist() == [0, 2, 4, 6]
+    assert some.widths == data.widths
+    assert data.head(len(data)) is data

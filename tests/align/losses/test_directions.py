@@ -186,3 +186,9 @@ def test_unknown_schedule_lists_the_known() -> None:
 def test_impossible_options_are_refused(field: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"direction\.{field}"):
         DirectionOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_epsilon_of_the_options_takes_the_place_of_the_schedules_own(cosines: Cosines) -> None:
+    s = cosines().detach()
+    first, second = slow_signal("variance", s) + 0.5, slow_signal("variance", s.T) + 0.5
+    assert weights_of("variance", s, epsilon=0.5, **FREE)[0] == pytest.approx(first / (first + second), rel=1e-12)
