@@ -22,6 +22,12 @@ from tests.misbehaving import misbehave
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _tests_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers find this module: they get the path of now, and other packages install a `tests` too."""
+    monkeypatch.syspath_prepend(ROOT)
+
+
 def pairs(images: int, captions: int = 2) -> PairFeatures:
     generator = torch.Generator().manual_seed(images)
     image = torch.randn(images, 12, generator=generator)
