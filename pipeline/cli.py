@@ -10,18 +10,70 @@ Exit codes: 0 done, 2 the input is at fault, 1 anything else; 130 when it was in
 
 import io
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from pipeline import __version__
-from pipeline.commands import align, apps, data, doctor, evaluate, extract, store, sweep
 from pipeline.errors import exit_with_sentence
+
+COMMANDS = {
+    "data": "data.app",
+    "extract": "extract.extract",
+    "store": "store.app",
+    "layers": "align.layers",
+    "align": "align.align",
+    "sweep": "sweep.sweep",
+    "study": "sweep.study",
+    "evaluate": "evaluate.evaluate",
+    "compare": "evaluate.compare",
+    "search": "apps.search",
+    "serve": "apps.serve",
+    "index": "apps.index",
+    "export": "apps.export",
+    "doctor": "doctor.doctor",
+}
+"""Command → where it is, in the order of the help; its module is loaded when it is asked for."""
+ANY_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+HIDDEN: dict[str, Any] = {"study": {"hidden": True, "context_settings": ANY_WORDS}}
+"""Command → how it is mounted, where it differs from the others: this one only tells where the study is now."""
+PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+
+
+class OnDemand(Mapping[str, Any]):
+    """Command → what typer makes of it, made when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, attribute = COMMANDS[name].partition(".")
+        found = getattr(import_module(f"pipeline.commands.{module}"), attribute)
+        alone = typer.Typer(**PLAIN)
+        if isinstance(found, typer.Typer):
+            alone.add_typer(found, name=name)
+        else:
+            alone.command(name, **HIDDEN.get(name, {}))(found)
+        made: Any = typer.main.get_command(alone)
+        return made.commands[name] if isinstance(found, typer.Typer) else made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class Commands(TyperGroup):
     """The commands; what they raise becomes one sentence before typer sees it (it would call Ctrl-C exit code 1)."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: Any = OnDemand()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands' names without loading any."""
+        return list(COMMANDS)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -37,25 +89,9 @@ app = typer.Typer(
     cls=Commands,
     help="Align frozen image and text encoders from a few thousand pairs: extract once, align, evaluate, search.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **PLAIN,
 )
-app.add_typer(data.app, name="data")
-app.command("extract")(extract.extract)
-app.add_typer(store.app, name="store")
-app.command("layers")(align.layers)
-app.command("align")(align.align)
-app.command("sweep")(sweep.sweep)
-app.command("study", hidden=True, context_settings=sweep.ANY_WORDS)(sweep.study)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(evaluate.compare)
-app.command("search")(apps.search)
-app.command("serve")(apps.serve)
-app.command("index")(apps.index)
-app.command("export")(apps.export)
-app.command("doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -7,26 +7,28 @@ The command gets in `given` the values of those options that were on the command
 was not given comes from params.yaml or from the class's defaults. In the help the options stand where `given` stands.
 
 A path takes a URL (`s3://…`) in place of a folder where the field is a `Place`, or where `@takes_urls("name")` above a
-command names it; any other refuses it. The command gets a storage in place of the path.
+command names it; any other refuses it. The command gets a storage in place of the path. All paths are read as text, and
+become paths here: a `Path` made of a URL has lost a slash.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
 import operator
-import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from pipeline.errors import UserError
 from pipeline.settings import Setting, declared
 from pipeline.storage.contract import Place
-from pipeline.storage.open import open_storage
+from pipeline.storage.open import is_url, open_storage
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -62,23 +64,15 @@ def takes_settings(cls: type, *, params: bool = True) -> Callable[[Callable[...,
     places = {field.name for field in fields if _element(field.type) == Place}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
         def command(**values: Any) -> None:
-            typed = {name: opened(name, values.pop(name), url=name in places) for name in options}
+            typed = {name: values.pop(name) for name in options}
             given = {name: value for name, value in typed.items() if value not in (options[name].default, [])}
-            own = {name: opened(name, value, url=False) for name, value in values.items()}
-            function(given={name: _parsed(about[name], value) for name, value in given.items()}, **own)
+            function(given={name: _parsed(about[name], value) for name, value in given.items()}, **values)
 
-        hints = typing.get_type_hints(function, include_extras=True)
         parameters: list[inspect.Parameter] = []
         for own in inspect.signature(function).parameters.values():
-            keyword = own.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[own.name])
-            parameters += options.values() if own.name == "given" else [keyword]
-        made: Any = command
-        made.__signature__ = inspect.Signature(parameters)
-        made.__annotations__ = {each.name: each.annotation for each in parameters}
-        del made.__wrapped__  # typer would look for types there
-        return command
+            parameters += options.values() if own.name == "given" else [own]
+        return _reading_paths(command, function, parameters, places)
 
     return decorate
 
@@ -108,15 +102,13 @@ def _option(field: "dataclasses.Field[Any]", about: Setting, params: bool) -> in
 def _typed(hint: Any) -> Any:
     """Return the type that typer reads a value of a field as; the elements' type for a tuple, text for a dict."""
     hint = _element(hint)
-    if hint == Place:
-        return Path  # a storage is made of a URL later
-    return str if typing.get_origin(hint) in (dict, typing.Literal) else hint
+    return str if typing.get_origin(hint) in (dict, typing.Literal) else Path if hint == Place else hint
 
 
 def _element(hint: Any) -> Any:
-    """Return the type of a field without None, and of a tuple's elements."""
+    """Return the type without None; the elements' of a tuple or list."""
     hint = _without_none(hint)
-    return _without_none(typing.get_args(hint)[0]) if typing.get_origin(hint) is tuple else hint
+    return _without_none(typing.get_args(hint)[0]) if typing.get_origin(hint) in (tuple, list) else hint
 
 
 def _without_none(hint: Any) -> Any:
@@ -151,38 +143,60 @@ def together(given: Mapping[str, Any], names: Collection[str], *, where: str) ->
     return bool(found)
 
 
-# ---- URLs ------------------------------------------------------------------------------------------------------------
-
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/(.*)", re.DOTALL)
-"""A URL that has become a path: of its two slashes one is left."""
+# ---- paths and URLs --------------------------------------------------------------------------------------------------
 
 
 def takes_urls(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return what lets a command take URLs for these parameters and refuse them for its other paths."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def command(**values: Any) -> Any:
-            return function(**{name: opened(name, value, url=name in names) for name, value in values.items()})
-
-        return command
-
-    return decorate
+    return lambda function: _reading_paths(function, function, inspect.signature(function).parameters.values(), names)
 
 
-def opened(name: str, value: Any, *, url: bool) -> Any:
-    """Return a parameter's value with a storage in place of a path that is a URL.
+def _reading_paths(
+    command: Callable[..., Any],
+    function: Callable[..., Any],
+    parameters: Iterable[inspect.Parameter],
+    places: Collection[str],
+) -> Callable[..., Any]:
+    """Return a command with the name and help of `function` that gets paths, and storages for URLs, of text."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    whole = [each.replace(annotation=hints.get(each.name, each.annotation)) for each in parameters]
+    paths = {each.name for each in whole if _element(typing.get_args(each.annotation)[0]) in (Path, Place)}
+
+    @functools.wraps(function)
+    def reading(**values: Any) -> Any:
+        return command(**values | {name: _opened(name, values[name], url=name in places) for name in paths})
+
+    shown = [_as_text(each) if each.name in paths else each for each in whole]
+    made: Any = reading
+    made.__signature__ = inspect.Signature([each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown])
+    made.__annotations__ = {each.name: each.annotation for each in shown}
+    del made.__wrapped__  # typer would look for types there
+    return reading
+
+
+def _as_text(parameter: inspect.Parameter) -> inspect.Parameter:
+    hint, how = typing.get_args(parameter.annotation)
+    how = copy.copy(how)
+    how.metavar = how.metavar or ("PATH" if isinstance(how, OptionInfo) else None)
+    typed: Any = list[str] if typing.get_origin(_without_none(hint)) is list else str
+    default = str(parameter.default) if isinstance(parameter.default, Path) else parameter.default
+    annotation = Annotated[typed | None if default is None else typed, how]  # type: ignore[valid-type]
+    return parameter.replace(default=default, annotation=annotation)
+
+
+def _opened(name: str, value: Any, *, url: bool) -> Any:
+    """Return a path, or a storage where the text is a URL; a list of them for a list.
 
     Raises:
         UserError: It is a URL, and `url` is not set.
     """
-    if isinstance(value, list | tuple):
-        return [opened(name, each, url=url) for each in value]
-    match = _URL.fullmatch(str(value)) if isinstance(value, Path) else None
-    if match is None:
-        return value
-    text = f"{match[1]}://{match[2]}"
+    if isinstance(value, list):
+        return [_opened(name, each, url=url) for each in value]
+    if value is None:
+        return None
+    if not is_url(value):
+        return Path(value)
     if not url:
         remedy = "work in a folder, and copy from or to there"
-        raise UserError(expected="a local path", found=text, where=name.replace("_", "-"), remedy=remedy)
-    return open_storage(text)
+        raise UserError(expected="a local path", found=value, where=name.replace("_", "-"), remedy=remedy)
+    return open_storage(value)

@@ -69,10 +69,6 @@ def _config(given: dict[str, Any], params: Path) -> SweepConfig:
     return build(SweepConfig, given, where="pipeline sweep")
 
 
-ANY_WORDS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-"""Settings of a command that takes whatever is typed behind it."""
-
-
 def study() -> None:
     """Tell where the study is now.
 
