@@ -1,11 +1,34 @@
 """Which layers: the grammar `all`, `last`, `0,5,-1`, `4:12`, module names, and commas between them.
 
-Run by `extract` (which layers of an encoder to store) and by `align` (which stored layers to look at).
+Run by `extract` (which layers of an encoder to store) and by `align` (which stored layers to look at). A layer of
+one of several stores is a `LayerRef`; records call it `1/output`.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pipeline.errors import UnknownNameError, UserError
+
+
+class LayerRef(NamedTuple):
+    """A layer of one of a side's stores."""
+
+    store: int
+    """Position of its store."""
+    name: str
+    """Its name there."""
+
+    def label(self, stores: int) -> str:
+        """Return its name for people and records; with several stores the store's position stands before it."""
+        return self.name if stores == 1 else f"{self.store}/{self.name}"
+
+
+def parse_label(label: str, stores: int) -> LayerRef | None:
+    """Return the layer that a label of `LayerRef.label` means, with so many stores; None where it names no store."""
+    if stores == 1:
+        return LayerRef(0, label)
+    index, slash, name = label.partition("/")
+    return LayerRef(int(index), name) if slash and index.isdecimal() and int(index) < stores else None
 
 
 def select_layers(expression: str, names: Sequence[str], *, where: str = "--layers") -> tuple[str, ...]:

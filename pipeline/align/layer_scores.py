@@ -24,10 +24,11 @@ from pipeline.align.recipe import Recipe
 from pipeline.align.train import train
 from pipeline.align.validation import selection_score
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.layers import LayerRef
 from pipeline.metrics.arrays import is_constant
 from pipeline.metrics.similarity import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
 from pipeline.progress import Progress, Update, silent
-from pipeline.store.views import LayerRef, Side
+from pipeline.store.views import Side
 
 SIGNIFICANT = 0.05
 COMMON = " of neighbours in common"

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pipeline.align.config import AlignConfig
 from pipeline.errors import UserError
+from pipeline.layers import LayerRef
 from pipeline.progress import Progress, say, silent
 from pipeline.store.samples import join
-from pipeline.store.views import LayerRef, Rows, Side
+from pipeline.store.views import Rows, Side
 
 Layers: TypeAlias = tuple[tuple[LayerRef, ...], tuple[LayerRef, ...]]
 """The layers that are concatenated, of the image side and of the text side."""

@@ -23,13 +23,14 @@ from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
 from pipeline.align.train import Trained
 from pipeline.align.validation import selection_score
 from pipeline.files import spaced_json_digest, write_atomically
+from pipeline.layers import LayerRef
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun
 from pipeline.projectors.table import read_json, save_projector
 from pipeline.runtime import installed_version, resolve_device
 from pipeline.storage.contract import Storage
 from pipeline.storage.open import open_storage
-from pipeline.store.views import LayerRef, Side
+from pipeline.store.views import Side
 from pipeline.words import count
 
 REVISION = 3

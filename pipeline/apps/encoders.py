@@ -14,7 +14,6 @@ from torch import Tensor
 from pipeline.encoders.base import Dtype, Encoder
 from pipeline.encoders.load import load_encoder, own_source
 from pipeline.errors import UserError
-from pipeline.evaluate.data import run_layers
 from pipeline.extract.decode import JPEG_RULES, Reduction
 from pipeline.projectors.run_record import AlignedRun, StoreRecord
 from pipeline.runtime import DTYPE_NAMES, torch_dtype
@@ -44,7 +43,7 @@ class SideEncoder:
     def __init__(self, run: AlignedRun, side: str, device: str = "cpu", loader: Loader | None = None) -> None:
         self.run = run
         self.side = side
-        self.layers = run_layers(run, side)
+        self.layers = run.refs(side)
         self.encoders = [(loader or load_recorded)(record, side, device) for record in run.stores[side]]
         self._check()
         self._stored = [torch_dtype(str(record.key.get("storage_dtype", "float32"))) for record in run.stores[side]]

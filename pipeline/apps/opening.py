@@ -18,7 +18,6 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluate.data import check_side, run_features
 from pipeline.projectors.base import Projector
 from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
 from pipeline.projectors.run_record import AlignedRun, check_record
@@ -61,7 +60,7 @@ class OpenedRun:
                     remedy="say where it lies with --store",
                 )
             self.images = Side.open("image", found)
-        check_side(run, self.images)
+        self._check(self.images)
 
     @cached_property
     def texts(self) -> Side | None:
@@ -77,7 +76,7 @@ class OpenedRun:
             if not found or [store.key.dataset_digest for store in self.images.stores] != trained:
                 return None
             texts = Side.open("text", found)
-        check_side(self.run, texts)
+        self._check(texts)
         return texts
 
     @cached_property
@@ -102,7 +101,8 @@ class OpenedRun:
 
     def embed(self, side: Side, rows: Rows, seed: int) -> Tensor:
         """Return the unit vectors [n, d] of some samples of a side."""
-        return self.run.encode(side.modality, run_features(self.run, side, rows, constant_allowed=True), seed)
+        features = side.read(self.run.refs(side.modality), rows, constant_allowed=True)
+        return self.run.encode(side.modality, features, seed)
 
     def identity(self, seed: int, split: str | None) -> dict[str, Any]:
         """Return what decides the rows and vectors of an index over the images of a split."""
@@ -115,6 +115,9 @@ class OpenedRun:
             "projector": pack_projector(self.run.projector("image", seed), "image")[0]["sha256"],
             "split": split,
         }
+
+    def _check(self, side: Side) -> None:
+        self.run.check(side.modality, side.keys, side.where, offered=side.offered)
 
     def _trained_on(self, side: str) -> list[Storage]:
         """Return where the stores of the training lie; none where one of them is gone."""

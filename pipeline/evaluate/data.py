@@ -10,7 +10,7 @@ from pipeline.errors import UnknownNameError, UserError
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.samples import Pairs, join
-from pipeline.store.views import LayerRef, Rows, Side, parse_label
+from pipeline.store.views import Rows, Side
 
 
 @dataclass(frozen=True)
@@ -150,49 +150,13 @@ def zero_shot_set(name: str, image: Side, prompts: Side, split: str) -> ZeroShot
     return ZeroShotSet(name, image, prompts, classes, np.array(rows, dtype=np.int64), target, left_out, split)
 
 
-def run_layers(run: AlignedRun, side: str) -> list[LayerRef]:
-    """Return the layers that a run concatenates, in its order.
-
-    Raises:
-        UserError: A layer names no store of the run.
-    """
-    count = len(run.stores[side])
-    found = []
-    for name in run.layers[side]:
-        layer = parse_label(name, count)
-        if layer is None:
-            expected = f"layers such as 0/{name} (store/layer, {count} stores)"
-            raise UserError(expected=expected, found=repr(name), where=str(run.root / "run.json"))
-        found.append(layer)
-    return found
-
-
-def check_side(run: AlignedRun, side: Side) -> None:
-    """Refuse a run that was trained on features of another key than these stores'.
-
-    Raises:
-        KeyMismatchError: Names the fields that differ.
-        UserError: Another number of stores, a layer that a store does not hold, or one of another width.
-    """
-    run.check(side.modality, [store.key.to_json() for store in side.stores], side.where)
-    layers = run_layers(run, side.modality)
-    for index, name in layers:
-        known = [layer.name for layer in side.stores[index].layers]
-        if name not in known:
-            raise UnknownNameError("stored layer", name, known, str(side.stores[index].root))
-    width, found = run.projector(side.modality).d_in, sum(side.widths(layers))
-    if found != width:
-        expected = f"{side.modality} features of width {width}, as the run {run.root.name!r} takes them"
-        raise UserError(expected=expected, found=f"width {found}", where=side.where)
-
-
 def run_features(run: AlignedRun, side: Side, at: Rows, *, constant_allowed: bool = False) -> Tensor:
     """Return a run's layers of the samples at these positions, concatenated [len(at), D], float32.
 
     Raises:
         UserError: A value is not finite, or all rows of a layer are the same (unless that is allowed).
     """
-    return side.read(run_layers(run, side.modality), at, constant_allowed=constant_allowed)
+    return side.read(run.refs(side.modality), at, constant_allowed=constant_allowed)
 
 
 def class_vectors(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:

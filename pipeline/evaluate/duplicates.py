@@ -34,9 +34,10 @@ from pipeline.evaluate.report.page import (
     signed,
 )
 from pipeline.indexes.index import build_index
+from pipeline.layers import LayerRef
 from pipeline.projectors.base import unit_rows
 from pipeline.store.samples import Samples, join
-from pipeline.store.views import LayerRef, Rows, Side
+from pipeline.store.views import Rows, Side
 from pipeline.words import count
 
 NEAR, SAME = "near_duplicates", "duplicate_captions"

@@ -23,7 +23,7 @@ from pipeline.evaluate.calibrate import (
     zero_shot_temperatures,
 )
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import TestPairs, ZeroShotSet, check_side, class_vectors, run_features
+from pipeline.evaluate.data import TestPairs, ZeroShotSet, class_vectors, run_features
 from pipeline.evaluate.queries import (
     IMAGE_RETRIEVAL,
     TEXT_RETRIEVAL,
@@ -114,7 +114,7 @@ def evaluate_run(
         UserError: Its files are damaged, or its features are not finite.
     """
     for side in (pairs.image, pairs.text, *(part for data in sets for part in (data.image, data.prompts))):
-        check_side(run, side)
+        run.check(side.modality, side.keys, side.where, offered=side.offered)
     answered = {
         each.queries.direction: each for each in (*retrieve(run, pairs), *(classify(run, data) for data in sets))
     }

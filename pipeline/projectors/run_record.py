@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import build
-from pipeline.errors import KeyMismatchError, UserError
+from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
 from pipeline.files import write_atomically
+from pipeline.layers import LayerRef, parse_label
 from pipeline.projectors.base import Projector
 from pipeline.projectors.table import load_projector, read_json
 from pipeline.storage.contract import Place, Storage
@@ -191,20 +192,42 @@ class AlignedRun:
                 result[start : start + rows] = block
         return result
 
+    def refs(self, side: str) -> list[LayerRef]:
+        """Return the layers that the run concatenates, in its order.
+
+        Raises:
+            UserError: A layer names no store of the run.
+        """
+        stores, found = len(self.stores[side]), []
+        for name in self.layers[side]:
+            layer = parse_label(name, stores)
+            if layer is None:
+                expected = f"layers such as 0/{name} (store/layer, {stores} stores)"
+                raise UserError(expected=expected, found=repr(name), where=str(self.root / "run.json"))
+            found.append(layer)
+        return found
+
     def check(
-        self, side: str, keys: Sequence[Mapping[str, Any]], where: str = "", *, ignore: Sequence[str] = OTHER_DATA
+        self,
+        side: str,
+        keys: Sequence[Mapping[str, Any]],
+        where: str = "",
+        *,
+        offered: Sequence[Mapping[str, int]] = (),
+        ignore: Sequence[str] = OTHER_DATA,
     ) -> None:
-        """Refuse features of another key than the run was trained on.
+        """Refuse features of another key than the run was trained on, and stores without the layers that it takes.
 
         Args:
             side: `image` or `text`.
             keys: The keys of the features' stores, as JSON, in the order of training.
             where: The store that is offered, for the error.
+            offered: Of each store the widths of its layers; not looked at where nothing is given.
             ignore: Fields that may differ (dotted paths): the data set, unless said otherwise.
 
         Raises:
             KeyMismatchError: Names each field that differs, what the run has and what was offered.
-            UserError: Another number of stores.
+            UserError: Another number of stores, a layer that a store does not hold, or one of another width.
         """
         _check_side(side)
         known = self.stores[side]
@@ -220,6 +243,18 @@ class AlignedRun:
         if differences:
             remedy = f"extract the {side} features as the run {self.root.name!r} had them, or align these anew"
             raise KeyMismatchError(differences, where or str(self.root), remedy)
+        if offered:
+            self._check_layers(side, offered, where)
+
+    def _check_layers(self, side: str, offered: Sequence[Mapping[str, int]], where: str) -> None:
+        layers = self.refs(side)
+        for index, name in layers:
+            if name not in offered[index]:
+                raise UnknownNameError("stored layer", name, list(offered[index]), where)
+        width, found = self.projector(side).d_in, sum(offered[index][name] for index, name in layers)
+        if found != width:
+            expected = f"{side} features of width {width}, as the run {self.root.name!r} takes them"
+            raise UserError(expected=expected, found=f"width {found}", where=where)
 
     def _load(self, side: str, seed: int) -> Projector:
         folders = {entry.seed: entry.folder for entry in self.trainings}

@@ -14,7 +14,7 @@ the files by itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.layers import LayerRef
 from pipeline.storage.contract import Place
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import Samples
@@ -29,15 +30,6 @@ from pipeline.store.samples import Samples
 Rows = NDArray[np.int64]
 Row = tuple[dict[str, Tensor], int]
 """Layer → [D], and the row number."""
-
-
-class LayerRef(NamedTuple):
-    """A layer of one of a side's stores."""
-
-    store: int
-    """Position of its store."""
-    name: str
-    """Its name there."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,17 @@ class Side:
 
     def label(self, layer: LayerRef) -> str:
         """Return a layer's name for people and records; with several stores the store's position stands before it."""
-        return layer.name if len(self.stores) == 1 else f"{layer.store}/{layer.name}"
+        return layer.label(len(self.stores))
+
+    @property
+    def offered(self) -> list[dict[str, int]]:
+        """Of each store: layer → width."""
+        return [{layer.name: layer.width for layer in store.layers} for store in self.stores]
+
+    @property
+    def keys(self) -> list[dict[str, Any]]:
+        """Of each store: its key, as JSON."""
+        return [store.key.to_json() for store in self.stores]
 
     def widths(self, layers: Sequence[LayerRef]) -> list[int]:
         """Return the widths of layers."""
@@ -146,14 +148,6 @@ class Side:
 
     def _where(self, layer: LayerRef) -> str:
         return f"{self.stores[layer.store].root}, layer {layer.name}"
-
-
-def parse_label(label: str, stores: int) -> LayerRef | None:
-    """Return the layer that a label of `Side.label` means, with so many stores; None where it names no store."""
-    if stores == 1:
-        return LayerRef(0, label)
-    index, slash, name = label.partition("/")
-    return LayerRef(int(index), name) if slash and index.isdecimal() and int(index) < stores else None
 
 
 class RowDataset:

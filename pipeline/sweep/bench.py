@@ -25,9 +25,10 @@ from pipeline.align.train import Trained
 from pipeline.errors import UserError
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
 from pipeline.files import write_atomically
+from pipeline.layers import LayerRef
 from pipeline.projectors.table import read_json
 from pipeline.runtime import resolve_device
-from pipeline.store.views import LayerRef, Rows, Side
+from pipeline.store.views import Rows, Side
 from pipeline.sweep.cells import Cell
 from pipeline.sweep.config import SweepConfig
 

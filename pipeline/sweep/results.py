@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.evaluate.data import TestPairs
 from pipeline.files import write_atomically
+from pipeline.layers import LayerRef
 from pipeline.projectors.table import read_json
-from pipeline.store.views import LayerRef
 from pipeline.sweep.bench import Workbench
 from pipeline.sweep.cells import Cell
 

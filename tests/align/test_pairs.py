@@ -11,9 +11,10 @@ from pipeline.align.config import AlignConfig
 from pipeline.align.pairs import PairFeatures, PairSet, Splits, draw, split_pairs, subset
 from pipeline.align.run import align
 from pipeline.errors import UserError
+from pipeline.layers import LayerRef
 from pipeline.progress import Update, silent
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.views import LayerRef, Side
+from pipeline.store.views import Side
 from tests.align.conftest import MakeStores, Stores
 
 ALL_LAYERS = ((LayerRef(0, "block1"),), (LayerRef(0, "output"),))

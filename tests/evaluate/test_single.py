@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import check_side, pairs_of_split, run_features, zero_shot_set
+from pipeline.evaluate.data import pairs_of_split, run_features, zero_shot_set
 from pipeline.evaluate.single import RunResult, evaluate_run
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.views import Side
@@ -99,7 +99,7 @@ def test_several_stores_are_concatenated_in_the_run_s_order(world: Any) -> None:
     run = AlignedRun.open(world.add_run("stacked", layers=layers, stores=stores))
     side = Side.open("image", [world.image, world.image])
     with pytest.raises(UserError, match="image features of width 12, as the run 'stacked' takes them, found width 24"):
-        check_side(run, side)
+        run.check("image", side.keys, side.where, offered=side.offered)
     features = run_features(run, side, np.array([3, 1])).numpy()
     for name, columns in (("block.0", slice(0, 12)), ("output", slice(12, 24))):
         np.testing.assert_array_equal(features[:, columns], world.image_features[name][[3, 1]].astype(np.float32))

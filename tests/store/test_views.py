@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.layers import LayerRef, parse_label
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
 from pipeline.store.samples import Samples
-from pipeline.store.views import LayerRef, Side, parse_label
+from pipeline.store.views import Side
 from pipeline.store.writer import StoreWriter
 from tests.store.building import KEY
 

@@ -22,7 +22,6 @@ from pipeline.encoders.libraries import fetch, import_library
 from pipeline.encoders.spec import parse_spec
 from pipeline.encoders.st_family import SentenceEncoder
 from pipeline.errors import UserError
-from pipeline.evaluate.data import run_layers
 from pipeline.projectors.base import Projector
 from pipeline.projectors.linear import AffineProjector, IdentityProjector, LinearProjector
 from pipeline.projectors.run_record import AlignedRun, StoreRecord
@@ -61,7 +60,7 @@ text = model.encode(["a dog on a beach", "two cats"])  # unit vectors [2, {run.d
 
 
 def _only_layer(run: AlignedRun) -> str:
-    layers = run_layers(run, "text")
+    layers = run.refs("text")
     if len(run.stores["text"]) > 1 or len(layers) > 1:
         what = ", ".join(run.layers["text"])
         raise _refusal("one layer of one text encoder", f"the concatenation of {what}", run)
