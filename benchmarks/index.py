@@ -22,8 +22,18 @@ from torch import Tensor
 
 from benchmarks.alternate import in_own_process, measured, timed
 from benchmarks.raw import Drawn
-from pipeline.indexes.index import Gallery, Index, add_rows, build_index, train, training_sample
-from pipeline.indexes.kinds import INDEXES, LINKS, NUMBERS_PER_CODE, list_count
+from pipeline.indexes.index import (
+    INDEXES,
+    LINKS,
+    NUMBERS_PER_CODE,
+    Gallery,
+    Index,
+    add_rows,
+    build_index,
+    list_count,
+    train,
+    training_sample,
+)
 from pipeline.indexes.parts import BLOCK_ROWS
 from pipeline.indexes.recall import Truth, recalls, tune
 from pipeline.indexes.stored import read_index, write_index

@@ -25,13 +25,11 @@ import torch
 
 from benchmarks.alternate import Work, in_own_process, timed
 from benchmarks.raw import Drawn
-from pipeline.indexes import kinds
-from pipeline.indexes.index import Gallery, Index
-from pipeline.indexes.kinds import INDEXES, need_faiss
-from pipeline.indexes.on_disk import ON_DISK, read_mapped
+from pipeline.indexes import index as indexes
+from pipeline.indexes.index import INDEXES, Gallery, Index, need_faiss
 from pipeline.indexes.parts import BLOCK_ROWS, TRAINED, IndexParts, Wanted
 from pipeline.indexes.recall import recalls, tune
-from pipeline.indexes.stored import read_index, write_index
+from pipeline.indexes.stored import ON_DISK, read_index, read_mapped, write_index
 
 UNIT_ROWS = 8 * BLOCK_ROWS
 MEMORY = 8 * 2**30
@@ -78,7 +76,7 @@ class Steps:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         if arguments.lists:
-            vars(kinds)["list_count"] = lambda rows: arguments.lists
+            vars(indexes)["list_count"] = lambda rows: arguments.lists
         self.drawn = Drawn(arguments.rows, arguments.width)
         self.gallery = Gallery(rows=arguments.rows, width=arguments.width, read=self.drawn.read)
         self.wanted = Wanted(

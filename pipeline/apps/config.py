@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.indexes.kinds import KINDS, MEMORY
+from pipeline.indexes import KINDS, MEMORY
 from pipeline.settings import at_least, one_of, setting, settings
 from pipeline.storage.contract import Place
 

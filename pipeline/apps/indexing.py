@@ -23,8 +23,7 @@ from pipeline.apps.config import IndexConfig
 from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.apps.output_folder import OutputFolder
 from pipeline.errors import UserError
-from pipeline.indexes.index import Gallery, Index, add_rows, train
-from pipeline.indexes.kinds import INDEXES, Kind, choose_kind, need_faiss
+from pipeline.indexes.index import INDEXES, Gallery, Index, Kind, add_rows, choose_kind, need_faiss, train
 from pipeline.indexes.parts import IndexParts, Wanted
 from pipeline.indexes.recall import Truth, measure
 from pipeline.indexes.stored import RECORD, read_record, write_index
@@ -34,27 +33,20 @@ from pipeline.store.samples import join
 
 QUERIES = 1000
 """Queries that the effort is tuned on; as many others measure the recall."""
-INDEX = OutputFolder(
-    record=RECORD,
-    read=lambda path: read_record(path.parent),
-    what="an index",
-    made_by="pipeline index",
-    option="--out",
-)
+INDEX = OutputFolder(RECORD, lambda path: read_record(path.parent), "an index", "pipeline index", "--out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartsMade:
-    """What one of several processes did."""
+    """What one of several processes did: parts in all, those that it made, and the folder where they lie.
+
+    Another process is at work on those that are missing, or was killed.
+    """
 
     parts: int
-    """Parts in all."""
     made: tuple[int, ...]
-    """Those that it made."""
     missing: tuple[int, ...]
-    """Those that are not committed yet: another process is at work on them, or was killed."""
     folder: str
-    """Where they lie."""
 
 
 class Subject:
@@ -105,16 +97,18 @@ class Subject:
             UserError: A part, or a kind that lies in memory as a whole, does not fit the memory.
         """
         config, gallery, count = self.config, self.gallery, self.config.parts
-        images = self.opened.images
-        units = np.searchsorted(images.rows[0][self.rows], images.stores[0].shard_edges).tolist()
         if count is None:
-            most = config.memory // (2 * self.kind.row_bytes(gallery.width, gallery.rows))
             if not self.kind.has_lists:
                 self._check_whole()
-            if most >= gallery.rows or not self.kind.has_lists:
+                return None
+            most = config.memory // (2 * self.kind.row_bytes(gallery.width, gallery.rows))
+            if most >= gallery.rows:
                 return None
             units = [*range(0, gallery.rows, max(1, most)), gallery.rows]
             count = len(units) - 1
+        else:
+            images = self.opened.images
+            units = np.searchsorted(images.rows[0][self.rows], images.stores[0].shard_edges).tolist()
         wanted = Wanted(
             of=self.identity,
             kind=self.kind.name,
@@ -218,12 +212,12 @@ def _build_at_once(subject: Subject, folder: Path) -> dict[str, Any]:
 def _merge(subject: Subject, parts: IndexParts, folder: Path) -> dict[str, Any]:
     index = parts.merge(folder)
     recall = measure(index, parts.truth(), parts.plan["queries"], subject.config.recall)
-    seconds = [record["seconds"] for record in filter(None, map(parts.record, range(len(parts.spans))))]
+    seconds = {"train": parts.plan["seconds"], "parts": [record["seconds"] for record in parts.records()]}
     about = {
         "parts": len(parts.spans),
         "memory": subject.config.memory,
         "trained_on": parts.plan["trained_on"],
-        "seconds": {"train": parts.plan["seconds"], "parts": seconds},
+        "seconds": seconds,
     }
     return _write(folder, subject, index, recall, about)
 

@@ -16,23 +16,20 @@ from pipeline.errors import UserError
 from pipeline.files import sync_file, sync_folder
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OutputFolder:
-    """A kind of folder.
-
-    Args:
-        record: Name of the file that lists the others under `files`.
-        read: Reads that file; a `UserError` means that it is another one's.
-        what: What the folder is, with its article, such as "an export".
-        made_by: The command that makes it.
-        option: The command's option that names it.
-    """
+    """A kind of folder."""
 
     record: str
+    """Name of the file that lists the others under `files`."""
     read: Callable[[Path], Mapping[str, Any]]
+    """Reads that file; a `UserError` means that it is another one's."""
     what: str
+    """What the folder is, with its article, such as "an export"."""
     made_by: str
+    """The command that makes it."""
     option: str
+    """The command's option that names it."""
 
     def check(self, to: Path) -> None:
         """Refuse a target that holds something else than a folder of this kind.
@@ -40,23 +37,32 @@ class OutputFolder:
         Raises:
             UserError: It is a file or a link, or a folder with other files in it.
         """
+        if found := self._foreign(to):
+            raise UserError(
+                expected=f"a new folder, or one that `{self.made_by}` made",
+                found=found,
+                where=f"{self.option} {to}",
+                remedy="choose another folder",
+            )
+
+    def _foreign(self, to: Path) -> str:
+        """Return what a target holds that is not this command's own; empty where it may be written."""
         if to.resolve() == Path.cwd():
-            raise self._occupied(to, "the working folder")
+            return "the working folder"
         if to.is_symlink() or (to.exists() and not to.is_dir()):
-            raise self._occupied(to, "a file or a link")
-        if not to.exists() or not any(to.iterdir()):
-            return
+            return "a file or a link"
+        inside = sorted(each.name for each in to.iterdir()) if to.exists() else []
+        if not inside:
+            return ""
         if not (to / self.record).is_file():
-            first = min(each.name for each in to.iterdir())
-            raise self._occupied(to, f"a folder without {self.record} that holds {first}")
+            return f"a folder without {self.record} that holds {inside[0]}"
         try:
             listed = self.read(to / self.record).get("files")
-        except UserError as error:
-            raise self._occupied(to, f"another {self.record}") from error
+        except UserError:
+            return f"another {self.record}"
         known = {self.record, *(listed if isinstance(listed, Mapping) else ())}
         other = [name for name in files_of(to) if name not in known]
-        if other:
-            raise self._occupied(to, f"{self.what} with {other[0]} added to it")
+        return f"{self.what} with {other[0]} added to it" if other else ""
 
     @contextmanager
     def new(self, to: Path, temporary: Path | None = None) -> Iterator[Path]:
@@ -85,14 +91,6 @@ class OutputFolder:
             sync_folder(to.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-    def _occupied(self, to: Path, found: str) -> UserError:
-        return UserError(
-            expected=f"a new folder, or one that `{self.made_by}` made",
-            found=found,
-            where=f"{self.option} {to}",
-            remedy="choose another folder",
-        )
 
 
 def files_of(folder: Path) -> list[str]:

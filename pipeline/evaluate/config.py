@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import build, name, names, section
 from pipeline.errors import UserError
-from pipeline.indexes.kinds import KINDS
+from pipeline.indexes import KINDS
 from pipeline.settings import at_least, between, not_empty, one_of, setting, settings
 from pipeline.storage.contract import Place
 

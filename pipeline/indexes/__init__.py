@@ -3,6 +3,10 @@
 index = build_index(gallery, "ivf")              # pipeline.indexes.index; "auto" goes by size
 scores, positions = index.search(queries, 10)    # best first
 
-`kinds` is the table of kinds, `recall` measures and tunes, `stored` reads and writes a folder, `parts` lets several
-processes build one index, `on_disk` keeps its lists in a file that is mapped.
+`recall` measures and tunes, `stored` reads and writes a folder, `parts` lets several processes build one index.
 """
+
+KINDS = ("auto", "torch", "flat", "ivf", "hnsw", "sq8", "ivfpq")
+"""What an index can be, for options: `auto` and the table `pipeline.indexes.index.INDEXES`, without loading torch."""
+MEMORY = 8 * 2**30
+"""Bytes that an index may take by default."""

@@ -18,21 +18,20 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline import files
 from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UserError
-from pipeline.indexes.index import Gallery, Index, add_rows, train
-from pipeline.indexes.kinds import INDEXES, need_faiss
-from pipeline.indexes.on_disk import ON_DISK, merge_lists
+from pipeline.indexes.index import INDEXES, Gallery, Index, add_rows, need_faiss, train
 from pipeline.indexes.recall import Truth
+from pipeline.indexes.stored import ON_DISK, check_digest, merge_lists
 from pipeline.projectors.run_record import key_differences
 from pipeline.storage.local import writing
 from pipeline.storage.locks import lock
@@ -75,7 +74,7 @@ class Wanted:
 
     @property
     def rows(self) -> int:
-        """Return the number of rows N."""
+        """N."""
         return int(self.units[-1])
 
     def spans(self) -> list[tuple[int, int]]:
@@ -150,6 +149,10 @@ class IndexParts:
         """Return the numbers of the parts that are not committed."""
         return [number for number in range(len(self.spans)) if self.record(number) is None]
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of the parts that are committed."""
+        return [record for number in range(len(self.spans)) if (record := self.record(number)) is not None]
+
     def record(self, number: int) -> dict[str, Any] | None:
         """Return the record of a part; None where it is not there or damaged, or a file of its has another size.
 
@@ -158,7 +161,7 @@ class IndexParts:
         """
         path = self.folder / f"{_stem(number)}.json"
         try:
-            said = files.load_signed(path.read_bytes(), path.name, str(path.parent))
+            said = _load(path)
         except FileNotFoundError:
             return None
         except DamagedStoreError:
@@ -168,11 +171,9 @@ class IndexParts:
             expected, found = f"parts of the plan {self._digest[:12]}…", f"a part of the plan {said.get('plan'):.12}…"
             remedy = f"remove the files of that part, or {self._start_over}"
             raise UserError(expected=expected, found=f"{path.name}, {found}", where=str(self.folder), remedy=remedy)
-        for name, file in said["files"].items():
-            path = self.folder / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != file["bytes"]:
-                _log.warning("%s: expected %s bytes, found %s; its part is made again", path, file["bytes"], size)
+        for file, wanted in ((self.folder / name, each["bytes"]) for name, each in said["files"].items()):
+            if (size := file.stat().st_size if file.is_file() else None) != wanted:
+                _log.warning("%s: expected %s bytes, found %s; its part is made again", file, wanted, size)
                 return None
         return said
 
@@ -189,16 +190,12 @@ class IndexParts:
         with lock(self.folder / f".{_stem(number)}.lock", block=wait) as mine:
             if not mine or self.record(number) is not None:
                 return False
-            started = time.perf_counter()
+            started, stem, (start, stop) = time.perf_counter(), _stem(number), self.spans[number]
             own, truth = self._trained(), self._truth()
             add_rows(own, self.gallery, self.wanted.blocks(number), truth.see)
             found = {"scores": truth.scores, "positions": truth.positions}
-            start, stop = self.spans[number]
             about = {"plan": self._digest, "part": number, "start": start, "stop": stop}
-            writers = {"faiss": partial(write_faiss, own), "safetensors": partial(write_tensors, found)}
-            self._commit(
-                _stem(number), about, {f"{_stem(number)}.{kind}": each for kind, each in writers.items()}, started
-            )
+            self._commit(stem, about, {f"{stem}.faiss": own, f"{stem}.safetensors": found}, started)
             return True
 
     def merge(self, into: Path) -> Index:
@@ -211,10 +208,9 @@ class IndexParts:
         if left := self.missing():
             expected, found = f"{len(self.spans)} parts", f"no part {', '.join(map(str, left))}"
             raise UserError(expected=expected, found=found, where=str(self.folder), remedy="make what is missing")
-        for record in filter(None, map(self.record, range(len(self.spans)))):
-            for name, file in record["files"].items():
-                remedy = f"remove {self.folder / name} and run again: only that part is redone"
-                _require(self.folder / name, file, remedy)
+        for record in self.records():
+            for path, file in ((self.folder / name, each) for name, each in record["files"].items()):
+                check_digest(path, file["sha256"], f"remove {path} and run again: only that part is redone")
         paths = [self.folder / f"{_stem(number)}.faiss" for number in range(len(self.spans))]
         need, free = sum(path.stat().st_size for path in paths), shutil.disk_usage(into).free
         if need > free:
@@ -229,13 +225,12 @@ class IndexParts:
         """Return what exact search finds among all rows; the parts were checked by `merge`."""
         truth = self._truth()
         for number in range(len(self.spans)):
-            truth.merge(**read_tensors(self.folder / f"{_stem(number)}.safetensors"))
+            truth.merge(**load_file(self.folder / f"{_stem(number)}.safetensors"))
         return truth
 
     def remove(self) -> None:
         """Remove the folder: records first and the plan last, so that what is left of it on the way is sound."""
-        own = ("part-*.json", "part-*.faiss", "part-*.safetensors", ".*.tmp", ".*.lock", QUERIES, TRAINED, PLAN)
-        for pattern in own:
+        for pattern in ("part-*.json", "part-*.*", ".*.tmp", ".*.lock", QUERIES, TRAINED, PLAN):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
@@ -247,16 +242,16 @@ class IndexParts:
         return files.json_digest({name: value for name, value in self.plan.items() if name != "seconds"})
 
     def _read_plan(self) -> dict[str, Any]:
-        path = self.folder / PLAN
+        path, remedy = self.folder / PLAN, self._start_over
         try:
-            said = files.load_signed(path.read_bytes(), path.name, str(path.parent))
+            said = _load(path)
         except DamagedStoreError as error:
-            expected, remedy = "a plan that is what was written", self._start_over
+            expected = "a plan that is what was written"
             raise UserError(expected=expected, found="other bytes", where=str(path), remedy=remedy) from error
         asked = {"format": FORMAT, **self.wanted.to_json()}
         differences = key_differences({"format": said.get("format"), **said.get("wanted", {})}, asked)
         if differences:
-            remedy = f"give the options that it was begun with, or {self._start_over}"
+            remedy = f"give the options that it was begun with, or {remedy}"
             raise KeyMismatchError(differences, str(self.folder), remedy)
         return said
 
@@ -264,21 +259,19 @@ class IndexParts:
         started = time.perf_counter()
         own, rows = train(INDEXES[self.wanted.kind], self.gallery, self.wanted.seed, memory, BLOCK_ROWS)
         about = {"format": FORMAT, "wanted": self.wanted.to_json(), "queries": asked, "trained_on": rows}
-        tensors = {"queries": queries}
-        writers = {TRAINED: partial(write_faiss, own), QUERIES: partial(write_tensors, tensors)}
-        return self._commit("plan", about, writers, started)
+        return self._commit("plan", about, {TRAINED: own, QUERIES: {"queries": queries}}, started)
 
     def _commit(
-        self, stem: str, about: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]], started: float
+        self, stem: str, about: Mapping[str, Any], contents: Mapping[str, Any], started: float
     ) -> dict[str, Any]:
-        """Write files, each whole or not at all, and then the record that vouches for them; a disk at fault says so."""
+        """Write indexes and tensors, each file whole or not at all, and then the record that vouches for them."""
         path, written = self.folder / f"{stem}.json", {}
         path.unlink(missing_ok=True)  # a damaged one must not speak of new files
         files.sync_folder(self.folder)
-        for name, write in writers.items():
+        for name, content in contents.items():
             target = self.folder / name
             with writing(self.folder, name), files.temp_beside(target) as temp:
-                write(temp)
+                (write_tensors if isinstance(content, dict) else write_faiss)(content, temp)
                 files.sync_file(temp)
                 written[name] = {"bytes": temp.stat().st_size, "sha256": files.file_sha256(temp)}
                 files.publish(temp, target)
@@ -288,13 +281,13 @@ class IndexParts:
         return record
 
     def _trained(self) -> Any:
-        return need_faiss("an index in parts").read_index(str(self._planned(TRAINED)))
+        return need_faiss("an index in parts").read_index(self._planned(TRAINED))
 
     def _truth(self) -> Truth:
-        return Truth(read_tensors(self._planned(QUERIES))["queries"], self.wanted.k)
+        return Truth(load_file(self._planned(QUERIES))["queries"], self.wanted.k)
 
-    def _planned(self, name: str) -> Path:
-        return _require(self.folder / name, self.plan["files"][name], self._start_over)
+    def _planned(self, name: str) -> str:
+        return str(check_digest(self.folder / name, self.plan["files"][name]["sha256"], self._start_over))
 
 
 def write_faiss(index: Any, path: Path) -> None:
@@ -309,24 +302,11 @@ def write_faiss(index: Any, path: Path) -> None:
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors."""
-    from safetensors.torch import save
-
     path.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `write_tensors` wrote."""
-    from safetensors.torch import load
-
-    return dict(load(path.read_bytes()))
-
-
-def _require(path: Path, said: Mapping[str, Any], remedy: str) -> Path:
-    """Return a file that is what was committed; a `UserError` says that it is missing or another one."""
-    found = files.file_sha256(path) if path.is_file() else "no such file"
-    if found != said["sha256"]:
-        raise UserError(expected=f"the sha256 {said['sha256']}", found=found, where=str(path), remedy=remedy)
-    return path
+def _load(path: Path) -> dict[str, Any]:
+    return files.load_signed(path.read_bytes(), path.name, str(path.parent))
 
 
 def _stem(number: int) -> str:

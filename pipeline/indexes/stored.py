@@ -2,26 +2,31 @@
 
 `index.json` says what it is an index of, how it was built, and its recall against exact search. It is read first: what
 does not fit is refused by name, and faiss opens no file whose SHA-256 is not the recorded one.
+
+`index.ivfdata` is byte for byte what `faiss.contrib.ondisk.merge_ondisk` makes of the same parts. That function is not
+used: it prints on standard output, which `--json` owns, and it writes through a memory map, where a full disk is no
+error but the death of the process. Here one list at a time is copied out of the parts, which faiss maps.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
 from pipeline.files import file_sha256
-from pipeline.indexes.index import Index
-from pipeline.indexes.kinds import INDEXES, need_faiss
-from pipeline.indexes.on_disk import ON_DISK, read_mapped
+from pipeline.indexes.index import INDEXES, LINKS, Index, need_faiss
 from pipeline.projectors.run_record import key_differences
 from pipeline.projectors.table import read_json
 
 FORMAT = 1
 RECORD = "index.json"
-FAISS = "index.faiss"
+FAISS, ON_DISK = "index.faiss", "index.ivfdata"
 _KINDS: dict[str, type] = {"kind": str, "rows": int, "width": int, "of": dict, "effort": dict, "files": dict}
 _REMEDY = "build it again with `pipeline index`"
+_BUFFER = 2**22
+_PREFETCH = 0
+"""Threads that faiss starts at every search to touch the lists: 32 of them made a warm query cost 6 times the CPU."""
 
 
 def write_index(folder: Path, index: Index, of: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def write_index(folder: Path, index: Index, of: Mapping[str, Any], about: Mappin
         "of": dict(of),
         "effort": {index.kind.effort: index.effort} if index.kind.effort else {},
         **about,
-        "build": {**index.layout(), **about.get("build", {}), "faiss": str(faiss.__version__)},
+        "build": {**_layout(index), **about.get("build", {}), "faiss": str(faiss.__version__)},
         "files": {name: file_sha256(folder / name) for name in names},
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -108,9 +113,7 @@ def _read_faiss(folder: Path, files: Mapping[str, Any]) -> Any:
     if FAISS not in files or not set(files) <= {FAISS, ON_DISK}:
         raise _unusable(folder / RECORD, f"the digest of {FAISS}", ", ".join(map(str, files)) or "none")
     for name, digest in files.items():
-        found = file_sha256(folder / name) if (folder / name).is_file() else "no such file"
-        if found != digest:
-            raise _unusable(folder / name, f"the sha256 {digest}", found)
+        check_digest(folder / name, digest, _REMEDY)
     try:
         faiss = need_faiss("stored indexes")
         return read_mapped(folder / FAISS) if ON_DISK in files else faiss.read_index(str(folder / FAISS))
@@ -119,5 +122,81 @@ def _read_faiss(folder: Path, files: Mapping[str, Any]) -> Any:
         raise _unusable(folder / FAISS, "an index that this faiss reads", found) from error
 
 
+def _layout(index: Index) -> dict[str, int]:
+    if index.kind.has_lists:
+        return {"lists": int(index.own.nlist), "bytes_a_row": int(index.own.code_size)}
+    return {"links": LINKS, "efConstruction": int(index.own.hnsw.efConstruction)} if index.kind.effort else {}
+
+
+def check_digest(path: Path, sha256: str, remedy: str) -> Path:
+    """Return a file; a `UserError` says that it is missing or not the recorded one."""
+    found = file_sha256(path) if path.is_file() else "no such file"
+    if found != sha256:
+        raise UserError(expected=f"the sha256 {sha256}", found=found, where=str(path), remedy=remedy)
+    return path
+
+
 def _unusable(path: Path, expected: str, found: str) -> UserError:
     return UserError(expected=expected, found=found, where=str(path), remedy=_REMEDY)
+
+
+# ---- lists on the disk -----------------------------------------------------------------------------------------------
+
+
+def merge_lists(empty: Any, parts: Sequence[Path], data: Path) -> None:
+    """Write the lists of part files, in their order, into one new file, and let the empty index read them from there.
+
+    Args:
+        empty: A trained `IndexIVF` of faiss without rows, as the parts were made from.
+        parts: Files of `faiss.write_index` whose ids are global.
+        data: The file to write, `index.ivfdata`: for each list the codes of all parts, then their ids. The index holds
+            the bare name, so that it can be written beside the file and both may be moved.
+
+    Raises:
+        RuntimeError: A part is shorter than it says.
+    """
+    faiss = need_faiss("lists on the disk")
+    opened = [faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY) for path in parts]
+    lists = [faiss.downcast_InvertedLists(index.invlists) for index in opened]
+    table = faiss.OnDiskOneListVector()
+    with data.open("wb", buffering=_BUFFER) as out:
+        for number in range(int(empty.nlist)):
+            entry = faiss.OnDiskOneList()
+            entry.offset = out.tell()
+            held = [(each, each.list_size(number)) for each in lists if each.list_size(number)]
+            for each, rows in held:
+                out.write(faiss.rev_swig_ptr(each.get_codes(number), rows * each.code_size))
+            for each, rows in held:
+                out.write(faiss.rev_swig_ptr(each.get_ids(number), rows))
+            entry.size = entry.capacity = sum(rows for _, rows in held)
+            table.push_back(entry)
+        size = out.tell()
+    on_disk = faiss.OnDiskInvertedLists(empty.nlist, empty.code_size, str(data))
+    on_disk.lists, on_disk.totsize, on_disk.read_only, on_disk.prefetch_nthread = table, size, True, _PREFETCH
+    if size:
+        on_disk.do_mmap()
+    on_disk.filename = data.name
+    empty.replace_invlists(on_disk, True)
+    on_disk.this.disown()
+    empty.ntotal = sum(index.ntotal for index in opened)
+
+
+def read_mapped(path: Path) -> Any:
+    """Read an index whose lists lie in `index.ivfdata` in the same folder, and map them, read-only.
+
+    Raises:
+        RuntimeError: Its lists are not there, or that file is of another size.
+    """
+    faiss = need_faiss("lists on the disk")
+    # IO_FLAG_ONDISK_SAME_DIR would do it, but prints; IO_FLAG_MMAP would leave them unmapped (a crash in faiss 1.15)
+    index = faiss.read_index(str(path), faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_IVF_DATA)
+    lists = faiss.downcast_InvertedLists(index.invlists) if hasattr(index, "invlists") else None
+    if not isinstance(lists, faiss.OnDiskInvertedLists):
+        raise RuntimeError("its lists are not in a file of their own")
+    data = path.with_name(ON_DISK)
+    if lists.totsize != data.stat().st_size:
+        raise RuntimeError(f"lists of {lists.totsize} bytes, and {data.stat().st_size} bytes in {ON_DISK}")
+    lists.filename, lists.prefetch_nthread = str(data), _PREFETCH
+    if lists.totsize:
+        lists.do_mmap()
+    return index

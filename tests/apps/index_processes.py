@@ -20,7 +20,7 @@ from pipeline.apps import indexing, output_folder
 from pipeline.apps.indexing import build as build_index
 from pipeline.apps.indexing import make_parts
 from pipeline.indexes import parts as building
-from pipeline.indexes.kinds import need_faiss
+from pipeline.indexes.index import need_faiss
 from pipeline.runtime import Share
 from tests.apps.index_runs import config, index_bytes
 from tests.store.processes import TORN, Death, in_child, say

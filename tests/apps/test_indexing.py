@@ -13,7 +13,7 @@ from pipeline.apps.export.run import export
 from pipeline.apps.indexing import build as build_by
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, MissingExtraError, UserError
-from pipeline.indexes import kinds
+from pipeline.indexes import index as indexes
 from pipeline.projectors.linear import IdentityProjector, LinearProjector
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.projectors.table import save_projector
@@ -173,7 +173,7 @@ def test_mistakes_are_one_sentence(run: Path, tmp_path: Path) -> None:
 
 def test_without_faiss_there_is_an_install_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     none: Callable[[], None] = lambda: None  # noqa: E731
-    monkeypatch.setattr(kinds, "find_faiss", none)
+    monkeypatch.setattr(indexes, "find_faiss", none)
     with pytest.raises(MissingExtraError, match="pip install faiss-cpu"):
         build(run, tmp_path / "index")
 

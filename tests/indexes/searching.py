@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.indexes.kinds import need_faiss
-from pipeline.indexes.on_disk import ON_DISK, merge_lists, read_mapped
+from pipeline.indexes.index import need_faiss
+from pipeline.indexes.stored import ON_DISK, merge_lists, read_mapped
 
 ROWS, WIDTH, LISTS, BLOCK = 200_000, 64, 400, 50_000
 

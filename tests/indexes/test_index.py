@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.indexes.index import Gallery, Index, add_rows, build_index, train
-from pipeline.indexes.kinds import INDEXES
+from pipeline.indexes.index import INDEXES, Gallery, Index, add_rows, build_index, train
 from pipeline.indexes.recall import Truth
 from tests.indexes.test_kinds import unit
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import MissingExtraError, UnknownNameError, UserError
-from pipeline.indexes.index import build_index
-from pipeline.indexes.kinds import INDEXES, KINDS, choose_kind, find_faiss
+from pipeline.indexes import KINDS
+from pipeline.indexes.index import INDEXES, build_index, choose_kind, find_faiss
 from pipeline.indexes.recall import recall_against_exact
 
 

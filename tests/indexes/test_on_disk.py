@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.indexes.kinds import INDEXES
-from pipeline.indexes.on_disk import ON_DISK, merge_lists, read_mapped
+from pipeline.indexes.index import INDEXES
+from pipeline.indexes.stored import ON_DISK, merge_lists, read_mapped
 from tests.indexes.test_kinds import unit
 
 faiss: Any = pytest.importorskip("faiss")

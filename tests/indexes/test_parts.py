@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from pipeline.errors import KeyMismatchError, PipelineError, UserError
 from pipeline.indexes import parts as building
 from pipeline.indexes.index import Gallery
-from pipeline.indexes.on_disk import ON_DISK
 from pipeline.indexes.parts import PLAN, IndexParts, Wanted
 from pipeline.indexes.recall import recalls
-from pipeline.indexes.stored import FAISS, read_index, write_index
+from pipeline.indexes.stored import FAISS, ON_DISK, read_index, write_index
 from pipeline.storage.locks import lock
 from tests.indexes.test_kinds import unit
 

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.indexes.index import Index, build_index
-from pipeline.indexes.kinds import INDEXES
-from pipeline.indexes.on_disk import ON_DISK, merge_lists
-from pipeline.indexes.stored import FAISS, RECORD, read_index, write_index
+from pipeline.indexes.index import INDEXES, Index, build_index
+from pipeline.indexes.stored import FAISS, ON_DISK, RECORD, merge_lists, read_index, write_index
 from tests.indexes.test_kinds import unit
 
 faiss: Any = pytest.importorskip("faiss")
