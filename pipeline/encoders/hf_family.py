@@ -24,25 +24,34 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.image_model import ImageInfo, ImageModel, token_pools
-from pipeline.encoders.libraries import fetch, import_library, opening, weight_files, weights_sha256
-from pipeline.encoders.pooling import TOKEN_POOLS
-from pipeline.encoders.spec import Spec, require_folder
+from pipeline.encoders.base import LoadOptions, Spec
+from pipeline.encoders.image_model import (
+    INTERPOLATIONS,
+    ImageInfo,
+    ImageModel,
+    ImageTransform,
+    Resize,
+    colour,
+    token_pools,
+)
+from pipeline.encoders.libraries import (
+    config_digest,
+    fetch,
+    import_library,
+    opening,
+    require_folder,
+    weight_files,
+    weights_sha256,
+)
 from pipeline.encoders.text_model import DECODER_POOLS, TEXT_POOLS, TextInfo, TextModel, TextTokenizer, length_limit
-from pipeline.encoders.torch_encoder import Batch
-from pipeline.encoders.transform import INTERPOLATIONS, Colour, ImageTransform, Resize, colour
+from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, TorchEncoder
 from pipeline.errors import UserError
-from pipeline.files import spaced_json_digest
 
 VERSION = 1
-"""Part of the key: goes up when this module, `hf_text` or `hf_vision` changes what comes out."""
+"""Part of the key: goes up when this module changes what comes out."""
 
 DENSE_POOLERS = ("vit", "deit", "yolos")
 """Vision models whose pooler is a layer that most checkpoints lack: left out, `output` is the class token."""
-
-VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
-"""Fields of a config that do not change what comes out."""
 
 
 def load(spec: Spec, options: LoadOptions) -> ImageModel | TextModel:
@@ -69,16 +78,6 @@ def load(spec: Spec, options: LoadOptions) -> ImageModel | TextModel:
         return build(spec, options, model, folder=folder, identity=identity)
 
 
-def config_digest(config: Any) -> str:
-    """Return the digest of a config without the fields that do not change what comes out."""
-    return spaced_json_digest(_steady(config.to_dict()))
-
-
-def _steady(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config.items() if name not in VOLATILE}
-    return {name: _steady(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
-
-
 def _is_image(spec: Spec, options: LoadOptions, config: Any) -> bool:
     if not _has_two_towers(config):
         return hasattr(config, "num_channels") or hasattr(config, "image_size")
@@ -96,6 +95,7 @@ def _has_two_towers(config: Any) -> bool:
 
 
 def _model(spec: Spec, folder: Path, config: Any, *, image: bool) -> Any:
+    """Return the model; of one with two towers the tower that is not asked for is let go."""
     transformers = import_library("transformers")
     arguments: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     model_class = transformers.MODEL_MAPPING.get(type(config), None)
@@ -105,27 +105,22 @@ def _model(spec: Spec, folder: Path, config: Any, *, image: bool) -> Any:
     if accepts and (not image or config.model_type in DENSE_POOLERS):
         arguments["add_pooling_layer"] = False
     model, info = transformers.AutoModel.from_pretrained(folder, **arguments)
-    missing = sorted(info["missing_keys"])
+    name, missing = type(model).__name__, sorted(info["missing_keys"])
     if missing:
-        raise UserError(
-            expected=f"weights for all of {type(model).__name__}",
-            found=f"none for {len(missing)} tensors, such as {missing[0]}",
-            where=spec.text,
-        )
+        found = f"none for {len(missing)} tensors, such as {missing[0]}"
+        raise UserError(expected=f"weights for all of {name}", found=found, where=spec.text)
     if _has_two_towers(config):
-        _require_towers(spec, model)
-    if getattr(config, "is_encoder_decoder", False):
-        return model.get_encoder()
-    return model
+        if not (hasattr(model, "vision_model") and hasattr(model, "text_model")):
+            expected = "a model with a vision tower and a text tower, such as CLIP or SigLIP"
+            raise UserError(expected=expected, found=name, where=spec.text)
+        delattr(model, "text_model" if image else "vision_model")
+    return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
 
 
-def _require_towers(spec: Spec, model: Any) -> None:
-    if not (hasattr(model, "vision_model") and hasattr(model, "text_model")):
-        raise UserError(
-            expected="a model with a vision tower and a text tower, such as CLIP or SigLIP",
-            found=type(model).__name__,
-            where=spec.text,
-        )
+def _run(encoder: TorchEncoder, tower: Any, asked: Sequence[str], **inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Return what a tower gives, and its hidden states where any are asked for."""
+    out = tower(**inputs, output_hidden_states=bool(asked))
+    return out, dict(zip(encoder.info.states, out.hidden_states, strict=True)) if asked else {}
 
 
 class HfVisionEncoder(ImageModel):
@@ -135,8 +130,7 @@ class HfVisionEncoder(ImageModel):
 
     def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
         tower = getattr(self.model, "vision_model", self.model)
-        out = tower(pixel_values=batch.inputs["x"], output_hidden_states=bool(states))
-        found = dict(zip(self.info.states, out.hidden_states, strict=True)) if states else {}
+        out, found = _run(self, tower, states, pixel_values=batch.inputs["x"])
         return self._embedding(tower, out, batch), found
 
     def _embedding(self, tower: Any, out: Any, batch: Batch) -> Tensor:
@@ -156,17 +150,17 @@ class HfVisionEncoder(ImageModel):
 def vision_encoder(
     spec: Spec, options: LoadOptions, model: Any, *, folder: Path, identity: Mapping[str, Any]
 ) -> HfVisionEncoder:
-    """Wrap a loaded image model; of a two-tower model the text tower is let go."""
-    if hasattr(model, "vision_model") and hasattr(model, "text_model"):
-        del model.text_model
+    """Wrap a loaded image model, or the image tower of a two-tower model."""
     processor = import_library("transformers").AutoImageProcessor.from_pretrained(folder, backend="pil")
     transform = from_processor(processor, where=spec.text)
     tower = getattr(model, "vision_model", model)
+    has_blocks = hasattr(tower.config, "num_hidden_layers")
+    depth = int(tower.config.num_hidden_layers) if has_blocks else len(tower.config.depths)
     prefix, has_class_token = _prefix(tower)
-    pools = token_pools(has_class_token=has_class_token) if _has_patches(tower) else ()
+    pools = token_pools(has_class_token=has_class_token) if has_blocks and hasattr(tower.config, "patch_size") else ()
     info = ImageInfo(
         taps={},
-        states=tuple(f"hidden_{number}" for number in range(_depth(tower.config) + 1)),
+        states=tuple(f"hidden_{number}" for number in range(depth + 1)),
         identity=identity,
         preprocessing=transform.to_json(),
         transform=transform,
@@ -176,14 +170,6 @@ def vision_encoder(
         inner_pool="cls" if has_class_token else "patch_mean",
     )
     return HfVisionEncoder(spec.text, model, info, options)
-
-
-def _has_patches(tower: Any) -> bool:
-    return hasattr(tower.config, "patch_size") and hasattr(tower.config, "num_hidden_layers")
-
-
-def _depth(config: Any) -> int:
-    return int(config.num_hidden_layers) if hasattr(config, "num_hidden_layers") else len(config.depths)
 
 
 def _prefix(tower: Any) -> tuple[int, bool]:
@@ -205,8 +191,7 @@ class HfTextEncoder(TextModel):
 
     def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
         tower = getattr(self.model, "text_model", self.model)
-        out = tower(**batch.inputs, output_hidden_states=bool(states))
-        found = dict(zip(self.info.states, out.hidden_states, strict=True)) if states else {}
+        out, found = _run(self, tower, states, **batch.inputs)
         return self._embedding(tower, out, batch), found
 
     def _embedding(self, tower: Any, out: Any, batch: Batch) -> Tensor:
@@ -220,9 +205,7 @@ class HfTextEncoder(TextModel):
 def text_encoder(
     spec: Spec, options: LoadOptions, model: Any, *, folder: Path, identity: Mapping[str, Any]
 ) -> HfTextEncoder:
-    """Wrap a loaded text model; of a two-tower model the image tower is let go."""
-    if hasattr(model, "vision_model") and hasattr(model, "text_model"):
-        del model.vision_model
+    """Wrap a loaded text model, or the text tower of a two-tower model."""
     config = getattr(model, "text_model", model).config
     words = import_library("transformers").AutoTokenizer.from_pretrained(folder)
     limit = length_limit(options.max_length, words.model_max_length, positions(config))
@@ -274,58 +257,42 @@ def from_processor(processor: Any, *, where: str) -> ImageTransform:
     Raises:
         UserError: The processor does something that a transform cannot do.
     """
-    size, crop = _size(processor), _crop(processor)
-    if "shortest_edge" in size and getattr(processor, "crop_pct", None):
-        transform = _convnext(processor, int(size["shortest_edge"]))
+    size = {name: int(value) for name, value in dict(processor.size or {}).items() if value}
+    crop: tuple[int, int] | None = None
+    if getattr(processor, "do_center_crop", False):
+        edges = dict(processor.crop_size)
+        crop = int(edges["height"]), int(edges["width"])
+    resize: Resize
+    edge = size.get("shortest_edge", 1)
+    if "shortest_edge" in size and getattr(processor, "crop_pct", None):  # ConvNeXt's own rule
+        larger = int(edge / processor.crop_pct)
+        resize, aim, crop = (
+            ("squash", (edge, edge), None) if edge >= 384 else ("shortest", (larger, larger), (edge, edge))
+        )
     elif not processor.do_resize or set(size) == {"shortest_edge"}:
         if crop is None:
             raise UserError(expected="images of one size", found=f"{processor.size} without a crop", where=where)
-        edge = int(size.get("shortest_edge", 1))
-        resize: Resize = "shortest" if processor.do_resize else "none"
-        transform = ImageTransform(resize=resize, size=(edge, edge), crop=crop, **_rest(processor))
+        resize, aim = "shortest" if processor.do_resize else "none", (edge, edge)
     elif {"height", "width"} <= set(size):
-        aim = (int(size["height"]), int(size["width"]))
-        transform = ImageTransform(resize="squash", size=aim, crop=crop, **_rest(processor))
+        resize, aim = "squash", (size["height"], size["width"])
     else:
         raise UserError(expected="a size of height and width, or of the shortest edge", found=str(size), where=where)
-    return _proven(transform, processor, where)
-
-
-def _convnext(processor: Any, edge: int) -> ImageTransform:
-    """Return ConvNeXt's own rule: up to 384 pixels resize to edge / crop_pct and crop, above that squash."""
-    if edge >= 384:
-        return ImageTransform(resize="squash", size=(edge, edge), **_rest(processor))
-    larger = int(edge / processor.crop_pct)
-    return ImageTransform(resize="shortest", size=(larger, larger), crop=(edge, edge), **_rest(processor))
-
-
-def _size(processor: Any) -> dict[str, int]:
-    size = processor.size
-    return {name: value for name, value in dict(size or {}).items() if value}
-
-
-def _crop(processor: Any) -> tuple[int, int] | None:
-    if not getattr(processor, "do_center_crop", False):
-        return None
-    crop = dict(processor.crop_size)
-    return int(crop["height"]), int(crop["width"])
-
-
-def _rest(processor: Any) -> dict[str, Any]:
     names = {int(value): name for name, value in INTERPOLATIONS.items()}
-    normalise = bool(processor.do_normalize)
-    mean: Colour = colour(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
-    std: Colour = colour(processor.image_std) if normalise else (1.0, 1.0, 1.0)
-    return {
-        "rounding": "floor",
-        "interpolation": names[int(processor.resample)] if processor.resample is not None else "bilinear",
-        "mean": mean,
-        "std": std,
-        "divisor": round(1 / processor.rescale_factor, 9) if processor.do_rescale else 1.0,
-    }
+    transform = ImageTransform(
+        resize=resize,
+        size=aim,
+        crop=crop,
+        rounding="floor",
+        interpolation=names[int(processor.resample)] if processor.resample is not None else "bilinear",
+        mean=colour(processor.image_mean if processor.do_normalize else 0),
+        std=colour(processor.image_std if processor.do_normalize else 1),
+        divisor=round(1 / processor.rescale_factor, 9) if processor.do_rescale else 1.0,
+    )
+    _prove(transform, processor, where)
+    return transform
 
 
-def _proven(transform: ImageTransform, processor: Any, where: str) -> ImageTransform:
+def _prove(transform: ImageTransform, processor: Any, where: str) -> None:
     height, width = transform.output_size
     pixels = np.random.default_rng(0).integers(0, 256, (2 * height + 3, 3 * width + 7, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
@@ -338,4 +305,3 @@ def _proven(transform: ImageTransform, processor: Any, where: str) -> ImageTrans
             where=where,
             remedy="write an encoder of your own (module:Class) around it",
         )
-    return transform

@@ -1,4 +1,4 @@
-"""The libraries of models: their one door, their hub, and digests of the weights that they load.
+"""The libraries of models: their one door, their hub, and digests of the weights and configs that they load.
 
 PyPI's torchvision may be a CUDA build beside a CPU build of torch. Then its native library does not load, and `import
 torchvision` fails with "operator torchvision::nms does not exist" and takes every library that imports it along.
@@ -12,15 +12,17 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from pipeline.encoders.spec import Spec
+from pipeline.encoders.base import Spec
 from pipeline.errors import MissingExtraError, PipelineError, UserError
-from pipeline.files import file_sha256
+from pipeline.files import file_sha256, spaced_json_digest
 
 INSTALL = {
     "timm": "pip install 'timm>=1.0.15'",
@@ -34,6 +36,9 @@ WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*_Dense/*.b
 
 LEFT_OUT = ["onnx/*", "openvino/*", "consolidated*", "original/*"]
 """The same weights again, in forms that are not read here."""
+
+VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
+"""Fields of a config that do not change what comes out."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -63,16 +68,14 @@ def make_torchvision_loadable() -> torch.library.Library | None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return None
-    libraries = sorted(Path(spec.origin).parent.glob("_C*.so")) + sorted(Path(spec.origin).parent.glob("_C*.pyd"))
+    libraries = [file for ending in ("so", "pyd") for file in Path(spec.origin).parent.glob(f"_C*.{ending}")]
     try:
         for library in libraries:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError:
         libraries = []
-    return None if libraries else _declare_operators()
-
-
-def _declare_operators() -> torch.library.Library:
+    if libraries:
+        return None
     fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
         schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -98,21 +101,40 @@ def opening(spec: Spec, local: str) -> Iterator[None]:
     except PipelineError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        kind = type(error).__name__
+        found = f"{kind}: {' '.join(str(error).split())[:200] or kind}"
         if spec.folder is not None:
-            raise UserError(
-                expected=f"a readable model in {spec.folder}",
-                found=f"{type(error).__name__}: {reason}",
-                where=spec.text,
-            ) from error
+            raise UserError(expected=f"a readable model in {spec.folder}", found=found, where=spec.text) from error
         raise UserError(
             expected=f"the model {spec.key_name!r} in the local cache or on its hub",
-            found=f"neither (offline, or no such name; {type(error).__name__}: {reason})",
+            found=f"neither (offline, or no such name; {found})",
             where=spec.text,
             remedy=f"check the name and the network, or give a local path: {local}",
         ) from error
     finally:
         logging.disable(muted)
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names most like one that was not found: a hub's whole list, of a thousand names, helps nobody."""
+    return get_close_matches(name, list(names), n=8, cutoff=0.3)
+
+
+def require_folder(spec: Spec, *files: str) -> Path | None:
+    """Return the local folder of a spec after a look at the files that it needs; None for a hub name.
+
+    Raises:
+        UserError: The folder, or one of the files in it, does not exist.
+    """
+    folder = spec.folder
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise UserError(expected=f"a folder {folder}", found="none", where=spec.text)
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise UserError(expected=f"{', '.join(missing)} in {folder}", found="none", where=spec.text)
+    return folder
 
 
 def fetch(spec: Spec) -> Path:
@@ -154,3 +176,13 @@ def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def config_digest(config: Any) -> str:
+    """Return the digest of a config of transformers without the fields that do not change what comes out."""
+    return spaced_json_digest(_steady(config.to_dict()))
+
+
+def _steady(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in config.items() if name not in VOLATILE}
+    return {name: _steady(value) if isinstance(value, Mapping) else value for name, value in kept.items()}

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from pipeline.encoders.base import Dtype, Encoder, LoadOptions, Modality
-from pipeline.encoders.spec import Spec, parse_spec
+from pipeline.encoders.base import Dtype, Encoder, LoadOptions, Modality, Spec, parse_spec
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.files import file_sha256, spaced_json_digest
 from pipeline.runtime import resolve_device
@@ -26,9 +25,6 @@ ENCODERS: dict[str, str] = {
     "package": "pipeline.encoders.packages:load",
 }
 """Family → module and function, imported when the family is asked for."""
-
-
-Loader = Callable[[Spec, LoadOptions], Encoder]
 
 
 def load_encoder(
@@ -45,7 +41,7 @@ def load_encoder(
     """Load a frozen encoder in evaluation mode.
 
     Args:
-        spec: See `pipeline.encoders.spec`.
+        spec: See `pipeline.encoders.base.Spec`.
         modality: Which tower of a two-tower model.
         pool: `auto` (the library's own for `output`, the family's default for inner layers), `cls`, `mean`, `eos`,
             `patch_mean` or `cls+patch_mean`.
@@ -70,33 +66,27 @@ def load_encoder(
         prompt=prompt,
         compile=compile,
     )
-    return _checked(_loader(parsed)(parsed, options), options)
-
-
-def _loader(spec: Spec) -> Loader:
-    if spec.family in ENCODERS:
-        module, _, function = ENCODERS[spec.family].partition(":")
-        return cast(Loader, getattr(importlib.import_module(module), function))
-    if all(part.isidentifier() for part in spec.family.split(".")) and spec.name.isidentifier():
-        return load
-    raise UnknownNameError("encoder family", spec.family, [*ENCODERS, "module:Class"], "--encoder")
-
-
-def _checked(encoder: Encoder, options: LoadOptions) -> Encoder:
-    if options.modality not in (None, encoder.modality):
+    encoder = _loader(parsed)(parsed, options)
+    if modality not in (None, encoder.modality):
         raise UserError(
-            expected=f"an encoder of {options.modality}",
+            expected=f"an encoder of {modality}",
             found=f"one of {encoder.modality}",
             where=encoder.spec,
             remedy="leave --modality out or take another encoder",
         )
-    if encoder.modality == "image" and (options.prompt or options.max_length):
-        raise UserError(
-            expected="no --prompt and no --max-length for images",
-            found=repr(options.prompt or options.max_length),
-            where=encoder.spec,
-        )
+    if encoder.modality == "image" and (prompt or max_length):
+        expected, found = "no --prompt and no --max-length for images", repr(prompt or max_length)
+        raise UserError(expected=expected, found=found, where=encoder.spec)
     return encoder
+
+
+def _loader(spec: Spec) -> Callable[[Spec, LoadOptions], Encoder]:
+    if spec.family in ENCODERS:
+        module, _, function = ENCODERS[spec.family].partition(":")
+        return cast(Callable[[Spec, LoadOptions], Encoder], getattr(importlib.import_module(module), function))
+    if all(part.isidentifier() for part in spec.family.split(".")) and spec.name.isidentifier():
+        return load
+    raise UnknownNameError("encoder family", spec.family, [*ENCODERS, "module:Class"], "--encoder")
 
 
 _KNOWN = ("abc", "builtins", "pipeline", "torch", "typing")
@@ -110,10 +100,11 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
         UserError: There is no such module or class, or it is no encoder.
     """
     module = _import(spec)
-    known = [name for name, value in vars(module).items() if _is_encoder(value)]
+    classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+    known = [name for name, kind in classes.items() if issubclass(kind, Encoder) and not inspect.isabstract(kind)]
     if spec.name not in known:
         raise UnknownNameError("encoder class", spec.name, known, f"{spec.family} (--encoder {spec.text})")
-    encoder: Encoder = getattr(module, spec.name)(options)
+    encoder: Encoder = classes[spec.name](options)
     return encoder
 
 
@@ -123,22 +114,10 @@ def own_source(encoder: Encoder) -> dict[str, str]:
     It stands in every store's key, so that changed code is never taken for the code that made the features. Modules
     that those files import are not followed: `version` in the encoder's own key is for them.
     """
-    own = [each for each in type(encoder).__mro__ if each.__module__.partition(".")[0] not in _KNOWN]
-    files = {str(path) for each in own if (path := _source_file(each)) is not None}
-    digests = sorted(file_sha256(Path(file)) for file in files)
-    return {"source": spaced_json_digest(digests)} if own else {}
-
-
-def _source_file(kind: type) -> Path | None:
-    try:
-        path = Path(inspect.getfile(kind))
-    except (TypeError, OSError):  # typed at a prompt
-        return None
-    return path if path.is_file() else None
-
-
-def _is_encoder(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Encoder) and not inspect.isabstract(value)
+    names = {kind.__module__ for kind in type(encoder).__mro__ if kind.__module__.partition(".")[0] not in _KNOWN}
+    files = {getattr(sys.modules.get(name), "__file__", None) for name in names}  # none for a class typed at a prompt
+    digests = sorted(file_sha256(Path(file)) for file in files if file and Path(file).is_file())
+    return {"source": spaced_json_digest(digests)} if names else {}
 
 
 def _import(spec: Spec) -> ModuleType:

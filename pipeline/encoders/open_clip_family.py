@@ -17,22 +17,35 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.image_model import ImageInfo, ImageModel, token_pools
-from pipeline.encoders.libraries import import_library, opening, state_sha256, weight_files, weights_sha256
-from pipeline.encoders.pooling import TOKEN_POOLS, Tokens
-from pipeline.encoders.spec import Spec, nearest, require_folder
-from pipeline.encoders.taps import Tap, tapped
+from pipeline.encoders.base import LoadOptions, Spec
+from pipeline.encoders.image_model import ImageInfo, ImageModel, ImageTransform, Resize, colour, token_pools
+from pipeline.encoders.libraries import (
+    import_library,
+    nearest,
+    opening,
+    require_folder,
+    state_sha256,
+    weight_files,
+    weights_sha256,
+)
 from pipeline.encoders.timm_family import info_of
-from pipeline.encoders.torch_encoder import Batch, ModelInfo, TorchEncoder, to_device
-from pipeline.encoders.transform import ImageTransform, Resize, colour, fill_of
+from pipeline.encoders.torch_encoder import (
+    TOKEN_POOLS,
+    Batch,
+    ModelInfo,
+    Tap,
+    Tokens,
+    TorchEncoder,
+    block_taps,
+    stage_taps,
+    tapped,
+    to_device,
+)
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.files import file_sha256, spaced_json_digest
+from pipeline.files import spaced_json_digest
 
 VERSION = 1
-"""Part of the key: goes up when this module or `open_clip_towers` changes what comes out."""
-
-LOCAL = "open_clip:/folder with open_clip_config.json, or open_clip:NAME//path/to/weights"
+"""Part of the key: goes up when this module changes what comes out."""
 
 
 def load(spec: Spec, options: LoadOptions) -> TorchEncoder:
@@ -44,26 +57,32 @@ def load(spec: Spec, options: LoadOptions) -> TorchEncoder:
     """
     if options.modality is None:
         raise UserError(expected="--modality image or --modality text", found="none", where=spec.text)
-    require_folder(spec, "open_clip_config.json")
-    architecture, weights = _parts(spec)
-    with opening(spec, LOCAL):
-        model = import_library("open_clip").create_model(architecture, pretrained=weights, require_pretrained=True)
+    folder = require_folder(spec, "open_clip_config.json")
+    architecture, tag = _parts(spec)
+    file = Path(tag) if tag and Path(tag).is_file() else None
+    with opening(spec, "open_clip:/folder with open_clip_config.json, or open_clip:NAME//path/to/weights"):
+        library = import_library("open_clip")
+        model = library.create_model(architecture, pretrained=tag, require_pretrained=True)
+        files = weight_files(folder) if folder else [file] if file else []
+        if folder:
+            config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        else:
+            config = library.get_model_config(architecture) or architecture
         identity = {
             "family": "open_clip",
-            "name": f"{architecture}/local" if weights and Path(weights).is_file() else spec.key_name,
+            "name": f"{architecture}/local" if file else spec.key_name,
             "tower": options.modality,
-            "weights": _weights(spec, model, weights),
-            "config": spaced_json_digest(_config(spec, architecture)),
+            "weights": weights_sha256(files) if files else state_sha256(model.state_dict()),
+            "config": spaced_json_digest(config),
             "version": VERSION,
         }
         if options.modality == "image":
             return image_tower(spec, options, model, identity=identity)
-        tokenizer = import_library("open_clip").get_tokenizer(architecture)
-        return text_tower(spec, options, model, tokenizer=tokenizer, identity=identity)
+        return text_tower(spec, options, model, tokenizer=library.get_tokenizer(architecture), identity=identity)
 
 
 def _parts(spec: Spec) -> tuple[str, str | None]:
-    """Return what open_clip calls architecture and weights."""
+    """Return what open_clip calls architecture and weights: a tag, a path, or None where the folder has them."""
     if spec.folder is not None:
         return f"local-dir:{spec.folder}", None
     if spec.name.startswith("hf-hub:"):
@@ -82,20 +101,6 @@ def _parts(spec: Spec) -> tuple[str, str | None]:
     if weights not in tags:
         raise UnknownNameError(f"pretrained tag of {architecture}", weights, tags, spec.text)
     return architecture, weights
-
-
-def _weights(spec: Spec, model: Any, weights: str | None) -> str:
-    if spec.folder is not None:
-        return weights_sha256(weight_files(spec.folder))
-    if weights and Path(weights).is_file():
-        return file_sha256(Path(weights))
-    return state_sha256(model.state_dict())
-
-
-def _config(spec: Spec, architecture: str) -> Any:
-    if spec.folder is not None:
-        return json.loads((spec.folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    return import_library("open_clip").get_model_config(architecture) or architecture
 
 
 class ClipImageTower(ImageModel):
@@ -131,12 +136,10 @@ class ClipTextTower(TorchEncoder):
 
     def _collate(self, prepared: Sequence[Tensor]) -> Batch:
         ids = torch.stack(list(prepared))
-        ends = _ends(text_part(self.model), ids)
-        mask = None if ends is None else torch.arange(ids.shape[1])[None, :] <= ends[:, None]
-        about = Tokens(
-            mask=None if mask is None else to_device(mask, self.device),
-            ends=None if ends is None else to_device(ends, self.device),
-        )
+        ends, about = _ends(text_part(self.model), ids), Tokens()
+        if ends is not None:
+            mask = torch.arange(ids.shape[1])[None, :] <= ends[:, None]
+            about = Tokens(mask=to_device(mask, self.device), ends=to_device(ends, self.device))
         return Batch(inputs={"text": to_device(ids, self.device)}, tokens=about)
 
     def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -177,13 +180,12 @@ def text_tower(
     model.visual = nn.Identity()
     tower = text_part(model)
     blocks = _blocks(tower) if getattr(tower, "cls_emb", None) is None else []
-    pools = ("mean", "eos") if blocks else ()
     info = ModelInfo(
         modality="text",
-        taps=_taps(blocks),
+        taps=block_taps(blocks),
         identity=identity,
         preprocessing={"tokenizer": tokenizer_digest(tokenizer), "max_length": length, "prompt": options.prompt},
-        pools=pools,
+        pools=("mean", "eos") if blocks else (),
         inner_pool="cls" if _pool_type(tower) == "first" else "eos",
         blocks=blocks,
     )
@@ -208,14 +210,14 @@ def _native_info(tower: Any, identity: Mapping[str, Any], transform: ImageTransf
     blocks = _blocks(tower)
     has_class_token = hasattr(tower, "class_embedding")
     stages = [module for name, module in tower.named_children() if name.startswith("layer")]
-    pools = token_pools(has_class_token=has_class_token) if _final_norm(tower) is not None else ()
+    has_pools = bool(blocks) and _final_norm(tower) is not None
     return ImageInfo(
-        taps=_taps(blocks) or {f"stage_{number}": Tap(module=stage) for number, stage in enumerate(stages, start=1)},
+        taps=block_taps(blocks) or stage_taps(stages),
         identity=identity,
         preprocessing=transform.to_json(),
         transform=transform,
         prefix=int(has_class_token),
-        pools=pools if blocks else (),
+        pools=token_pools(has_class_token=has_class_token) if has_pools else (),
         maps=not blocks,
         inner_pool="cls" if has_class_token else "patch_mean",
         blocks=blocks or stages,
@@ -224,11 +226,6 @@ def _native_info(tower: Any, identity: Mapping[str, Any], transform: ImageTransf
 
 def _blocks(tower: Any) -> list[nn.Module]:
     return list(getattr(getattr(tower, "transformer", None), "resblocks", ()))
-
-
-def _taps(blocks: Sequence[nn.Module]) -> dict[str, Tap]:
-    taps = {"embeddings": Tap(module=blocks[0], side="input")} if blocks else {}
-    return taps | {f"block_{number}": Tap(module=block) for number, block in enumerate(blocks, start=1)}
 
 
 def _final_norm(tower: Any) -> nn.Module | None:
@@ -280,5 +277,5 @@ def from_open_clip(config: Mapping[str, Any]) -> ImageTransform:
         interpolation="bilinear" if bilinear else "bicubic",
         mean=colour(config["mean"]),
         std=colour(config["std"]),
-        fill=fill_of([config.get("fill_color") or 0] * 3) if resize == "longest" else (0, 0, 0),
+        fill=(config.get("fill_color") or 0,) * 3 if resize == "longest" else (0, 0, 0),
     )

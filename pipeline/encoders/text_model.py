@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pipeline.encoders.base import Modality
 from pipeline.encoders.libraries import import_library
-from pipeline.encoders.pooling import Tokens
-from pipeline.encoders.torch_encoder import Batch, ModelInfo, TorchEncoder, to_device
+from pipeline.encoders.torch_encoder import Batch, ModelInfo, Tokens, TorchEncoder, to_device
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
 
@@ -55,12 +54,7 @@ class TextTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the key must say."""
-        return {
-            "tokenizer": self.digest,
-            "max_length": self.max_length,
-            "prompt": self.prompt,
-            "lower": self.lower,
-        }
+        return {"tokenizer": self.digest, "max_length": self.max_length, "prompt": self.prompt, "lower": self.lower}
 
 
 def length_limit(asked: int | None, *limits: Any) -> int:

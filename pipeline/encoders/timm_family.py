@@ -13,14 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.encoders.base import LoadOptions
-from pipeline.encoders.image_model import ImageInfo, ImageModel, token_pools
-from pipeline.encoders.libraries import import_library, opening, state_sha256
-from pipeline.encoders.pooling import TOKEN_POOLS, Tokens
-from pipeline.encoders.spec import Spec, nearest, require_folder
-from pipeline.encoders.taps import Tap
-from pipeline.encoders.torch_encoder import Batch
-from pipeline.encoders.transform import ImageTransform, Resize, colour, fill_of
+from pipeline.encoders.base import LoadOptions, Spec
+from pipeline.encoders.image_model import ImageInfo, ImageModel, ImageTransform, Resize, colour, token_pools
+from pipeline.encoders.libraries import import_library, nearest, opening, require_folder, state_sha256
+from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, Tokens, block_taps, stage_taps
 from pipeline.errors import UnknownNameError
 from pipeline.files import file_sha256, spaced_json_digest
 
@@ -56,6 +52,7 @@ def load(spec: Spec, options: LoadOptions) -> TimmEncoder:
     folder = require_folder(spec, "config.json", "model.safetensors")
     with opening(spec, "timm:/folder with config.json and model.safetensors"):
         model = _create(spec)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     return build(
         spec,
         options,
@@ -64,9 +61,7 @@ def load(spec: Spec, options: LoadOptions) -> TimmEncoder:
         family="timm",
         name=spec.key_name,
         weights=file_sha256(folder / "model.safetensors") if folder else state_sha256(model.state_dict()),
-        arguments=json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_args")
-        if folder
-        else None,
+        arguments=config.get("model_args"),
     )
 
 
@@ -82,60 +77,45 @@ def build(
     arguments: Mapping[str, Any] | None = None,
 ) -> TimmEncoder:
     """Wrap a model of timm that already has its weights (also used for weights from packages)."""
-    config = {"architecture": _architecture(model), "num_features": model.num_features, "arguments": arguments}
+    pretrained = getattr(model, "pretrained_cfg", None) or {}
+    architecture = str(pretrained.get("architecture") or type(model).__name__)
+    config = {"architecture": architecture, "num_features": model.num_features, "arguments": arguments}
     identity = {
         "family": family,
         "name": name,
         "weights": weights,
         "config": spaced_json_digest(config),
-        "architecture": config["architecture"],
+        "architecture": architecture,
         "version": VERSION,
     }
     return TimmEncoder(spec.text, model, info_of(model, identity, transform), options)
 
 
 def info_of(model: Any, identity: Mapping[str, Any], transform: ImageTransform) -> ImageInfo:
-    """Say where the layers of a model of timm are."""
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
-    if not is_transformer(model):
-        modules = [model.get_submodule(info["module"]) for info in feature_info(model)]
-        taps = {f"stage_{number}": Tap(module=module) for number, module in enumerate(modules, start=1)}
-        return ImageInfo(
-            taps=taps,
-            identity=identity,
-            preprocessing=transform.to_json(),
-            transform=transform,
-            prefix=prefix,
-            maps=True,
-            channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC",
-            blocks=modules,
-        )
-    blocks = list(model.blocks)
-    class_token = getattr(model, "cls_token", None) is not None
-    taps = {"embeddings": Tap(module=blocks[0], side="input")}
-    taps |= {f"block_{number}": Tap(module=block) for number, block in enumerate(blocks, start=1)}
+    """Say where the layers of a model of timm are: blocks that pass [N, T, D] tokens along, or stages of maps."""
+    tokens = all(hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
+    parts = list(model.blocks) if tokens else _stages(model)
+    has_class_token = tokens and getattr(model, "cls_token", None) is not None
+    auto = "cls" if has_class_token else "patch_mean"
     return ImageInfo(
-        taps=taps,
+        taps=block_taps(parts) if tokens else stage_taps(parts),
         identity=identity,
         preprocessing=transform.to_json(),
         transform=transform,
-        prefix=prefix,
-        pools=token_pools(has_class_token=class_token),
-        inner_pool="cls" if class_token else "patch_mean",
-        blocks=blocks,
+        prefix=int(getattr(model, "num_prefix_tokens", 0)),
+        pools=token_pools(has_class_token=has_class_token) if tokens else (),
+        maps=not tokens,
+        inner_pool=auto if tokens else "mean",
+        channels_last=not tokens and getattr(model, "output_fmt", "NCHW") == "NHWC",
+        blocks=parts,
     )
 
 
-def is_transformer(model: Any) -> bool:
-    """Return whether the model's blocks pass [N, T, D] tokens along."""
-    return hasattr(model, "blocks") and hasattr(model, "patch_embed") and hasattr(model, "num_prefix_tokens")
-
-
-def feature_info(model: Any) -> list[dict[str, Any]]:
-    """Return timm's list of stages, each with the name of its module; nothing where the model has no such list."""
+def _stages(model: Any) -> list[nn.Module]:
+    """Return the modules of timm's list of stages; none where the model has no such list."""
     info = getattr(model, "feature_info", [])
     stages = info if isinstance(info, list) else info.get_dicts()
-    return [stage for stage in stages if stage.get("module")]
+    return [model.get_submodule(stage["module"]) for stage in stages if stage.get("module")]
 
 
 def _create(spec: Spec) -> Any:
@@ -146,11 +126,6 @@ def _create(spec: Spec) -> Any:
     if not spec.name.startswith("hf-hub:") and not timm.is_model(architecture):
         raise UnknownNameError("model of timm", architecture, nearest(architecture, timm.list_models()), spec.text)
     return timm.create_model(spec.name, pretrained=True, num_classes=0)
-
-
-def _architecture(model: Any) -> str:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return str(config.get("architecture") or type(model).__name__)
 
 
 def from_timm(config: Mapping[str, Any]) -> ImageTransform:
@@ -167,5 +142,5 @@ def from_timm(config: Mapping[str, Any]) -> ImageTransform:
         interpolation=str(config["interpolation"]),
         mean=mean,
         std=colour(config["std"]),
-        fill=fill_of([round(255 * value) for value in mean]) if mode == "border" else (0, 0, 0),
+        fill=tuple(round(255 * value) for value in mean) if mode == "border" else (0, 0, 0),
     )

@@ -1,26 +1,196 @@
-"""What all encoders that run on torch share: taps, one pass, pooling, dtypes, copies between host and device.
+"""What all encoders that run on torch share: poolings, taps, one pass, dtypes, copies between host and device.
 
-A family is a subclass with `_collate` (prepared samples → a batch) and `_output` (a batch → [N, D]); the rest is said
-by a `ModelInfo`.
+A family is a subclass of `TorchEncoder` with `_collate` (prepared samples → a batch) and `_output` (a batch → [N, D]);
+the rest is said by a `ModelInfo`.
+
+A tap is a forward hook that pools a module's tokens or maps on the spot, so that no layer's full tensor is kept. A
+library that hands over all hidden states keeps [N, T, D] of each of L layers alive until the pass ends; a state that is
+the very tensor that some module takes in or gives is pooled there instead. Where that is, one made-up sample shows.
+
+Shapes: N samples, T tokens, D width, C channels, H×W places. Prefix tokens are the class token and registers that stand
+before the patches. All sums run in float32.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pipeline.encoders.base import OUTPUT, Encoder, EncoderKey, Layer, LoadOptions, Modality
-from pipeline.encoders.pooling import TOKEN_POOLS, Tokens, global_average
-from pipeline.encoders.taps import Tap, locate, tapped, watched
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
 from pipeline.runtime import torch_dtype
+
+# ---- poolings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What must be known about [N, T, D] tokens to pool them."""
+
+    mask: Tensor | None = None
+    """[N, T], true where a real token stands; nothing where all are real."""
+    prefix: int = 0
+    """How many tokens stand before the patches (class token and registers)."""
+    ends: Tensor | None = None
+    """[N] position of the token that `eos` takes; nothing where the mask says it."""
+
+
+def cls(tokens: Tensor, about: Tokens) -> Tensor:
+    """Return the first real token, [N, D]."""
+    if about.mask is None:
+        return tokens[:, 0].clone()  # a view would keep all tokens alive
+    return _pick(tokens, about.mask.to(torch.uint8).argmax(dim=1))
+
+
+def eos(tokens: Tensor, about: Tokens) -> Tensor:
+    """Return the token at the text's end, [N, D], whichever side the padding is on."""
+    if about.ends is not None:
+        return _pick(tokens, about.ends)
+    if about.mask is None:
+        return tokens[:, -1].clone()
+    length = tokens.shape[1]
+    return _pick(tokens, length - 1 - about.mask.flip(1).to(torch.uint8).argmax(dim=1))
+
+
+def mean(tokens: Tensor, about: Tokens) -> Tensor:
+    """Return the mean over all real tokens, [N, D]; what stands at padding does not count, not even NaN."""
+    if about.mask is None:
+        return tokens.mean(dim=1, dtype=torch.float32)
+    mask = about.mask.bool().unsqueeze(-1)
+    total = torch.where(mask, tokens, tokens.new_zeros(())).sum(dim=1, dtype=torch.float32)
+    return total / mask.sum(dim=1).clamp(min=1)
+
+
+def patch_mean(tokens: Tensor, about: Tokens) -> Tensor:
+    """Return the mean over the patches, without prefix tokens, [N, D]."""
+    return tokens[:, about.prefix :].mean(dim=1, dtype=torch.float32)
+
+
+def cls_patch_mean(tokens: Tensor, about: Tokens) -> Tensor:
+    """Return the class token and the mean over the patches side by side, [N, 2D]."""
+    return torch.cat([cls(tokens, about).float(), patch_mean(tokens, about)], dim=1)
+
+
+TOKEN_POOLS = {"cls": cls, "mean": mean, "eos": eos, "patch_mean": patch_mean, "cls+patch_mean": cls_patch_mean}
+
+
+def global_average(maps: Tensor, *, channels_last: bool = False) -> Tensor:
+    """Return the mean over all places of [N, C, H, W] (or [N, H, W, C]), [N, C]."""
+    return maps.mean(dim=(1, 2) if channels_last else (2, 3), dtype=torch.float32)
+
+
+def _pick(tokens: Tensor, positions: Tensor) -> Tensor:
+    return tokens[torch.arange(len(tokens), device=tokens.device), positions.to(tokens.device)]
+
+
+# ---- taps ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A place in a model."""
+
+    module: nn.Module
+    """The module whose tensor is taken."""
+    side: Literal["input", "output"] = "output"
+    """What it takes in (its first argument) or what it gives."""
+
+    def attach(self, take: Callable[[Any], None]) -> RemovableHandle:
+        """Call `take` with whatever passes here, until the handle that comes back is removed."""
+
+        def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            take(args[0] if args else next(iter(kwargs.values()), None))
+
+        def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            take(output)
+
+        if self.side == "input":
+            return self.module.register_forward_pre_hook(on_input, with_kwargs=True)
+        return self.module.register_forward_hook(on_output)
+
+
+def block_taps(blocks: Sequence[nn.Module]) -> dict[str, Tap]:
+    """Return taps of the residual stream: `embeddings` before the first block, `block_1` … `block_L` after each."""
+    taps = {"embeddings": Tap(module=blocks[0], side="input")} if blocks else {}
+    return taps | {f"block_{number}": Tap(module=block) for number, block in enumerate(blocks, start=1)}
+
+
+def stage_taps(stages: Iterable[nn.Module]) -> dict[str, Tap]:
+    """Return taps of `stage_1` … `stage_S` of a convolutional network."""
+    return {f"stage_{number}": Tap(module=stage) for number, stage in enumerate(stages, start=1)}
+
+
+@contextmanager
+def tapped(taps: Mapping[str, Tap], reduce: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that a forward pass fills with the pooled tensor of each tap.
+
+    Raises:
+        UserError: A tapped module gave no tensor, or one that cannot be pooled.
+    """
+    pooled: dict[str, Tensor] = {}
+
+    def take(name: str, value: Any) -> None:
+        tensor = _first_tensor(value)
+        if tensor is None:
+            raise UserError(expected="a tensor", found=type(value).__name__, where=f"layer {name}")
+        pooled[name] = reduce(tensor)
+
+    with ExitStack() as hooks:
+        for name, tap in taps.items():
+            hooks.enter_context(tap.attach(partial(take, name)))
+        yield pooled
+    missing = [name for name in taps if name not in pooled]
+    if missing:
+        raise UserError(expected=f"a forward pass through {', '.join(missing)}", found="one that leaves them out")
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    """Return the tensor of a module's input or output, the first of several; None where there is none."""
+    while isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    value = getattr(value, "last_hidden_state", value)
+    return value if isinstance(value, Tensor) else None
+
+
+Passing = tuple[Tap, Tensor]
+"""A place and the tensor that passed it."""
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[Passing]]:
+    """Yield a list that a forward pass fills with what each module takes in and gives, in order."""
+    seen: list[Passing] = []
+
+    def note(place: Tap, value: Any) -> None:
+        tensor = _first_tensor(value)
+        if tensor is not None:
+            seen.append((place, tensor))
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            for place in (Tap(module=module, side="input"), Tap(module=module)):
+                hooks.enter_context(place.attach(partial(note, place)))
+        yield seen
+
+
+def locate(states: Mapping[str, Tensor], seen: Sequence[Passing]) -> dict[str, Tap]:
+    """Return the taps of those states that are the very tensor of a place passed once, the first of them."""
+    times = Counter((id(place.module), place.side) for place, _ in seen)
+    once = {id(tensor): place for place, tensor in reversed(seen) if times[id(place.module), place.side] == 1}
+    return {name: once[id(state)] for name, state in states.items() if id(state) in once}
+
+
+# ---- the encoder -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +256,17 @@ class TorchEncoder(Encoder):
         for block in info.blocks if options.compile else ():
             block.forward = torch.compile(block.forward)  # hooks stay outside what is compiled
         self._located: dict[str, Tap] = {}
-        self._extra: dict[str, int] = {}
         features = self._try((*info.taps, *info.states))
         self._located = self._locate_states(features)
-        layers = [Layer(name=name, width=value.shape[1]) for name, value in features.items()]
-        super().__init__(spec, info.modality, layers)
+        self._widths = {name: value.shape[1] for name, value in features.items()}
+        super().__init__(spec, info.modality, [Layer(name=name, width=width) for name, width in self._widths.items()])
 
     def key(self) -> EncoderKey:
         """Return family, name, digests, preprocessing and pooling."""
+        inner = "global average" if self.info.maps else self.info.inner_pool
+        pooling = f"auto ({inner}; output: the library's own)" if self.options.pool == "auto" else self.options.pool
         return EncoderKey(
-            encoder=dict(self.info.identity), preprocessing=dict(self.info.preprocessing), pooling=self._pooling_name()
+            encoder=dict(self.info.identity), preprocessing=dict(self.info.preprocessing), pooling=pooling
         )
 
     def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
@@ -117,12 +288,9 @@ class TorchEncoder(Encoder):
         Raises:
             UnknownNameError: The encoder has no such layer and the model no such module.
         """
-        for known in self.layers:
-            if known.name == layer:
-                return known.width
-        if layer not in self._extra:
-            self._extra[layer] = self._try([layer])[layer].shape[1]
-        return self._extra[layer]
+        if layer not in self._widths:
+            self._widths[layer] = self._try([layer])[layer].shape[1]
+        return self._widths[layer]
 
     def resolve_layers(self, expression: str) -> tuple[str, ...]:
         """Return layer names; a part that is none may name a module of the model, such as `blocks.3.mlp`.
@@ -190,8 +358,8 @@ class TorchEncoder(Encoder):
         raise UserError(expected="2, 3 or 4 dimensions", found=f"shape {tuple(tensor.shape)}", where=self.spec)
 
     def _tap(self, name: str) -> Tap:
-        if name in self.info.taps or name in self._located:
-            return self.info.taps.get(name) or self._located[name]
+        if tap := self.info.taps.get(name) or self._located.get(name):
+            return tap
         modules = dict(self.model.named_modules())
         if not name or name not in modules:
             known = (*self.info.taps, *self.info.states, OUTPUT)
@@ -220,11 +388,8 @@ class TorchEncoder(Encoder):
         found = self._try(tuple(self._located))
         return {name: tap for name, tap in self._located.items() if torch.equal(found[name], expected[name])}
 
-    def _pooling_name(self) -> str:
-        if self.options.pool != "auto":
-            return self.options.pool
-        return f"auto ({'global average' if self.info.maps else self.info.inner_pool}; output: the library's own)"
 
+# ---- between host and device -----------------------------------------------------------------------------------------
 
 Finish = Callable[[], dict[str, Tensor]]
 """Waits for features that are on their way, and returns them."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.encoders.transform import REDUCED, Reduced
+from pipeline.encoders.image_model import REDUCED, Reduced
 from pipeline.errors import RejectedInputError
 
 DECODE_VERSION = 2

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.encoders.spec import parse_spec
+from pipeline.encoders.base import parse_spec
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
 from pipeline.files import dump_signed, file_sha256, load_signed

@@ -20,9 +20,8 @@ from torch import Tensor
 from pipeline.align.losses.contrastive import ContrastiveLoss, Directions
 from pipeline.align.losses.table import LOSSES
 from pipeline.align.losses.targets import Targets
-from pipeline.encoders.base import Encoder, LoadOptions
+from pipeline.encoders.base import Encoder, LoadOptions, Spec
 from pipeline.encoders.load import ENCODERS
-from pipeline.encoders.spec import Spec
 from pipeline.store.formats import FORMATS
 from pipeline.store.formats.hdf5 import Hdf5Format
 from tests.commands.encoders import Pixels

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.encoders.libraries import fetch, import_library, make_torchvision_loadable, opening
-from pipeline.encoders.spec import parse_spec
+from pipeline.encoders.base import parse_spec
+from pipeline.encoders.libraries import fetch, import_library, make_torchvision_loadable, opening, require_folder
 from pipeline.errors import MissingExtraError, UserError
 
 
@@ -74,3 +74,10 @@ def test_any_other_error_becomes_a_sentence_with_the_local_way(tmp_path: Path) -
         opening(parse_spec(f"hf:{tmp_path}"), "hf:/folder"),
     ):
         raise KeyError("x")
+
+
+def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected a folder .*nowhere, found none"):
+        require_folder(parse_spec(f"hf:{tmp_path}/nowhere"), "config.json")
+    with pytest.raises(UserError, match=r"config\.json in"):
+        require_folder(parse_spec(f"hf:{tmp_path}"), "config.json")

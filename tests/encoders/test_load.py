@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders.base import Encoder, EncoderKey, Layer
 from pipeline.encoders.load import ENCODERS, load_encoder, own_source
 from pipeline.errors import UnknownNameError, UserError
 
@@ -40,8 +38,8 @@ FAMILY = """
 import torch
 
 from pipeline.encoders.image_model import ImageInfo, ImageModel
-from pipeline.encoders.taps import Tap
-from pipeline.encoders.transform import ImageTransform
+from pipeline.encoders.torch_encoder import Tap
+from pipeline.encoders.image_model import ImageTransform
 
 
 class Convolution(ImageModel):
@@ -135,24 +133,9 @@ def test_a_device_that_is_not_there() -> None:
         load_encoder("package:mobilenetv2", device="cuda")
 
 
-def test_layers_must_end_with_the_output() -> None:
-    class Nothing(Encoder):
-        def key(self) -> EncoderKey:
-            return EncoderKey(encoder={}, preprocessing={}, pooling="")
-
-        def prepare(self, sample: Image.Image | str) -> torch.Tensor:
-            return torch.zeros(0)
-
-        def encode(self, prepared: Sequence[torch.Tensor], layers: Sequence[str]) -> dict[str, torch.Tensor]:
-            return {}
-
-    with pytest.raises(UserError, match="the last called 'output'"):
-        Nothing("x:Nothing", "image", [Layer(name="output", width=1), Layer(name="block", width=1)])
-
-
 def test_the_contract_loads_no_model_library() -> None:
     code = (
-        "import sys, pipeline.encoders.base, pipeline.encoders.spec, pipeline.encoders.load;"
+        "import sys, pipeline.encoders.base, pipeline.encoders.load;"
         "print([name for name in ('torch', 'timm', 'transformers', 'PIL', 'numpy') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline.encoders.load import load_encoder
-from pipeline.encoders.taps import Tap, tapped
-from pipeline.encoders.torch_encoder import TorchEncoder, to_host
+from pipeline.encoders.torch_encoder import Tap, TorchEncoder, tapped, to_host
 from pipeline.errors import UnknownNameError, UserError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}

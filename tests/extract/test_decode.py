@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.encoders.transform import REDUCED, Reduced
+from pipeline.encoders.image_model import REDUCED, Reduced
 from pipeline.errors import RejectedInputError
 from pipeline.extract.decode import decode_bytes, decode_image
 from tests.extract.building import encoded, picture

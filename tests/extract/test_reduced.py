@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from pipeline.encoders.image_model import REDUCED, ImageTransform, Reduced
 from pipeline.encoders.load import load_encoder
-from pipeline.encoders.transform import REDUCED, ImageTransform, Reduced
 from pipeline.errors import RejectedInputError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.decode import decode_image

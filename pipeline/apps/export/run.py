@@ -15,8 +15,8 @@ from typing import Any, cast
 from pipeline import __version__
 from pipeline.apps.opening import FOLDER, FORMAT, KIND, MODEL, locate, read_model
 from pipeline.apps.output_folder import OutputFolder, files_of
+from pipeline.encoders.base import parse_spec
 from pipeline.encoders.packages import PACKAGES
-from pipeline.encoders.spec import parse_spec
 from pipeline.errors import PipelineError, UnknownNameError, UserError
 from pipeline.files import file_sha256
 from pipeline.projectors.run_record import SIDES, AlignedRun

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.apps.encoders import SideEncoder, load_recorded
-from pipeline.encoders.base import OUTPUT, Encoder
+from pipeline.encoders.base import OUTPUT, Encoder, parse_spec
 from pipeline.encoders.hf_family import HfTextEncoder, is_text_tower
 from pipeline.encoders.libraries import fetch, import_library
-from pipeline.encoders.spec import parse_spec
 from pipeline.encoders.st_family import SentenceEncoder
 from pipeline.errors import UserError
 from pipeline.projectors.base import Projector

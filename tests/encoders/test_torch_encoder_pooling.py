@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoders.pooling import TOKEN_POOLS, Tokens, global_average
+from pipeline.encoders.torch_encoder import TOKEN_POOLS, Tokens, global_average
 
 TOKENS = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 6, 4)).astype(np.float32))
 RIGHT = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])

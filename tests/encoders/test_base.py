@@ -1,10 +1,13 @@
-"""Specs: what is a family, a name, a revision, a path."""
+"""Specs: what is a family, a name, a revision, a path; and what layers an encoder may have."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from pipeline.encoders.spec import parse_spec, require_folder
+from pipeline.encoders.base import Encoder, EncoderKey, Layer, parse_spec
 from pipeline.errors import UserError
 
 
@@ -43,8 +46,16 @@ def test_a_path_is_local_and_its_place_is_not_in_the_key() -> None:
     assert parse_spec("hf:a/b").folder is None
 
 
-def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected a folder .*nowhere, found none"):
-        require_folder(parse_spec(f"hf:{tmp_path}/nowhere"), "config.json")
-    with pytest.raises(UserError, match=r"config\.json in"):
-        require_folder(parse_spec(f"hf:{tmp_path}"), "config.json")
+def test_layers_must_end_with_the_output() -> None:
+    class Nothing(Encoder):
+        def key(self) -> EncoderKey:
+            return EncoderKey(encoder={}, preprocessing={}, pooling="")
+
+        def prepare(self, sample: Image.Image | str) -> torch.Tensor:
+            return torch.zeros(0)
+
+        def encode(self, prepared: Sequence[torch.Tensor], layers: Sequence[str]) -> dict[str, torch.Tensor]:
+            return {}
+
+    with pytest.raises(UserError, match="the last called 'output'"):
+        Nothing("x:Nothing", "image", [Layer(name="output", width=1), Layer(name="block", width=1)])

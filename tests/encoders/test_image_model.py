@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from pipeline.encoders.hf_family import from_processor
+from pipeline.encoders.image_model import ImageTransform
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.open_clip_family import from_open_clip
 from pipeline.encoders.timm_family import from_timm
-from pipeline.encoders.transform import ImageTransform
 from pipeline.errors import UnknownNameError, UserError
 
 SHAPES = [(80, 61), (33, 95), (64, 64), (20, 31), (31, 20), (257, 40)]
