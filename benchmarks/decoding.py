@@ -20,7 +20,7 @@ from pipeline.engines.cluster import Bundle, connect
 from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoding, calls_at_once, start_decoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.items import Here, Items, Preparing, image_items
+from pipeline.extract.items import Items, Preparing, image_items
 from pipeline.extract.run import loaded
 from pipeline.runtime import keep_freed_memory
 
@@ -55,7 +55,7 @@ def main() -> None:
         ray = connect()
         others = {start_decoder(ray, Bundle(1)): calls_at_once(1, 1)}
         ways: dict[str, Preparing] = {
-            "here": Here(1),
+            "here": Preparing(1),
             "a decoder": Decoding(ray, config, 0, others),
             "both": Decoding(ray, config, 1, others),
         }

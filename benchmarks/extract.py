@@ -27,9 +27,9 @@ from benchmarks.alternate import Seconds, Work, alternate, show
 from benchmarks.raw import make_raw
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.torch_encoder import TorchEncoder
+from pipeline.extract.compute import batches_by_length, batches_in_order
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.forward import batches_by_length, batches_in_order
 from pipeline.extract.items import caption_items, image_items, prepare
 from pipeline.extract.run import extract
 from pipeline.runtime import keep_freed_memory

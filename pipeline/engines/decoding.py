@@ -18,7 +18,7 @@ from pipeline.encoders.base import Encoder, Modality
 from pipeline.engines.cluster import Bundle, adopt, options_of, origin_here, result_of
 from pipeline.errors import PipelineError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.items import Here, Item, Prepared, Preparing
+from pipeline.extract.items import Item, Prepared, Preparing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Decoder:
         """Make some images ready."""
         with self._loading:
             encoder, made_by = _loaded(config)
-        made = Here(1)(encoder, items)
+        made = Preparing(1)(encoder, items)
         arrays = [None if item.tensor is None else item.tensor.numpy() for item in made]
         return Answer(made_by, [(item.position, array, item.reason) for item, array in zip(made, arrays, strict=True)])
 
@@ -109,7 +109,7 @@ class Decoding(Preparing):
 
     def __init__(self, ray: Any, config: ExtractConfig, threads: int, decoders: Mapping[Any, int]) -> None:
         self._ray, self._threads, self._decoders = ray, threads, decoders
-        self._local = Here(threads)
+        self._local = Preparing(threads)
         # Which worker asks is nothing to a decoder: one encoder there serves all.
         self._config = replace(config, worker_index=0, num_workers=1, workers=None)
         self._fingerprint = ""

@@ -3,16 +3,24 @@
 `extract_config` and `named_stores` say what params.yaml means: every data set that it names, with both encoders.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import build, name, names, section
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.runtime import DTYPE_NAMES
+from pipeline.runtime import DTYPE_NAMES, cpu_cores, resolve_device
 from pipeline.settings import at_least, between, more_than, one_of, setting, settings
 from pipeline.storage.contract import Place
 from pipeline.storage.leases import LEASE_SECONDS
+
+_ON_A_CPU = {"image": 16, "text": 32}
+"""Rows a pass: more are no faster on a CPU (see `runtime.keep_freed_memory`), and their activations take memory."""
+SHARD_BYTES = 128 * 2**20
+"""What a shard's layers sum up to, about."""
+_LEAST_ROWS, _MOST_ROWS, _LEAST_SHARDS = 256, 65536, 8
+_FINE_ROWS = {"image": 256, "text": 4096}
+"""Rows that no shard is cut finer than for the sake of a kill: a quarter to a whole minute of a small model's work."""
 
 
 @settings
@@ -141,6 +149,29 @@ class ExtractConfig:
     def storage(self) -> str:
         """The number format on the disk as the feature store names it."""
         return DTYPE_NAMES[self.storage_dtype or self.dtype]
+
+    @property
+    def threads(self) -> int:
+        """Threads that decode and tokenise."""
+        return self.workers or min(32, cpu_cores())
+
+    def rows_a_pass(self, modality: str) -> int:
+        """Return the rows of a forward pass."""
+        if self.batch_size:
+            return self.batch_size
+        return 256 if resolve_device(self.device).type == "cuda" else _ON_A_CPU[modality]
+
+
+def default_shard_rows(items: int, widths: Sequence[int], storage: str, modality: str) -> int:
+    """Return a power of two: about `SHARD_BYTES` a shard, yet at least eight shards where they hold enough items.
+
+    Small data sets are cut finer than the bytes ask for, because a shard is what a killed run loses at most. Enough are
+    256 images, and 4096 texts: those are sorted by length inside a shard, and 256 of them give batches with 6 % more
+    tokens, all of them padding; 4096 with less than 1 %.
+    """
+    by_bytes = SHARD_BYTES // max(1, sum(widths) * (4 if storage == "float32" else 2))
+    wanted = min(by_bytes, max(_FINE_ROWS[modality], items // _LEAST_SHARDS), _MOST_ROWS)
+    return max(_LEAST_ROWS, 1 << (max(wanted, 1).bit_length() - 1))
 
 
 def extract_config(

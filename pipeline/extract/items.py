@@ -1,4 +1,4 @@
-"""What one store is made of: the items of a data set in order, their samples, their digest, how to load each.
+"""What a store is made of: the items of a data set in order, their samples, digest and key, and how to load each.
 
 Three kinds: images of images.csv, captions of captions.csv, prompts of classes.json. The digest covers ids and contents
 in order; splits, labels and which image a caption belongs to are metadata and do not change it.
@@ -6,19 +6,22 @@ in order; splits, labels and which image a caption belongs to are metadata and d
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from pipeline.encoders.base import Encoder, Modality
 from pipeline.errors import RejectedInputError, UserError
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import Classes, RawDataset
 from pipeline.extract.datasets.tables import is_utf8
 from pipeline.files import file_sha256
+from pipeline.runtime import DTYPE_NAMES
 from pipeline.storage.contract import Storage
 from pipeline.storage.open import open_storage
+from pipeline.store.key import FeatureKey
+from pipeline.store.manifest import CLASSES
 from pipeline.store.samples import Samples
 
 if TYPE_CHECKING:
@@ -27,36 +30,16 @@ if TYPE_CHECKING:
 
     from pipeline.extract.decode import Reduction
 
-Content = Union["Image", str]
-
 _START = 16
 """Bytes of a file's sha256 that are kept to know it again: enough, and little for millions of files."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item(ABC):
-    """Where one item comes from; small, and it can be sent to another process or machine that sees the same files."""
+class ImageItem:
+    """An image file; small, and it can be sent to another process or machine that sees the same files."""
 
     position: int
     """Which item of the data set."""
-
-    @abstractmethod
-    def load(self, reduction: "Reduction") -> Content:
-        """Return the RGB image or the text; runs in several threads at once.
-
-        Args:
-            reduction: How much smaller the encoder takes JPEGs.
-
-        Raises:
-            RejectedInputError: The item cannot be used.
-            UserError: The item is no longer the one that was digested.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageItem(Item):
-    """An image file of a data set."""
-
     root: str
     """The data set's folder, or its URL."""
     file: str
@@ -68,8 +51,16 @@ class ImageItem(Item):
     turned: bool
     """Whether it is turned upright as EXIF says."""
 
-    def load(self, reduction: "Reduction") -> Content:
-        """Return the image."""
+    def load(self, reduction: "Reduction") -> "Image":
+        """Return the RGB image; runs in several threads at once.
+
+        Args:
+            reduction: How much smaller the encoder takes JPEGs.
+
+        Raises:
+            RejectedInputError: It cannot be used.
+            UserError: It is no longer the one that was digested.
+        """
         from pipeline.extract.decode import decode_bytes, read_file
 
         root = open_storage(self.root)
@@ -94,13 +85,16 @@ class ImageItem(Item):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextItem(Item):
+class TextItem:
     """A caption or a prompt."""
 
+    position: int
+    """Which item of the data set."""
     text: str
+    """The text; surrogates where the table was not UTF-8."""
 
-    def load(self, reduction: "Reduction") -> Content:
-        """Return the text."""
+    def load(self, reduction: "Reduction") -> str:
+        """Return the text, or raise RejectedInputError; nothing is reduced."""
         if not is_utf8(self.text):
             raise RejectedInputError("the caption is not UTF-8")
         if not self.text.strip():
@@ -108,7 +102,10 @@ class TextItem(Item):
         return self.text
 
 
-@dataclass(frozen=True, kw_only=True)
+Item = ImageItem | TextItem
+
+
+@dataclass(frozen=True)
 class Items:
     """N items of one modality."""
 
@@ -120,8 +117,6 @@ class Items:
     """sha256 over (id, sha256 of the content) of each item in order."""
     at: Callable[[int], Item]
     """Position → where that item comes from."""
-    table: str = ""
-    """Address of the file that the items come from, for messages."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -148,6 +143,36 @@ class Items:
         )
 
 
+class Job(NamedTuple):
+    """One store to make, and what of."""
+
+    root: Storage
+    items: Items
+
+
+def jobs_of(config: ExtractConfig, dataset: RawDataset, modality: str) -> Iterator[Job]:
+    """Yield the stores that an encoder of this modality makes of a data set.
+
+    Raises:
+        UserError: The data set has nothing for it to read.
+    """
+    out = open_storage(config.out)
+    if modality == "image":
+        if not dataset.images:
+            raise UserError(expected="images", found="none in images.csv", where=str(dataset.root))
+        yield Job(out, image_items(dataset, config.threads, jpeg=config.jpeg, exif=config.exif))
+        return
+    captions = bool(dataset.captions) and config.texts != "classes"
+    classes = dataset.classes if config.texts != "captions" else None
+    if not captions and not classes:
+        wanted = {"all": "captions or classes", "captions": "captions", "classes": "classes.json"}[config.texts]
+        raise UserError(expected=wanted, found="none", where=str(dataset.root), remedy="a text encoder needs texts")
+    if captions:
+        yield Job(out, caption_items(dataset))
+    if classes:
+        yield Job(out / CLASSES, prompt_items(dataset, classes))
+
+
 def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif: str = "reject") -> Items:
     """Return the images of a data set; reads every file once for the digest, and once more when it is loaded.
 
@@ -157,41 +182,34 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
         jpeg: `exact` or `reduced`.
         exif: `reject` or `apply`.
     """
-    files = [row.file for row in dataset.images]
     root = dataset.root
-    ids = [row.image_id for row in dataset.images]
-    seen = bytearray()
+    ids, files, splits, labels = (list(column) for column in zip(*dataset.images, strict=True))
     with ThreadPoolExecutor(workers) as pool:
-        digest = _digest(ids, _noted(pool.map(lambda file: _file_sha256(root, file), files, chunksize=64), seen))
+        digests = list(pool.map(lambda file: _file_sha256(root, file), files, chunksize=64))
+    starts = b"".join(map(_start, digests))
 
     def at(position: int) -> Item:
         return ImageItem(
             position=position,
             root=str(root),
             file=files[position],
-            start=bytes(seen[position * _START : (position + 1) * _START]),
+            start=starts[position * _START : (position + 1) * _START],
             reduced=jpeg == "reduced",
             turned=exif == "apply",
         )
 
-    samples = Samples(ids, ids, [row.split for row in dataset.images], [row.label for row in dataset.images], files)
-    return Items(what="images", samples=samples, digest=digest, at=at, table=str(root / "images.csv"))
+    samples = Samples(ids, ids, splits, labels, files)
+    return Items("images", samples, _digest(ids, digests), at)
 
 
 def caption_items(dataset: RawDataset) -> Items:
     """Return the captions of a data set; split and label are those of their image."""
-    rows = dataset.captions
-    known = {row.image_id: row for row in dataset.images}
-    images = [known.get(row.image_id) for row in rows]
-    texts = [row.caption for row in rows]
-    samples = Samples(
-        [row.caption_id for row in rows],
-        [row.image_id for row in rows],
-        [image.split if image else "" for image in images],
-        [image.label if image else "" for image in images],
-        [_shown(text) for text in texts],
-    )
-    return _texts("captions", samples, texts, str(dataset.root / "captions.csv"))
+    ids, image_ids, texts = (list(column) for column in zip(*dataset.captions, strict=True))
+    known = {row.image_id: (row.split, row.label) for row in dataset.images}
+    images = [known.get(image_id, ("", "")) for image_id in image_ids]
+    shown = [text if is_utf8(text) else _bytes(text).decode("utf-8", "replace") for text in texts]
+    samples = Samples(ids, image_ids, [split for split, _ in images], [label for _, label in images], shown)
+    return _texts("captions", samples, texts)
 
 
 def prompt_items(dataset: RawDataset, classes: Classes) -> Items:
@@ -201,21 +219,16 @@ def prompt_items(dataset: RawDataset, classes: Classes) -> Items:
     texts = [text for _, _, text in prompts]
     ids = [f"{name}#{number}" for name, number, _ in prompts]
     samples = Samples(ids, empty, empty, [name for name, _, _ in prompts], texts)
-    return _texts("class prompts", samples, texts, str(dataset.root / "classes.json"))
+    return _texts("class prompts", samples, texts)
 
 
-def _texts(what: str, samples: Samples, texts: list[str], table: str) -> Items:
-    digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts)
-    digest = _digest(samples.sample_id, digests)
-
-    def at(position: int) -> Item:
-        return TextItem(position=position, text=texts[position])
-
-    return Items(what=what, samples=samples, digest=digest, at=at, table=table)
+def _texts(what: str, samples: Samples, texts: list[str]) -> Items:
+    digest = _digest(samples.sample_id, (hashlib.sha256(_bytes(text)).digest() for text in texts))
+    return Items(what, samples, digest, lambda position: TextItem(position=position, text=texts[position]))
 
 
-def _shown(text: str) -> str:
-    return text if is_utf8(text) else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _file_sha256(root: Storage, name: str) -> bytes:
@@ -223,13 +236,6 @@ def _file_sha256(root: Storage, name: str) -> bytes:
         return bytes.fromhex(file_sha256(root.file(name)))
     except OSError:
         return b""  # a missing file is rejected when it is decoded; when it turns up, the digest changes
-
-
-def _noted(digests: Iterable[bytes], seen: bytearray) -> Iterator[bytes]:
-    """Yield the digests and note how each begins."""
-    for digest in digests:
-        seen += _start(digest)
-        yield digest
 
 
 def _start(digest: bytes) -> bytes:
@@ -242,6 +248,33 @@ def _digest(ids: Iterable[str], contents: Iterable[bytes]) -> str:
         name = item_id.encode()
         total.update(len(name).to_bytes(8, "little") + name + len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
+
+
+def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> FeatureKey:
+    """Return the key of the features: everything that changes their bytes."""
+    from pipeline.encoders.load import own_source
+
+    made = encoder.key()
+    preprocessing = dict(made.preprocessing)
+    if encoder.modality == "image":
+        from pipeline.extract.decode import DECODE_VERSION, JPEG_RULES
+
+        preprocessing["decode"] = {
+            "version": DECODE_VERSION,
+            "library": "pillow",
+            "transparency": "white",
+            "jpeg": JPEG_RULES[config.jpeg],
+            **({"exif": "turned upright"} if config.exif == "apply" else {}),  # without it they are refused
+        }
+    return FeatureKey(
+        modality=encoder.modality,
+        dataset_digest=items.digest,
+        encoder={**made.encoder, **own_source(encoder)},
+        preprocessing=preprocessing,
+        pooling=made.pooling,
+        compute_dtype=DTYPE_NAMES[config.dtype],
+        storage_dtype=config.storage,
+    )
 
 
 # ---- made ready for the encoder --------------------------------------------------------------------------------------
@@ -262,61 +295,44 @@ class Prepared:
     """Why it was rejected."""
 
 
-def prepare(encoder: Encoder, item: Item) -> Prepared:
-    """Load and prepare one item.
-
-    Raises:
-        UserError: The item is not the one that was digested.
-    """
-    position = item.position
-    try:
-        sample = item.load(encoder.reduction)
-    except RejectedInputError as error:
-        return Prepared(position, reason=str(error))
-    try:
-        return Prepared(position, encoder.prepare(sample))
-    except UserError as error:
-        return Prepared(position, reason=f"the encoder refuses it: {error.sentence()}")
-
-
-class Preparing(ABC):
-    """Where items are made ready: threads of this process, or with an engine also other machines."""
-
-    @abstractmethod
-    def threads(self, modality: Modality) -> int:
-        """Return how many threads may call at once."""
-
-    @abstractmethod
-    def at_once(self, modality: Modality) -> int:
-        """Return how many items a call had best be given."""
-
-    @abstractmethod
-    def __call__(self, encoder: Encoder, items: Sequence[Item]) -> list[Prepared]:
-        """Make some items ready, in their order.
-
-        Raises:
-            UserError: An item is not the one that was digested.
-        """
-
-
-class Here(Preparing):
-    """Makes items ready in the thread that asks.
+class Preparing:
+    """Makes items ready in threads of this process; an engine's own does it on other machines too.
 
     Args:
-        workers: Threads that may ask.
+        workers: Threads that may call at once.
     """
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
 
     def threads(self, modality: Modality) -> int:
-        """Return the number of workers."""
+        """Return how many threads may call at once."""
         return self._workers
 
     def at_once(self, modality: Modality) -> int:
-        """Return one image, or some texts: handing over a single one costs more than tokenising it."""
+        """Return how many items a call had best be given: handing over a text costs more than tokenising it."""
         return TEXTS_AT_ONCE if modality == "text" else 1
 
     def __call__(self, encoder: Encoder, items: Sequence[Item]) -> list[Prepared]:
-        """Make them ready."""
+        """Make some items ready, in their order.
+
+        Raises:
+            UserError: An item is not the one that was digested.
+        """
         return [prepare(encoder, item) for item in items]
+
+
+def prepare(encoder: Encoder, item: Item) -> Prepared:
+    """Load and prepare one item.
+
+    Raises:
+        UserError: The item is not the one that was digested.
+    """
+    try:
+        sample = item.load(encoder.reduction)
+    except RejectedInputError as error:
+        return Prepared(item.position, reason=str(error))
+    try:
+        return Prepared(item.position, encoder.prepare(sample))
+    except UserError as error:
+        return Prepared(item.position, reason=f"the encoder refuses it: {error.sentence()}")

@@ -10,36 +10,59 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.encoders.base import Encoder
-from pipeline.errors import PipelineError
-from pipeline.extract.config import ExtractConfig
+from pipeline.errors import PipelineError, UserError
+from pipeline.extract.config import ExtractConfig, default_shard_rows
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
-from pipeline.extract.items import Here, Preparing
-from pipeline.extract.plan import (
-    Cost,
-    Job,
-    batch_size_of,
-    estimate,
-    header_of,
-    jobs_of,
-    pending_of,
-    require_free,
-    seconds_a_row,
-    workers_of,
-)
-from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, versions, write_receipt
+from pipeline.extract.items import Items, Job, Preparing, feature_key, jobs_of, prepare
+from pipeline.extract.receipt import RECEIPT, prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.layers import select_layers
 from pipeline.progress import Meter, Progress, Update, silent
-from pipeline.runtime import Share, keep_freed_memory
+from pipeline.runtime import Share, free_disk, keep_freed_memory
 from pipeline.storage.contract import Storage
 from pipeline.storage.leases import this_process
 from pipeline.storage.open import open_storage
-from pipeline.store.commit import PendingShard
+from pipeline.store.cleaning import own_files, replace_store
+from pipeline.store.commit import PendingShard, pending_shards
 from pipeline.store.events import EventLog
-from pipeline.store.manifest import CLASSES, REJECTED, Header, Manifest
+from pipeline.store.formats.base import storage_dtype
+from pipeline.store.manifest import CLASSES, HEADER, REJECTED, Header, Manifest, read_header
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
-from pipeline.words import count
+from pipeline.words import count, duration, size
+
+_REMEDY = "extract to another --out, or start over with --replace"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What is to be done and what it takes."""
+
+    what: str
+    """What the rows are."""
+    rows: int
+    """N items of the data set."""
+    layers: tuple[tuple[str, int], ...]
+    """(name, width D) of the L layers that are asked for."""
+    bytes: int
+    """Bytes of all N rows of all L layers."""
+    missing_rows: int
+    """Rows of shards that lack a layer."""
+    missing_bytes: int
+    """Bytes that are still to be written."""
+    free_bytes: int
+    """Free bytes on the disk of the store."""
+    seconds: float | None = None
+    """Expected time for what is missing; None where it was not measured."""
+
+    def sentence(self) -> str:
+        """Return the cost for people."""
+        widths = sum(width for _, width in self.layers)
+        text = (
+            f"{self.rows:,} {self.what} × {len(self.layers)} layers ({widths:,} values a row) = {size(self.bytes)}; "
+            f"still to do: {self.missing_rows:,} rows, {size(self.missing_bytes)}; free disk: {size(self.free_bytes)}"
+        )
+        return text if self.seconds is None else f"{text}; expected time: {duration(self.seconds)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +110,7 @@ class ExtractResult:
             f"{count(self.computed_shards, 'shard')} computed, {self.skipped_shards} found",
         ]
         if self.rejected:
-            parts.append(f"{count(self.rejected, 'item')} left out, see {self.path / 'rejected.csv'}")
+            parts.append(f"{count(self.rejected, 'item')} left out, see {self.path / REJECTED}")
         if self.nonfinite:
             layers = ", ".join(f"{name} {count}" for name, count in self.nonfinite_layers.items())
             parts.append(f"{self.nonfinite} values are no finite numbers ({layers})")
@@ -113,12 +136,9 @@ def extract(config: ExtractConfig, progress: Progress = silent, preparing: Prepa
         PipelineError: The disk is full or the device fails.
     """
     start = time.perf_counter()
-    dataset = open_dataset(config.dataset)
-    require_free(open_storage(config.out))
-    found = _unchanged(config, dataset)
-    if found is None:
-        found = _with_encoder(config, dataset, progress, preparing or Here(workers_of(config)))
-    return replace(_joined(found), seconds=time.perf_counter() - start)
+    dataset = _opened(config)
+    found = _unchanged(config, dataset) or _with_encoder(config, dataset, progress, preparing)
+    return replace(found, seconds=time.perf_counter() - start)
 
 
 def finished(config: ExtractConfig) -> ExtractResult | None:
@@ -127,10 +147,7 @@ def finished(config: ExtractConfig) -> ExtractResult | None:
     Raises:
         UserError: The data set cannot be used, or `out` holds something else.
     """
-    dataset = open_dataset(config.dataset)
-    require_free(open_storage(config.out))
-    found = _unchanged(config, dataset)
-    return None if found is None else _joined(found)
+    return _unchanged(config, _opened(config))
 
 
 def make_room(config: ExtractConfig) -> None:
@@ -142,18 +159,30 @@ def make_room(config: ExtractConfig) -> None:
     encoder = loaded(config)
     layers = encoder.resolve_layers(config.layers)
     for job in jobs_of(config, open_dataset(config.dataset), encoder.modality):
-        pending_of(config, job.root, header_of(config, job.items, encoder, layers), layers)
+        _pending(config, job.root, _header(config, job.items, encoder, layers), layers)
 
 
-def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
-    return replace(results[0], classes=results[1]) if len(results) > 1 else results[0]
+def _opened(config: ExtractConfig) -> RawDataset:
+    """Return the data set, if `out` is a store, what a killed run left of one, or free for one."""
+    dataset, out = open_dataset(config.dataset), open_storage(config.out)
+    if out.absent() or own_files(out) or HEADER in (out / CLASSES).list():
+        return dataset
+    others = sorted(path.name for path in out.here.iterdir() if not path.name.startswith("."))
+    if others:
+        raise UserError(
+            expected="a feature store, or a folder that is empty or not there yet",
+            found=f"{', '.join(others[:3])}{', …' * (len(others) > 3)} and no store",
+            where=str(out),
+            remedy="name another --out, such as data/1_features/<data set>/<encoder>",
+        )
+    return dataset
 
 
 # ---- nothing to do ---------------------------------------------------------------------------------------------------
 
 
-def _unchanged(config: ExtractConfig, dataset: RawDataset) -> list[ExtractResult] | None:
-    """Return the results of a finished extraction that would give the same again; None if there may be work."""
+def _unchanged(config: ExtractConfig, dataset: RawDataset) -> ExtractResult | None:
+    """Return the result of a finished extraction that would give the same again; None if there may be work."""
     out = open_storage(config.out)
     receipt = read_receipt(out.here, config) or read_receipt((out / CLASSES).here, config)
     if receipt is None:
@@ -161,14 +190,14 @@ def _unchanged(config: ExtractConfig, dataset: RawDataset) -> list[ExtractResult
     results = []
     for job in jobs_of(config, dataset, receipt["modality"]):
         own = same_receipt(job.root.here, receipt)
-        result = _finished(config, job, own) if own else None
+        result = _found(config, job, own) if own else None
         if result is None:
             return None
         results.append(result)
-    return results
+    return _joined(results)
 
 
-def _finished(config: ExtractConfig, job: Job, receipt: Mapping[str, Any]) -> ExtractResult | None:
+def _found(config: ExtractConfig, job: Job, receipt: Mapping[str, Any]) -> ExtractResult | None:
     """Return the result of a finished store, if the receipt is of its key and it holds all layers asked for."""
     try:
         layers = select_layers(config.layers, receipt["layer_names"])
@@ -181,12 +210,15 @@ def _finished(config: ExtractConfig, job: Job, receipt: Mapping[str, Any]) -> Ex
         return None
     manifest = store.manifest
     if config.dry_run:
-        cost = estimate(job.root, job.items, [(name, widths[name]) for name in layers], (), config.storage)
+        cost = _cost(job, [(name, widths[name]) for name in layers], (), config.storage)
         return _result(job, layers, manifest, cost=cost)
     if samples_digest(job.items.samples) != manifest.samples:
         manifest = StoreWriter(job.root, manifest.header).refresh_samples(job.items.samples)
-    _require_sound(config, job, manifest)
-    return _result(job, layers, manifest)
+    return _result(job, layers, manifest, max_rejected=config.max_rejected)
+
+
+def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
+    return replace(results[0], classes=results[1]) if len(results) > 1 else results[0]
 
 
 # ---- something to do -------------------------------------------------------------------------------------------------
@@ -212,20 +244,20 @@ def loaded(config: ExtractConfig) -> Encoder:
 
 
 def _with_encoder(
-    config: ExtractConfig, dataset: RawDataset, progress: Progress, preparing: Preparing
-) -> list[ExtractResult]:
+    config: ExtractConfig, dataset: RawDataset, progress: Progress, preparing: Preparing | None
+) -> ExtractResult:
     keep_freed_memory()
     prepared = prepare_receipt(config)
     encoder = loaded(config)
     layers = encoder.resolve_layers(config.layers)
     results = []
     for job in jobs_of(config, dataset, encoder.modality):
-        making = _Making(config, job, encoder, layers, header_of(config, job.items, encoder, layers), progress)
-        results.append(making.run(preparing))
+        header = _header(config, job.items, encoder, layers)
+        results.append(_Making(config, job, encoder, layers, header, progress).run(preparing))
         if not config.dry_run:
             names = [layer.name for layer in encoder.layers]
-            write_receipt(job.root.here, prepared, making.header.key, encoder.modality, names)
-    return results
+            write_receipt(job.root.here, prepared, header.key, encoder.modality, names)
+    return _joined(results)
 
 
 @dataclass(frozen=True)
@@ -239,14 +271,13 @@ class _Making:
     header: Header
     progress: Progress
 
-    def run(self, preparing: Preparing) -> ExtractResult:
+    def run(self, preparing: Preparing | None) -> ExtractResult:
         """Compute what is missing and finish the store; of a dry run only the cost."""
-        config, root, items = self.config, self.job.root, self.job.items
-        pending = pending_of(config, root, self.header, self.layers)
-        widths = [(name, self.encoder.width(name)) for name in self.layers]
-        cost = estimate(root, items, widths, pending, config.storage)
+        config, root, encoder = self.config, self.job.root, self.encoder
+        pending = _pending(config, root, self.header, self.layers)
+        cost = _cost(self.job, [(name, encoder.width(name)) for name in self.layers], pending, config.storage)
         if config.dry_run:
-            cost = self._timed(cost, pending)
+            cost = replace(cost, seconds=self._seconds_a_row(pending) * cost.missing_rows)
         if pending or config.dry_run:
             self._tell(f"{root}: {cost.sentence()}")
         if config.dry_run:
@@ -264,70 +295,129 @@ class _Making:
                     lease_seconds=config.lease_seconds,
                     kernel=holder.kernel,
                 )
-            computed = self._compute(writer, cost, events, preparing)
-            manifest = writer.finish(items.samples, self._provenance())
+            computed = self._compute(writer, cost, events, preparing or Preparing(config.threads))
+            provenance = {
+                "spec": config.encoder,
+                "modality": encoder.modality,
+                "dataset": str(config.dataset),
+                "device": config.device,
+                "batch_size": config.rows_a_pass(encoder.modality),
+                "versions": versions(),
+            }
+            manifest = writer.finish(self.job.items.samples, provenance)
             events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
-        _require_sound(config, self.job, manifest)
-        return _result(self.job, self.layers, manifest, computed=computed, cost=cost)
+        return _result(self.job, self.layers, manifest, max_rejected=config.max_rejected, computed=computed, cost=cost)
 
     def _tell(self, message: str) -> None:
         self.progress(Update(what=self.job.items.what, message=message))
 
-    def _timed(self, cost: Cost, pending: Sequence[PendingShard]) -> Cost:
+    def _seconds_a_row(self, pending: Sequence[PendingShard]) -> float:
+        """Measure one small batch from loading to features, after one that warms up; 0 where nothing is pending."""
         if not pending:
-            return replace(cost, seconds=0.0)
-        layers = max((shard.layers for shard in pending), key=len)
-        batch_size = batch_size_of(self.config, self.encoder.modality)
-        seconds = seconds_a_row(self.encoder, self.job.items, layers, batch_size, pending[0].start)
-        return replace(cost, seconds=seconds * cost.missing_rows)
+            return 0.0
+        layers, first, items = max((shard.layers for shard in pending), key=len), pending[0].start, self.job.items
+        most = min(self.config.rows_a_pass(self.encoder.modality), 8)
+        positions = range(first, min(len(items), first + most))
+        took = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            prepared = [prepare(self.encoder, items.at(position)) for position in positions]
+            tensors = [item.tensor for item in prepared if item.tensor is not None]
+            if tensors:
+                self.encoder.encode(tensors, layers)
+            took = time.perf_counter() - start
+        return took / max(len(positions), 1)
 
     def _compute(self, writer: StoreWriter, cost: Cost, events: EventLog, preparing: Preparing) -> int:
         """Compute the missing shards; return of how many this process computed something."""
-        from pipeline.extract.compute import Computation
-        from pipeline.extract.forward import Forward
+        from pipeline.extract.compute import Computation, Forward
 
-        items, batch_size = self.job.items, batch_size_of(self.config, self.encoder.modality)
+        config, items = self.config, self.job.items
+        rows_a_pass = config.rows_a_pass(self.encoder.modality)
         work = Computation(
             writer=writer,
             items=items,
-            forward=Forward(self.encoder, self.layers, self.config.storage, batch_size),
+            forward=Forward(self.encoder, self.layers, config.storage, rows_a_pass),
             preparing=preparing,
-            max_rejected=self.config.max_rejected,
+            max_rejected=config.max_rejected,
             meter=Meter(self.progress, items.what, cost.rows, cost.rows - cost.missing_rows),
-            batch_size=batch_size,
             events=events,
-            share=Share(index=self.config.worker_index, count=self.config.num_workers),
+            share=Share(index=config.worker_index, count=config.num_workers),
         )
         work.run()
         for note in work.forward.notes:
             self._tell(note)
         return len(work.shards)
 
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "spec": self.config.encoder,
-            "modality": self.encoder.modality,
-            "dataset": str(self.config.dataset),
-            "device": self.config.device,
-            "batch_size": batch_size_of(self.config, self.encoder.modality),
-            "versions": versions(),
-        }
+
+def _header(config: ExtractConfig, items: Items, encoder: Encoder, layers: Sequence[str]) -> Header:
+    """Return the header of a new store; modules that are asked for by name count as layers before the output."""
+    known = [layer.name for layer in encoder.layers]
+    modules = [name for name in layers if name not in known]
+    widths = [encoder.width(name) for name in layers]
+    return Header(
+        key=feature_key(config, items, encoder),
+        items=len(items),
+        shard_rows=config.shard_rows or default_shard_rows(len(items), widths, config.storage, encoder.modality),
+        file_format=config.format,
+        layer_names=(*known[:-1], *modules, known[-1]),
+    )
 
 
-def _require_sound(config: ExtractConfig, job: Job, manifest: Manifest) -> None:
-    job.items.require_sound(_rejected(manifest), config.max_rejected, str(job.root / REJECTED))
+def _pending(config: ExtractConfig, root: Storage, header: Header, layers: tuple[str, ...]) -> list[PendingShard]:
+    """Return what is missing, before anything is written; with `replace`, a store that does not fit is removed."""
+    if HEADER in root.list():
+        try:
+            existing = read_header(root)
+            header.key.require(existing.key, str(root), _REMEDY)
+            return pending_shards(root, existing, layers)
+        except UserError:  # another key, a damaged header, another version of the format
+            if not config.replace:
+                raise
+            if not config.dry_run:
+                (root.here / RECEIPT).unlink(missing_ok=True)
+                replace_store(root)
+    return [PendingShard(index, *header.span(index), layers) for index in range(header.shards)]
 
 
-def _rejected(manifest: Manifest) -> list[tuple[str, str]]:
-    by_shard = {file.index: file.rejected for file in manifest.shards}
-    return [pair for index in sorted(by_shard) for pair in by_shard[index]]
+def _cost(job: Job, layers: Sequence[tuple[str, int]], pending: Sequence[PendingShard], storage: str) -> Cost:
+    """Count rows and bytes of layers (name, D); what is pending and does not fit on the disk is a PipelineError."""
+    itemsize, width = storage_dtype(storage).itemsize, dict(layers)
+    missing = sum((shard.stop - shard.start) * sum(width[name] for name in shard.layers) for shard in pending)
+    cost = Cost(
+        what=job.items.what,
+        rows=len(job.items),
+        layers=tuple(layers),
+        bytes=len(job.items) * sum(width.values()) * itemsize,
+        missing_rows=sum(shard.stop - shard.start for shard in pending),
+        missing_bytes=missing * itemsize,
+        free_bytes=free_disk(job.root.here),
+    )
+    if cost.missing_bytes * 1.02 > cost.free_bytes:
+        raise PipelineError(
+            expected=f"{size(cost.missing_bytes)} of free disk",
+            found=f"{size(cost.free_bytes)}",
+            where=str(job.root),
+            remedy="take fewer layers (--layers), --storage-dtype fp16, or another --out",
+        )
+    return cost
 
 
 def _result(
-    job: Job, layers: tuple[str, ...], manifest: Manifest | None, *, computed: int = 0, cost: Cost | None = None
+    job: Job,
+    layers: tuple[str, ...],
+    manifest: Manifest | None,
+    *,
+    max_rejected: float = 1.0,
+    computed: int = 0,
+    cost: Cost | None = None,
 ) -> ExtractResult:
+    """Return what a store holds now; nothing is known of a store that a dry run has not made."""
     counts = {layer.name: layer.nonfinite for layer in manifest.layers} if manifest else {}
     nonfinite = {name: counts[name] for name in layers if counts.get(name)}
+    by_shard = {file.index: file.rejected for file in manifest.shards} if manifest else {}
+    rejected = [pair for index in sorted(by_shard) for pair in by_shard[index]]
+    job.items.require_sound(rejected, max_rejected, str(job.root / REJECTED))
     return ExtractResult(
         path=job.root,
         what=job.items.what,
@@ -335,7 +425,7 @@ def _result(
         layers=layers,
         computed_shards=computed,
         skipped_shards=manifest.header.shards - computed if manifest else 0,
-        rejected=len(_rejected(manifest)) if manifest else 0,
+        rejected=len(rejected),
         nonfinite=sum(nonfinite.values()),
         nonfinite_layers=nonfinite,
         seconds=0.0,

@@ -16,7 +16,7 @@ from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoder, Decoding, calls_a
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
-from pipeline.extract.items import Here, Item, Items, Prepared, caption_items, image_items
+from pipeline.extract.items import Item, Items, Prepared, Preparing, caption_items, image_items
 from tests.extract.building import IMAGE, TEXT, write_raw
 from tests.extract.tiny_encoders import TinyImage, TinyText
 
@@ -139,7 +139,7 @@ def all_of(preparing: Decoding, items: Items) -> list[Prepared]:
 
 def assert_same(found: Sequence[Prepared], items: Items, number: int = IMAGES) -> None:
     encoder = TinyImage(LoadOptions())
-    expected = Here(1)(encoder, [items.at(position) for position in range(number)])
+    expected = Preparing(1)(encoder, [items.at(position) for position in range(number)])
     assert [(item.position, item.reason) for item in found] == [(item.position, item.reason) for item in expected]
     for mine, other in zip(found, expected, strict=True):
         if mine.tensor is None or other.tensor is None:
@@ -224,7 +224,7 @@ def test_texts_stay_here(raw: Path) -> None:
     found = preparing(TinyText(LoadOptions()), some)
     assert [item.position for item in found] == list(range(len(items)))
     assert actor.images == 0
-    assert preparing.at_once("text") == Here(1).at_once("text")
+    assert preparing.at_once("text") == Preparing(1).at_once("text")
 
 
 def test_another_version_of_a_library_ends_the_run(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

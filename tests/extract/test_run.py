@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.encoders.base import LoadOptions
 from pipeline.errors import KeyMismatchError, PipelineError, UnknownNameError, UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.run import extract
+from pipeline.extract.run import Cost, extract
 from pipeline.progress import Update
 from pipeline.store.reader import FeatureStore
 from tests.extract import tiny_encoders
@@ -316,7 +316,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(raw: Path, tmp_path: Path) -
 
 
 def test_a_full_disk_is_told_before_the_work(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.extract.plan.free_disk", lambda path: 500)
+    monkeypatch.setattr("pipeline.extract.run.free_disk", lambda path: 500)
     with pytest.raises(PipelineError, match="expected 960 B of free disk, found 500 B"):
         extract(config(raw, tmp_path / "out"))
     assert tiny_encoders.CALLS == []
@@ -511,3 +511,20 @@ def test_classes_of_their_own_prompts(raw: Path, tmp_path: Path) -> None:
     extract(config(raw, tmp_path / "out", TEXT, replace=True))
     assert encoded_rows() == 2, "captions did not change"
     assert FeatureStore.open(tmp_path / "out" / "classes").samples.content == ["miaow", "dog"]
+
+
+def test_the_sentence_of_the_cost() -> None:
+    cost = Cost(
+        what="images",
+        rows=8091,
+        layers=(("a", 384), ("b", 384)),
+        bytes=24_855_552,
+        missing_rows=512,
+        missing_bytes=1_572_864,
+        free_bytes=5 * 10**12,
+        seconds=7200,
+    )
+    assert cost.sentence() == (
+        "8,091 images × 2 layers (768 values a row) = 24.9 MB; still to do: 512 rows, 1.6 MB; free disk: 5.0 TB; "
+        "expected time: 2.0 h"
+    )

@@ -1,8 +1,8 @@
-"""Shard sizes and the sentence of the cost."""
+"""What settings mean where nothing is said: the size of a shard."""
 
 import pytest
 
-from pipeline.extract.plan import Cost, default_shard_rows
+from pipeline.extract.config import default_shard_rows
 
 
 @pytest.mark.parametrize(
@@ -22,20 +22,3 @@ from pipeline.extract.plan import Cost, default_shard_rows
 )
 def test_shards_are_a_power_of_two(items: int, widths: list[int], storage: str, modality: str, rows: int) -> None:
     assert default_shard_rows(items, widths, storage, modality) == rows
-
-
-def test_the_sentence() -> None:
-    cost = Cost(
-        what="images",
-        rows=8091,
-        layers=(("a", 384), ("b", 384)),
-        bytes=24_855_552,
-        missing_rows=512,
-        missing_bytes=1_572_864,
-        free_bytes=5 * 10**12,
-        seconds=7200,
-    )
-    assert cost.sentence() == (
-        "8,091 images × 2 layers (768 values a row) = 24.9 MB; still to do: 512 rows, 1.6 MB; free disk: 5.0 TB; "
-        "expected time: 2.0 h"
-    )
