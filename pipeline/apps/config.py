@@ -1,16 +1,17 @@
-"""Settings of `pipeline index` and `pipeline search`; nothing heavy is loaded."""
+"""Settings of `pipeline index`, `search` and `serve`; nothing heavy is loaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.indexes import KINDS, MEMORY
-from pipeline.settings import at_least, one_of, setting, settings
+from pipeline.settings import at_least, between, one_of, setting, settings
 from pipeline.storage.contract import Place
 
 RUN = "Folder of a run, data/2_projectors/<name>, or of an export."
 IMAGE_STORE = "Image store. [default: the one of the training]"
 TEXT_STORE = "Store of the captions. [default: the one of the training]"
+DEVICE = "cpu, cuda or auto."
 SEED = "Which of the run's seeds. [default: the first]"
 SPLIT = "Only images of this split. [default: all]"
 
@@ -68,4 +69,24 @@ class SearchConfig:
     index: Path | None = setting(
         default=None, help="Folder of pipeline index. [default: none, images are indexed for this search]"
     )
-    device: str = setting(default="cpu", help="cpu, cuda or auto.")
+    device: str = setting(default="cpu", help=DEVICE)
+
+
+@settings
+class ServeConfig:
+    """What is served, and where."""
+
+    runs: tuple[Place, ...] = setting(
+        argument=True, help="Folders of runs, data/2_projectors/<name>; the first is shown."
+    )
+    port: int = setting(default=8000, check=between(0, 65535), help="Port; 0 takes any that is free.")
+    host: str = setting(default="127.0.0.1", help="Address to listen on; only this machine reaches the default.")
+    allow_host: tuple[str, ...] = setting(
+        default=(), help="Name that the server is reached by, beside localhost and IP addresses."
+    )
+    store: tuple[Place, ...] = setting(default=(), help=IMAGE_STORE)
+    text_store: tuple[Place, ...] = setting(default=(), help=TEXT_STORE)
+    data: Place | None = setting(
+        default=None, help="Folder of the pictures. [default: the one that the store was made from]"
+    )
+    device: str = setting(default="cpu", help=DEVICE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.apps.config import IMAGE_STORE, RUN, SEED, TEXT_STORE, IndexConfig, SearchConfig
+from pipeline.apps.config import RUN, SEED, IndexConfig, SearchConfig, ServeConfig
 from pipeline.commands.options import Json, takes_settings, takes_urls
 from pipeline.commands.output import at_least_one, emit_json, emit_table, writable_file, writable_folder
 from pipeline.config import build
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SERVER = ("fastapi", "uvicorn", "python_multipart")
 """Packages that `pipeline serve` needs."""
-HIGHEST_PORT = 65535
 
 
 @takes_settings(IndexConfig, params=False)
@@ -165,48 +164,23 @@ def _show_captions(found: "SearchResult") -> None:
     )
 
 
-@takes_urls("runs", "store", "text_store", "data")
-def serve(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, data/2_projectors/<name>; the first is shown.")],
-    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; only this machine reaches the default.")
-    ] = "127.0.0.1",
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="Name that the server is reached by, beside localhost and IP addresses.")
-    ] = None,
-    store: Annotated[list[Path] | None, typer.Option(help=IMAGE_STORE)] = None,
-    text_store: Annotated[list[Path] | None, typer.Option(help=TEXT_STORE)] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures. [default: the one that the store was made from]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
-) -> None:
+@takes_settings(ServeConfig, params=False)
+def serve(*, given: dict[str, Any]) -> None:
     """Search runs in the browser and over a JSON API, until Ctrl-C.
 
     Example: pipeline serve data/2_projectors/fewpairs
 
     Example: pipeline serve data/2_projectors/fewpairs data/2_projectors/cca --port 8080
     """
-    if not 0 <= port <= HIGHEST_PORT:
-        raise UserError(expected=f"a port from 0 to {HIGHEST_PORT}", found=str(port), where="--port")
-    if data is not None and not data.is_dir():
-        raise UserError(expected="a folder of pictures", found="no such folder", where=f"--data {data}")
+    config = build(ServeConfig, given, where="pipeline serve")
+    if config.data is not None and open_storage(config.data).absent():
+        raise UserError(expected="a folder of pictures", found="no such folder", where=f"--data {config.data}")
     for name in SERVER:
         if find_spec(name) is None:
             raise MissingExtraError(name, "pip install 'fewpairs[serve]'", "pipeline serve")
     from pipeline.apps.serve.server import serve as run_server
 
-    run_server(
-        runs,
-        host=host,
-        port=port,
-        names=allow_host or (),
-        image=store or (),
-        text=text_store or (),
-        data=data,
-        device=device,
-    )
+    run_server(config)
 
 
 @takes_urls("run")

@@ -1,20 +1,31 @@
-"""The routes of the API. Each checks what was asked, asks the worker, and tells the answer."""
+"""The routes of the API. Each checks what was asked, asks the worker, and tells the answer.
+
+Of an upload nothing is written to the disk, and nothing larger than the limits is kept: Starlette's own parser moves
+files beyond 1 MB to a temporary file; here its limit lies above what the guard lets through, so that it never does.
+"""
 
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipeline import __version__
 from pipeline.apps.serve import schemas
-from pipeline.apps.serve.pictures import MEDIA_TYPE, Form, Thumbnails, read_form
 from pipeline.apps.serve.schemas import (
+    BODY_BYTES,
+    CLASSES,
     QUEUE,
     RETRY_SECONDS,
     SAMPLE,
+    UPLOAD_BYTES,
     UPLOAD_PIXELS,
+    UPLOAD_SECONDS,
     UPLOADS_AT_ONCE,
     ApiError,
     ClassAnswer,
@@ -34,10 +45,91 @@ from pipeline.apps.serve.served import Query as Picture
 from pipeline.apps.serve.served import ServedRun
 from pipeline.apps.serve.worker import QueueFullError, Work, Worker
 
+FORM, MEDIA_TYPE = "multipart/form-data", "image/jpeg"
 PROBLEM = {"model": Problem}
 REFUSED: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 403, 404, 413, 422, 503), PROBLEM)
 FORM_REFUSED: dict[int | str, dict[str, Any]] = {**REFUSED, 408: PROBLEM, 415: PROBLEM}
 RunParameter = Annotated[Identity | None, Query(description="One of /api/runs; the first where not given.")]
+
+
+# ---- forms -----------------------------------------------------------------------------------------------------------
+
+
+class MemoryParser(MultiPartParser):
+    """A parser that keeps files in memory."""
+
+    spool_max_size = 2 * (UPLOAD_BYTES + BODY_BYTES)
+
+    def close(self) -> None:
+        """Free what was read, also of a form that breaks off."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a form held."""
+
+    picture: bytes | None = None
+    """The uploaded file; None where there is none."""
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    """Name → values, in order."""
+
+    def single(self, *lists: str) -> dict[str, str]:
+        """Return the one value of each field that is no list.
+
+        Raises:
+            ApiError: 422; one has several.
+        """
+        for name, values in self.fields.items():
+            if len(values) > 1 and name not in lists:
+                found, where = f"{len(values)} times", ascii(name)[1:-1][:100]
+                raise ApiError(422, expected="this field once", found=found, where=where)
+        return {name: values[0] for name, values in self.fields.items() if name not in lists}
+
+
+async def read_form(request: Request) -> Form:
+    """Read a multipart form with at most one file, named `image`.
+
+    Raises:
+        ApiError: 415 for another content type, 400 for a broken form, 413 and 408 for a picture that is too large or
+            too slow, 422 for a file that is empty or of another name.
+    """
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != FORM:
+        raise ApiError(415, expected=FORM, found=ascii(kind)[:100], where="Content-Type")
+    parser = MemoryParser(request.headers, request.stream(), max_files=1, max_fields=CLASSES + 10)
+    picture: bytes | None = None
+    fields: dict[str, list[str]] = {}
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            parsed = await parser.parse()
+        for name, value in parsed.multi_items():
+            if isinstance(value, UploadFile):
+                picture = await _read(name, value)
+            else:
+                fields.setdefault(name, []).append(value)
+    except MultiPartException as error:
+        raise ApiError(400, expected="a form that can be read", found=error.message, where="body") from error
+    except TimeoutError as error:
+        raise ApiError(408, expected=f"the form within {UPLOAD_SECONDS} s", found="a part", where="body") from error
+    finally:
+        parser.close()
+    return Form(picture, fields)
+
+
+async def _read(name: str, file: UploadFile) -> bytes:
+    if name != "image":
+        raise ApiError(422, expected="a file named image", found=ascii(name)[:100], where="form")
+    data = await file.read()
+    if len(data) > UPLOAD_BYTES:
+        raise ApiError(413, expected=f"a picture of at most {UPLOAD_BYTES:,} bytes", found=f"{len(data):,}", where=name)
+    if not data:
+        raise ApiError(422, expected="a picture", found="an empty file", where=name)
+    return data
+
+
+# ---- routes ----------------------------------------------------------------------------------------------------------
 
 
 class Api:
@@ -51,7 +143,6 @@ class Api:
     def __init__(self, runs: Sequence[ServedRun], worker: Worker) -> None:
         self.runs = {run.name: run for run in runs}
         self.worker = worker
-        self.thumbnails = Thumbnails()
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self.router = APIRouter(prefix="/api", responses=REFUSED)
@@ -91,7 +182,7 @@ class Api:
         """Give a stored image's picture."""
         served = self._run(run)
         row = self._row(served, image_id)
-        made = await self._decoded(self.thumbnails.get, served, row, size)
+        made = await self._decoded(served.thumbnail, row, size)
         return Response(made, media_type=MEDIA_TYPE, headers={"Cache-Control": "private, max-age=300"})
 
     async def search(self, query: TextQuery) -> SearchAnswer:
@@ -105,7 +196,7 @@ class Api:
         """Find the images and the captions that fit a picture best."""
         async with self.uploads:
             form = await read_form(request)
-            query = PictureQuery.model_validate(_single(form))
+            query = PictureQuery.model_validate(form.single())
             run, seed = self._choose(query.run, query.seed)
             item = (await self._picture(run, form, query), query.top)
             answer: SearchAnswer = await self._ask(("image", run, seed), lambda each: run.by_pictures(seed, each), item)
@@ -115,8 +206,7 @@ class Api:
         """Say how probable each class is for a picture."""
         async with self.uploads:
             form = await read_form(request)
-            fields = {**_single(form, "classes"), "classes": form.fields.get("classes", [])}
-            query = ClassQuery.model_validate(fields)
+            query = ClassQuery.model_validate({**form.single("classes"), "classes": form.fields.get("classes", [])})
             run, seed = self._choose(query.run, query.seed)
             item = (await self._picture(run, form, query), tuple(query.classes), query.template)
             answer: ClassAnswer = await self._ask(("class", run, seed), lambda each: run.classify(seed, each), item)
@@ -145,8 +235,9 @@ class Api:
         if query.image_id is not None:
             return self._row(run, query.image_id)
         run.require("image")
-        decode: Picture = await self._decoded(_decode, run, form.picture)
-        return decode
+        decode = partial(run.model.decode, max_pixels=UPLOAD_PIXELS)
+        decoded: Picture = await self._decoded(decode, form.picture)
+        return decoded
 
     def _run(self, name: str | None) -> ServedRun:
         if name is None:
@@ -169,14 +260,3 @@ class Api:
             found, remedy = ascii(image_id)[:100], "take an id from a search or from /api/sample"
             raise ApiError(404, expected="the id of a stored image", found=found, where="image_id", remedy=remedy)
         return run.rows[image_id]
-
-
-def _decode(run: ServedRun, data: bytes) -> Any:
-    return run.model.decode(data, max_pixels=UPLOAD_PIXELS)
-
-
-def _single(form: Form, *lists: str) -> dict[str, str]:
-    for name, values in form.fields.items():
-        if len(values) > 1 and name not in lists:
-            raise ApiError(422, expected="this field once", found=f"{len(values)} times", where=ascii(name)[1:-1][:100])
-    return {name: values[0] for name, values in form.fields.items() if name not in lists}

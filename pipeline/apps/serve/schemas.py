@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
+from pipeline.apps.search import CaptionHit
 from pipeline.errors import PipelineError, UserError
 
 # ---- limits ----------------------------------------------------------------------------------------------------------
@@ -50,8 +51,10 @@ SEEDS_KEPT = 4
 """Seeds of a run whose embeddings stay in memory."""
 THUMBNAIL_EDGES = {"small": 384, "large": 1280}
 """Longest edge in pixels; nothing is enlarged."""
-THUMBNAIL_BYTES = 64_000_000
-"""Of finished thumbnails kept in memory."""
+THUMBNAILS_KEPT = 256
+"""Finished thumbnails of a run that stay in memory: about 20 kB each, a large one ten times that."""
+CLASSIFIERS_KEPT = 32
+"""Lists of class names of a run whose embeddings stay in memory."""
 TOLD = ("TOP", "TEXT_CHARACTERS", "CLASSES", "UPLOAD_BYTES", "UPLOAD_PIXELS")
 """Limits that /api/runs tells."""
 
@@ -136,15 +139,6 @@ class FoundImage(StoredImage):
     """Cosine with the query."""
 
 
-class FoundCaption(BaseModel):
-    """A found caption."""
-
-    caption_id: str
-    caption: str
-    image_id: str
-    score: float
-
-
 class Spent(BaseModel):
     """Milliseconds, for all that was asked together with this."""
 
@@ -158,7 +152,7 @@ class SearchAnswer(BaseModel):
     run: str
     seed: int
     images: list[FoundImage]
-    captions: list[FoundCaption]
+    captions: list[CaptionHit]
     """Only for a picture."""
     milliseconds: Spent
 

@@ -4,27 +4,32 @@
 and `image` is called by the one worker thread.
 """
 
+import io
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.apps.config import ServeConfig
 from pipeline.apps.dual_encoder import DualEncoder, class_prompts
 from pipeline.apps.encoders import load_recorded
 from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.apps.search import CaptionHit, ImageHit, Searcher
 from pipeline.apps.serve.schemas import (
+    CLASSIFIERS_KEPT,
     SEEDS_KEPT,
+    THUMBNAIL_EDGES,
+    THUMBNAILS_KEPT,
+    ApiError,
     ClassAnswer,
     ClassProbability,
-    FoundCaption,
     FoundImage,
     RunAnswer,
     SearchAnswer,
@@ -32,7 +37,8 @@ from pipeline.apps.serve.schemas import (
     StoredImage,
 )
 from pipeline.encoders.base import Encoder
-from pipeline.errors import PipelineError, UserError
+from pipeline.errors import PipelineError, RejectedInputError, UserError
+from pipeline.extract.decode import decode_image
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import StoreRecord
 from pipeline.storage.contract import Place
@@ -40,8 +46,7 @@ from pipeline.storage.open import is_url, open_storage
 
 Query = Image.Image | int
 """A picture, or the row of a stored one."""
-CLASSIFIERS_KEPT = 32
-T = TypeVar("T")
+QUALITY = 90
 
 
 class ServedRun:
@@ -62,18 +67,11 @@ class ServedRun:
         self.folder = opened.pictures if pictures is None else open_storage(pictures)
         self.rows = {name: row for row, name in reversed(list(enumerate(opened.images.samples.image_id)))}
         self.missing: dict[str, PipelineError] = {}
-        self._searchers: OrderedDict[int, Searcher] = OrderedDict()
-        self._classifiers: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+        self.searcher = lru_cache(SEEDS_KEPT)(self._searcher)
+        self.classifier = lru_cache(CLASSIFIERS_KEPT)(self._classifier)
+        self.thumbnail = lru_cache(THUMBNAILS_KEPT)(self._thumbnail)
         self.captions_of = self.searcher(model.seed).captions_of
         self._warm()
-
-    def searcher(self, seed: int) -> Searcher:
-        """Return the embeddings of a seed's projectors, made when it is first asked for.
-
-        Raises:
-            UserError: No such seed.
-        """
-        return _kept(self._searchers, seed, SEEDS_KEPT, lambda: Searcher(self.model.at_seed(seed), self.opened))
 
     def by_texts(self, seed: int, items: Sequence[tuple[str, int]]) -> list[SearchAnswer]:
         """Answer (text, top) each with images."""
@@ -92,7 +90,7 @@ class ServedRun:
         start = time.perf_counter()
         vectors = self._vectors(self.searcher(seed), [picture for picture, _, _ in items])
         scores = [
-            vector @ self._classifier(seed, names, template).T
+            vector @ self.classifier(seed, names, template).T
             for vector, (_, names, template) in zip(vectors, items, strict=True)
         ]
         spent = Spent(encode=1e3 * (time.perf_counter() - start), search=0.0)
@@ -155,7 +153,7 @@ class ServedRun:
                 run=self.name,
                 seed=seed,
                 images=[self._found(hit) for hit in near[:top]],
-                captions=[FoundCaption(**vars(hit)) for hit in said[:top]],
+                captions=list(said[:top]),
                 milliseconds=spent,
             )
             for near, said, (_, top) in zip(images, told, items, strict=True)
@@ -190,13 +188,28 @@ class ServedRun:
             [next(encoded) if isinstance(each, Image.Image) else searcher.vector(each)[0] for each in pictures]
         )
 
-    def _classifier(self, seed: int, names: tuple[str, ...], template: str) -> Tensor:
-        def make() -> Tensor:
-            prompts, owner = class_prompts(names, [template])
-            encoded = self.model.at_seed(seed).encode_text(prompts)
-            return classifier(encoded, torch.tensor(owner), len(names))
+    def _searcher(self, seed: int) -> Searcher:
+        return Searcher(self.model.at_seed(seed), self.opened)
 
-        return _kept(self._classifiers, (seed, names, template), CLASSIFIERS_KEPT, make)
+    def _classifier(self, seed: int, names: tuple[str, ...], template: str) -> Tensor:
+        prompts, owner = class_prompts(names, [template])
+        return classifier(self.model.at_seed(seed).encode_text(prompts), torch.tensor(owner), len(names))
+
+    def _thumbnail(self, row: int, size: str) -> bytes:
+        """Return the picture in a row of the store as JPEG; its path comes from the store, never from a request.
+
+        Raises:
+            ApiError: 404; its file is gone, or lies outside the data set's folder.
+        """
+        if self.folder is None:
+            raise _gone("no folder of pictures")
+        try:
+            path = self.folder.file(self.opened.images.samples.content[row]).resolve()
+        except FileNotFoundError as error:
+            raise _gone("no such file") from error
+        if not path.is_relative_to(self.folder.here.resolve()):
+            raise _gone("a file outside the data set's folder")
+        return thumbnail(path, THUMBNAIL_EDGES[size])
 
     def _warm(self) -> None:
         asks: dict[str, Callable[[], object]] = {
@@ -223,20 +236,14 @@ class ServedRun:
         return {name: str(known.get(name) or "") for name in ("name", "licence", "attribution")}
 
 
-def open_runs(
-    paths: Sequence[Place],
-    *,
-    image: Sequence[Place] = (),
-    text: Sequence[Place] = (),
-    data: Place | None = None,
-    device: str = "cpu",
-) -> list[ServedRun]:
+def open_runs(config: ServeConfig) -> list[ServedRun]:
     """Open several runs under names of their own, load their encoders, which they share, and index their stores.
 
     Raises:
         UserError: A run is named twice.
         PipelineError: A run or its image store is missing or does not fit, or neither of its encoders loads.
     """
+    paths = config.runs
     roots = [open_storage(path) for path in paths]
     places = [PurePosixPath(str(root) if is_url(str(root)) else root.here.resolve()) for root in roots]
     if len(set(places)) < len(places):
@@ -259,16 +266,38 @@ def open_runs(
         return loaded[key]
 
     return [
-        ServedRun(name, DualEncoder(run, device=device, loader=load), OpenedRun(run, image, text), data)
+        ServedRun(
+            name,
+            DualEncoder(run, device=config.device, loader=load),
+            OpenedRun(run, config.store, config.text_store),
+            config.data,
+        )
         for name, run in zip(unique, map(open_run, paths), strict=True)
     ]
 
 
-def _kept(cache: "OrderedDict[Any, T]", key: Hashable, most: int, make: Callable[[], T]) -> T:
-    """Return what a cache holds under a key, made if it is not there; it keeps the latest ones."""
-    if key not in cache:
-        cache[key] = make()
-    cache.move_to_end(key)
-    while len(cache) > most:
-        cache.popitem(last=False)
-    return cache[key]
+def thumbnail(file: Path, edge: int) -> bytes:
+    """Return a picture as JPEG of at most `edge` pixels each way; a smaller one keeps its size.
+
+    Raises:
+        ApiError: 404; the file is gone or no picture.
+    """
+
+    def reduction(width: int, height: int) -> int:
+        return next((times for times in (8, 4, 2) if max(width, height) // times >= 2 * edge), 1)
+
+    try:
+        image = decode_image(file, reduction, turn=True)
+    except RejectedInputError as error:
+        raise _gone(str(error)) from error
+    image.info.clear()
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _gone(found: str) -> ApiError:
+    return ApiError(
+        404, expected="the image's file", found=found, where="image", remedy="start with --data FOLDER of the data set"
+    )

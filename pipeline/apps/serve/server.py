@@ -14,20 +14,20 @@ import socket
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline import __version__
+from pipeline.apps.config import ServeConfig
 from pipeline.apps.serve.api import Api
 from pipeline.apps.serve.schemas import BATCH, BODY_BYTES, QUEUE, UPLOAD_BYTES, ApiError, add_handlers, problem_response
 from pipeline.apps.serve.served import ServedRun, open_runs
 from pipeline.apps.serve.worker import Worker
 from pipeline.errors import UserError
-from pipeline.storage.contract import Place
 from pipeline.words import on_stderr
 
 PAGE = Path(__file__).parent / "page"
@@ -50,46 +50,26 @@ HEADERS = {
 }
 
 
-def serve(
-    runs: Sequence[Place],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    names: Collection[str] = (),
-    image: Sequence[Place] = (),
-    text: Sequence[Place] = (),
-    data: Place | None = None,
-    device: str = "cpu",
-) -> None:
+def serve(config: ServeConfig) -> None:
     """Serve runs until the process is interrupted.
-
-    Args:
-        runs: Folders of runs, the default first.
-        host: Address or name to listen on.
-        port: Port; 0 takes any that is free.
-        names: Host names that requests may be addressed to, beside `localhost`, IP addresses and `host`.
-        image: Image stores of all runs; their own where not given.
-        text: Text stores of all runs; their own where not given.
-        data: Folder of the pictures; what the stores say where not given.
-        device: A torch device for the encoders.
 
     Raises:
         PipelineError: The address cannot be taken, or a run does not open.
     """
-    with listen(host, port) as server:
-        opened = open_runs(runs, image=image, text=text, data=data, device=device)
+    with listen(config.host, config.port) as server:
+        opened = open_runs(config)
         if not is_loopback(server):
             on_stderr("Warning: everybody who reaches this address can see these images; there is no password")
         on_stderr(f"Serving {', '.join(run.name for run in opened)} at {address(server)}   (Ctrl-C stops)")
-        config = uvicorn.Config(
-            create_app(opened, (host, *names)),
+        settings = uvicorn.Config(
+            create_app(opened, (config.host, *config.allow_host)),
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[server])
+            uvicorn.Server(settings).run(sockets=[server])
         on_stderr("Stopped")
 
 
@@ -100,18 +80,13 @@ def listen(host: str, port: int) -> socket.socket:
         UserError: The address is unknown, not this machine's, taken, or may not be taken.
     """
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.socket(family, kind, protocol)
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise UserError(expected="an address of this machine", found=repr(host), where="--host") from error
     try:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(place)
-        server.listen(BACKLOG)
+        return socket.create_server(place[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        server.close()
         raise _refused(host, port, error) from error
-    return server
 
 
 def address(server: socket.socket) -> str:
@@ -148,14 +123,14 @@ def create_app(runs: Sequence[ServedRun], names: Collection[str] = (), *, queue:
 
 
 def inner_app(runs: Sequence[ServedRun], *, queue: int = QUEUE) -> FastAPI:
-    """Return the application without its guard."""
+    """Return the application without its guard; the page's files are sent from memory."""
     worker = Worker(queue, BATCH)
     api = Api(runs, worker)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        worker.close()
+        await worker.close()
         api.decoders.shutdown(cancel_futures=True)
 
     app = FastAPI(
@@ -168,25 +143,12 @@ def inner_app(runs: Sequence[ServedRun], *, queue: int = QUEUE) -> FastAPI:
     )
     add_handlers(app)
     app.include_router(api.router)
-    _add_page(app)
+    for path in PAGE.iterdir():
+        if path.suffix in KINDS:
+            where = "/" if path.name == "index.html" else f"/page/{path.name}"
+            kept = Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"Cache-Control": "no-cache"})
+            app.router.routes.append(Route(where, kept, methods=["GET"]))
     return app
-
-
-def _add_page(app: FastAPI) -> None:
-    """Serve the page's files from memory: no path of a request reaches the disk."""
-    files = {path.name: (path.read_bytes(), KINDS[path.suffix]) for path in PAGE.iterdir() if path.suffix in KINDS}
-
-    async def index() -> Response:
-        return Response(files["index.html"][0], media_type="text/html", headers={"Cache-Control": "no-cache"})
-
-    async def file(name: str) -> Response:
-        if name not in files:
-            raise ApiError(404, expected="a file of the page", found=ascii(name)[:100], where="request")
-        data, kind = files[name]
-        return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
-
-    app.get("/", include_in_schema=False)(index)
-    app.get("/page/{name}", include_in_schema=False)(file)
 
 
 # ---- the guard -------------------------------------------------------------------------------------------------------
@@ -284,17 +246,9 @@ def _counted(receive: Receive, limit: int) -> Receive:
 def _completed(send: Send) -> Send:
     async def completing(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message.setdefault("headers", [])
-            headers = MutableHeaders(raw=_raw(message))
-            for name, value in HEADERS.items():
-                headers[name] = value
+            headers = MutableHeaders(scope=message)
+            headers.update(HEADERS)
             headers.setdefault("Cache-Control", "no-store")
-            message["headers"] = headers.raw
         await send(message)
 
     return completing
-
-
-def _raw(message: Message) -> list[tuple[bytes, bytes]]:
-    headers: Any = message["headers"]
-    return [(bytes(name), bytes(value)) for name, value in headers]

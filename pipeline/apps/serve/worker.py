@@ -1,15 +1,13 @@
 """One thread for everything that encodes, because encoders are not thread-safe; questions of one kind go together.
 
-`await worker.ask(key, work, item)` queues an item. The thread takes the oldest, with others of the same key that wait,
-up to `batch` of them, and calls `work(items)`, which returns as many results.
+`await worker.ask(key, work, item)` queues an item. The oldest is taken, with others of the same key that wait, up to
+`batch` of them, and the thread calls `work(items)`, which returns as many results. All else happens in the event loop.
 """
 
 import asyncio
-import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 Work = Callable[[Sequence[Any]], Sequence[Any]]
@@ -19,12 +17,12 @@ class QueueFullError(Exception):
     """As many questions wait as may wait."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
     key: Hashable
     work: Work
     item: Any
-    future: "Future[Any]" = field(default_factory=Future)
+    future: "asyncio.Future[Any]"
 
 
 class Worker:
@@ -37,11 +35,9 @@ class Worker:
 
     def __init__(self, limit: int, batch: int) -> None:
         self._limit, self._batch = limit, batch
-        self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="encoders", daemon=True)
-        self._thread.start()
+        self._jobs: list[_Job] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoders")
+        self._working: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
@@ -55,51 +51,42 @@ class Worker:
             QueueFullError: As many wait as may, or the worker is closed.
             Exception: Whatever `work` raises for this item.
         """
-        job = _Job(key, work, item)
-        with self._changed:
-            if self._closed or len(self._jobs) >= self._limit:
-                raise QueueFullError
-            self._jobs.append(job)
-            self._changed.notify()
-        return await asyncio.wrap_future(job.future)
+        if len(self._jobs) >= self._limit:
+            raise QueueFullError
+        job = _Job(key, work, item, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+        return await job.future
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Take nothing more, drop what waits, and end the thread when it has finished its batch."""
-        with self._changed:
-            self._closed = True
-            dropped, self._jobs = list(self._jobs), deque()
-            self._changed.notify()
-        for job in dropped:
+        self._limit = 0
+        for job in self._jobs:
             job.future.cancel()
-        self._thread.join()
+        if self._working is not None:
+            await self._working
+        self._thread.shutdown()
 
-    def _run(self) -> None:
-        while jobs := self._take():
-            live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            if live:
-                self._answer(live)
-
-    def _take(self) -> list[_Job]:
-        with self._changed:
-            while not self._jobs and not self._closed:
-                self._changed.wait()
-            if not self._jobs:
-                return []
+    async def _work(self) -> None:
+        while self._jobs:
             key = self._jobs[0].key
             taken = [job for job in self._jobs if job.key == key][: self._batch]
-            chosen = set(map(id, taken))
-            self._jobs = deque(job for job in self._jobs if id(job) not in chosen)
-            return taken
+            self._jobs = [job for job in self._jobs if job not in taken]
+            await self._answer([job for job in taken if not job.future.done()])  # done: who asked has gone
 
-    def _answer(self, jobs: list[_Job]) -> None:
+    async def _answer(self, jobs: Sequence[_Job]) -> None:
+        if not jobs:
+            return
+        items = [job.item for job in jobs]
         try:
-            results = jobs[0].work([job.item for job in jobs])
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, jobs[0].work, items)
         except Exception as error:
-            if len(jobs) == 1:
+            if len(jobs) == 1 and not jobs[0].future.done():
                 jobs[0].future.set_exception(error)
-                return
-            for job in jobs:  # one bad item must not spoil the others
-                self._answer([job])
+            for job in jobs if len(jobs) > 1 else ():  # one bad item must not spoil the others
+                await self._answer([job])
             return
         for job, result in zip(jobs, results, strict=True):
-            job.future.set_result(result)
+            if not job.future.done():
+                job.future.set_result(result)

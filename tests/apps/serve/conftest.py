@@ -8,6 +8,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from pipeline.apps.config import ServeConfig
 from pipeline.apps.serve.served import ServedRun, open_runs
 from pipeline.apps.serve.server import address as url
 from pipeline.apps.serve.server import create_app, listen
@@ -29,7 +30,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def runs(paths: list[Path]) -> list[ServedRun]:
     """Return both runs, opened."""
-    return open_runs(paths, image=(), text=(), data=None, device="cpu")
+    return open_runs(ServeConfig(runs=tuple(paths)))
 
 
 @pytest.fixture(scope="session")

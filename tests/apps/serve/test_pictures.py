@@ -90,7 +90,7 @@ def test_no_form(client: TestClient, kind: str) -> None:
 
 
 def test_a_slow_upload_ends(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.apps.serve.pictures.UPLOAD_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.apps.serve.api.UPLOAD_SECONDS", 0.1)
     host, port = address.removeprefix("http://").split(":")
     head = "POST /api/search/image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n"
     with socket.create_connection((host, int(port)), timeout=120) as link:

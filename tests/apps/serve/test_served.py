@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from pipeline.apps.config import ServeConfig
 from pipeline.apps.serve import served
-from pipeline.apps.serve.pictures import Thumbnails, thumbnail
 from pipeline.apps.serve.schemas import ApiError
-from pipeline.apps.serve.served import ServedRun, open_runs
+from pipeline.apps.serve.served import ServedRun, open_runs, thumbnail
 from pipeline.apps.serve.server import create_app
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.projectors.run_record import AlignedRun
@@ -21,7 +21,7 @@ from tests.apps.serve.conftest import BASE
 
 
 def opened(*paths: Path, data: Path | None = None) -> list[ServedRun]:
-    return open_runs(paths, image=(), text=(), data=data, device="cpu")
+    return open_runs(ServeConfig(runs=paths, data=data))
 
 
 def test_names_are_told_apart(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_pictures_that_are_gone_or_lie_elsewhere(tmp_path: Path) -> None:
             assert str(tmp_path) not in answer.text
     run.folder = None
     with pytest.raises(ApiError):
-        Thumbnails().get(run, 3, "small")
+        run.thumbnail(3, "small")
 
 
 def test_pictures_may_lie_in_another_folder(tmp_path: Path) -> None:
@@ -94,18 +94,22 @@ def test_pictures_may_lie_in_another_folder(tmp_path: Path) -> None:
     moved.mkdir()
     (tmp_path / "red.png").rename(moved / "red.png")
     (run,) = opened(path, data=moved)
-    assert Thumbnails().get(run, run.rows["red"], "small")[:2] == b"\xff\xd8"
+    assert run.thumbnail(run.rows["red"], "small")[:2] == b"\xff\xd8"
 
 
-def test_thumbnails_are_kept_within_a_limit(runs: list[ServedRun]) -> None:
-    size = len(Thumbnails().get(runs[0], 0, "small"))
-    kept = Thumbnails(limit=2 * size + 10)
-    first = kept.get(runs[0], 0, "small")
-    assert kept.get(runs[0], 0, "small") is first
+def test_what_is_kept_is_made_once_and_bounded(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEEDS_KEPT", "CLASSIFIERS_KEPT", "THUMBNAILS_KEPT"):
+        monkeypatch.setattr(served, name, 2)
+    (run,) = opened(paths[0])
+    first = run.thumbnail(0, "small")
+    assert run.thumbnail(0, "small") is first
     for row in (1, 2, 3):
-        kept.get(runs[0], row, "small")
-    assert kept._bytes <= 2 * size + 10
-    assert kept.get(runs[0], 0, "small") == first
+        run.thumbnail(row, "small")
+    assert run.thumbnail(0, "small") == first
+    answers = [run.classify(7, [(0, ("red", name), "{c}")])[0] for name in ("a", "b", "c", "a")]
+    assert answers[0].classes == answers[3].classes
+    for kept in (run.thumbnail, run.classifier, run.searcher):
+        assert kept.cache_info().currsize <= 2 == kept.cache_info().maxsize
 
 
 @pytest.mark.parametrize(
@@ -121,13 +125,7 @@ def test_thumbnails_are_small_and_never_enlarged(
         assert not image.getexif()
 
 
-def test_seeds_and_classes_that_stay_in_memory_are_few(runs: list[ServedRun], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "SEEDS_KEPT", 1)
-    monkeypatch.setattr(served, "CLASSIFIERS_KEPT", 2)
-    run = runs[0]
+def test_each_seed_has_its_own_embeddings(runs: list[ServedRun]) -> None:
     for seed in (7, 8, 7):
-        assert run.by_texts(seed, [("red", 1)])[0].images[0].image_id == "red"
-        assert list(run._searchers) == [seed]
-    answers = [run.classify(7, [(0, ("red", name), "{c}")])[0] for name in ("a", "b", "c", "a")]
-    assert len(run._classifiers) == 2
-    assert answers[0].classes == answers[3].classes
+        assert runs[0].by_texts(seed, [("red", 1)])[0].images[0].image_id == "red"
+        assert runs[0].searcher(seed).model.seed == seed

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from pipeline.apps.config import ServeConfig
 from pipeline.apps.serve.schemas import RETRY_SECONDS, SearchAnswer
 from pipeline.apps.serve.served import ServedRun
 from pipeline.apps.serve.server import address as url
@@ -102,8 +103,8 @@ def test_a_port_that_is_taken(paths: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--port", "70000"], "--port: expected a port from 0 to 65535, found 70000"),
-        (["--port", "-1"], "--port: expected a port from 0 to 65535, found -1"),
+        (["--port", "70000"], "--port: expected 0 to 65535, found 70000"),
+        (["--port", "-1"], "--port: expected 0 to 65535, found -1"),
         (["--host", "no.such.host.invalid", "--port", "0"], "--host: expected an address of this machine"),
         (["--host", "192.0.2.1", "--port", "0"], "--host: expected an address of this machine"),
         (["--data", "nowhere", "--port", "0"], "--data nowhere: expected a folder of pictures, found no such folder"),
@@ -133,9 +134,9 @@ def test_everybody_is_warned_of(paths: list[Path], monkeypatch: pytest.MonkeyPat
     from pipeline.apps.serve.server import serve
 
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
-    serve(paths[:1], host="0.0.0.0", port=0)
+    serve(ServeConfig(runs=tuple(paths[:1]), host="0.0.0.0", port=0))
     assert "Warning: everybody who reaches this address can see these images" in capsys.readouterr().err
-    serve(paths[:1], port=0)
+    serve(ServeConfig(runs=tuple(paths[:1]), port=0))
     assert "Warning" not in capsys.readouterr().err
 
 

@@ -46,9 +46,9 @@ def test_every_item_gets_its_own_answer(keys: list[str], batch: int) -> None:
     worker, work = Worker(100, batch), Held()
     items = list(range(len(keys)))
     answers = asyncio.run(ask_all(worker, work, keys, items))
-    worker.close()
+    asyncio.run(worker.close())
     assert [item for item, _ in answers] == items
-    assert {name for _, name in answers} <= {"encoders"}
+    assert {name for _, name in answers} <= {"encoders_0"}
     for together in work.batches[1:]:
         assert len(together) <= batch
         assert len({keys[item] for item in together}) == 1
@@ -59,7 +59,7 @@ def test_every_item_gets_its_own_answer(keys: list[str], batch: int) -> None:
 def test_a_bad_item_spoils_no_other() -> None:
     worker, work = Worker(10, 10), Held()
     good, bad, other = asyncio.run(ask_all(worker, work, "aaa", ["x", "bad", "y"]))
-    worker.close()
+    asyncio.run(worker.close())
     assert (good[0], other[0]) == ("x", "y")
     assert str(bad) == "a bad item"
 
@@ -69,7 +69,7 @@ def test_the_queue_is_bounded() -> None:
     answers = asyncio.run(ask_all(worker, work, "aaaa", list("wxyz")))
     assert [answer[0] for answer in answers[:2]] == ["w", "x"]
     assert all(isinstance(answer, QueueFullError) for answer in answers[2:])
-    worker.close()
+    asyncio.run(worker.close())
     with pytest.raises(QueueFullError):
         asyncio.run(worker.ask("a", work, "late"))
 
@@ -89,7 +89,7 @@ def test_who_has_gone_is_not_worked_for() -> None:
 
     worker, work = Worker(10, 10), Held()
     asyncio.run(go())
-    worker.close()
+    asyncio.run(worker.close())
     assert ["gone"] not in work.batches
 
 
@@ -100,9 +100,9 @@ def test_closing_drops_what_waits_and_ends_the_thread() -> None:
         waits = asyncio.ensure_future(worker.ask("a", work, "waits"))
         await asyncio.sleep(0)
         assert worker.waiting == 1
-        closing = asyncio.ensure_future(asyncio.to_thread(worker.close))
-        while worker.waiting:
-            await asyncio.sleep(0.01)
+        closing = asyncio.ensure_future(worker.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
         work.go.set()
         await closing
         return list(await asyncio.gather(first, waits, return_exceptions=True))
