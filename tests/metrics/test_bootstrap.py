@@ -46,6 +46,22 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert means(values, samples=100) == pytest.approx(whole, abs=1e-12)
 
 
+def test_a_block_holds_one_sample_at_least_and_as_many_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = Bootstrap(images=31, samples=5, seed=0)
+    for floats, sizes in ((1, [1] * 5), (62, [2, 2, 1]), (155, [5]), (2**22, [5])):
+        monkeypatch.setattr(bootstrap, "BLOCK_FLOATS", floats)
+        blocks = list(drawing.weights())
+        assert [block.shape for block in blocks] == [(size, 31) for size in sizes]
+        assert {block.dtype for block in blocks} == {np.dtype(np.float64)}
+
+
+def test_every_sample_counts_its_draws() -> None:
+    generator, drawing = np.random.default_rng(5), Bootstrap(images=4, samples=6, seed=5)
+    drawn = generator.integers(0, 4, size=(6, 4)).tolist()
+    expected = [[row.count(image) for image in range(4)] for row in drawn]
+    assert np.concatenate(list(drawing.weights())).tolist() == expected
+
+
 def test_ratios_over_classes_equal_a_loop_over_the_same_draws() -> None:
     rng = np.random.default_rng(1)
     hits, counts = rng.random((7, 3)), rng.integers(0, 3, (7, 3)).astype(float)
@@ -97,6 +113,9 @@ def test_p_values_are_two_sided_with_one_added() -> None:
     assert p_value(np.array([-1.0, 1.0, 2.0, 3.0])) == pytest.approx(2 * 2 / 5)
     assert p_value(np.array([1.0, -1.0, -2.0, -3.0])) == pytest.approx(2 * 2 / 5)
     assert p_value(np.array([0.0, 1.0, 2.0])) == pytest.approx(1.0)
+    assert p_value(np.array([0.0, -1.0, -2.0])) == pytest.approx(1.0)
+    assert p_value(np.array([0.0, 1.0, 2.0, 3.0, 4.0])) == pytest.approx(2 * 2 / 6)
+    assert p_value(np.array([0.0, -1.0, -2.0, -3.0, -4.0])) == pytest.approx(2 * 2 / 6)
 
 
 def test_one_pair_needs_the_normal_quantile_and_many_need_more() -> None:
@@ -106,6 +125,23 @@ def test_one_pair_needs_the_normal_quantile_and_many_need_more() -> None:
     assert simultaneous_factor(drawn[:2], 0.95) == pytest.approx(1.96, abs=0.04)
     assert simultaneous_factor(drawn, 0.95) == pytest.approx(4.474 / 2**0.5, abs=0.06)
     assert simultaneous_factor(np.stack([drawn[0], drawn[0]]), 0.95) == 0
+
+
+def test_the_factor_is_the_quantile_of_the_largest_studentised_difference() -> None:
+    """Westfall and Young's single step, pair by pair; runs may lie anywhere and differ by any amount."""
+    drawn = np.random.default_rng(4).normal(size=(4, 300)) * np.array([[1.0], [3.0], [0.5], [2.0]])
+    moved = drawn + np.array([[0.0], [5.0], [-3.0], [40.0]])
+    largest = np.zeros(300)
+    for a in range(4):
+        for b in range(a):
+            gap = moved[a] - moved[b]
+            largest = np.maximum(largest, np.abs(gap - gap.mean()) / gap.std())
+    for scale in (1.0, 1e-6):
+        for confidence in (0.5, 0.9):
+            found = simultaneous_factor(scale * moved, confidence)
+            assert found == pytest.approx(np.quantile(largest, confidence), rel=1e-9)
+    twins = np.concatenate([moved, moved[:1]])
+    assert simultaneous_factor(twins, 0.9) == pytest.approx(np.quantile(largest, 0.9), rel=1e-9)
 
 
 @settings(max_examples=draws(40))
@@ -119,7 +155,8 @@ def test_interval_properties(values: list[float], seed: int) -> None:
 
 
 def test_hostile_input_is_told() -> None:
-    with pytest.raises(UserError, match="images to draw from between 1"):
+    with pytest.raises(UserError, match="expected images to draw from between 1 and 2147483648, found 0"):
         Bootstrap(images=0, samples=10, seed=0)
-    with pytest.raises(UserError, match="bootstrap samples between 1"):
+    with pytest.raises(UserError, match="expected bootstrap samples between 1 and 10000000, found 0"):
         Bootstrap(images=3, samples=0, seed=0)
+    assert Bootstrap(images=1, samples=1, seed=0).samples == 1

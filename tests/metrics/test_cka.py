@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.metrics import similarity
 from pipeline.metrics.similarity import compare_layers_by_cka
 from tests.drawing import draws
 
@@ -118,3 +119,31 @@ def test_scale_and_rotation_change_nothing() -> None:
 def test_hostile_input_is_told(change: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         compare_layers_by_cka(*change(*layers()))
+
+
+def test_rows_and_permutations_within_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text = layers()
+    four = compare_layers_by_cka([x[:4] for x in image], [x[:4] for x in text], permutations=0)
+    assert four.rows == 4
+    np.testing.assert_allclose(four.score, [[slow_cka(x[:4], y[:4]) for y in text] for x in image], atol=1e-5)
+    assert (four.p_value == 1).all()
+    monkeypatch.setattr(similarity, "MOST_CKA_ROWS", 60)
+    assert compare_layers_by_cka(image, text, permutations=0).rows == 60
+    monkeypatch.setattr(similarity, "MOST_CKA_ROWS", 59)
+    with pytest.raises(UserError, match="the same 4 to 59 rows"):
+        compare_layers_by_cka(image, text)
+    for permutations in (-1, 1_000_001):
+        with pytest.raises(UserError, match=f"expected permutations between 0 and 1000000, found {permutations}"):
+            compare_layers_by_cka(image, text, permutations=permutations)
+    with pytest.raises(UserError, match="the same 4 to 59 rows"):
+        compare_layers_by_cka(image, [])
+
+
+def test_the_defaults_are_those_of_mutual_neighbours() -> None:
+    image, text = ([x[:12] for x in side] for side in layers())
+    said = compare_layers_by_cka(image, text, permutations=200, alpha=0.05, seed=0)
+    unsaid = compare_layers_by_cka(image, text)
+    np.testing.assert_array_equal(said.null, unsaid.null)
+    np.testing.assert_array_equal(said.threshold, unsaid.threshold)
+    together = np.sort(np.concatenate([said.score[None], said.null]), axis=0)
+    np.testing.assert_array_equal(said.threshold, together[int(np.ceil(0.95 * 201)) - 1])

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.metrics import retrieval
 from pipeline.metrics.retrieval import cross_ranks, mean_average_precision, ranks, recall_at, retrieval_metrics
 from tests.drawing import draws
+from tests.placement import Placed
 
 
 def embeddings(images: int, captions: int, d: int, seed: int = 0, noise: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,6 +95,57 @@ def test_copies_tie_wherever_they_stand() -> None:
     found = (image.double() @ caption.double().T).numpy()
     match = found[owner.numpy(), np.arange(800)]
     assert text_ranks.tolist() == (2 * (found > match + 1e-12).sum(axis=0) + 2).tolist()
+
+
+def test_an_image_without_captions_is_left_out_of_the_metrics() -> None:
+    image, caption, owner = embeddings(30, 2, 8, noise=3.0)
+    kept = owner < 20
+    result = retrieval_metrics(image, caption[kept], owner[kept], (1, 5))
+    asked = result.image_ranks[:20]
+    assert result.image_ranks[20:].tolist() == [0] * 10
+    assert result.metrics["text_retrieval_recall@5"] == pytest.approx((asked <= 5).mean())
+    assert result.metrics["text_retrieval_mean_rank"] == pytest.approx(asked.mean())
+    assert result.metrics["text_retrieval_median_rank"] == pytest.approx(np.median(asked))
+    assert result.metrics["text_retrieval_mrr"] == pytest.approx((1 / asked).mean())
+
+
+def test_all_metrics_are_there_under_their_names() -> None:
+    found = retrieval_metrics(*embeddings(12, 1, 8)).metrics
+    names = ("recall@1", "recall@5", "recall@10", "mean_rank", "median_rank", "mrr")
+    assert list(found) == [f"{side}_retrieval_{name}" for side in ("image", "text") for name in names]
+    assert {type(value) for value in found.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    ("tile", "shapes"), [(1, {(1, 6)}), (5, {(1, 6)}), (13, {(2, 6), (1, 6)}), (18, {(3, 6)}), (10**6, {(3, 6)})]
+)
+def test_every_score_is_shown_once_in_tiles_of_whole_rows(tile: int, shapes: set[tuple[int, int]]) -> None:
+    image, caption, owner = embeddings(3, 2, 4)
+    seen: list[Any] = []
+    cross_ranks(image, caption, owner, tile=tile, watch=lambda *shown: seen.append((shown[0].clone(), *shown[1:])))
+    assert {tuple(scores.shape) for scores, _, _ in seen} == shapes
+    whole = torch.full((3, 6), torch.nan)
+    for scores, rows, columns in seen:
+        assert bool(whole[rows, columns].isnan().all())
+        whole[rows, columns] = scores
+    torch.testing.assert_close(whole, image @ caption.T)
+
+
+def test_tiles_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "_WIDE", 7)
+    image, caption, owner = embeddings(12, 3, 8, noise=3.0)
+    expected = slow_both(image, caption, owner)
+    found = cross_ranks(image, caption, owner, tile=20)
+    assert (found[0].tolist(), found[1].tolist()) == expected
+    positives, offsets = torch.argsort(owner, stable=True), torch.arange(13) * 3
+    assert ranks(image, caption, positives, offsets, tile=20).tolist() == expected[0]
+
+
+def test_ranks_are_whole_numbers_and_all_lies_where_the_embeddings_lie() -> None:
+    image, caption, owner = embeddings(9, 2, 4)
+    with Placed():
+        found = cross_ranks(image, caption, owner)
+    assert [side.dtype for side in (*found, ranks(caption, image, owner))] == [np.dtype(np.int64)] * 3
 
 
 @pytest.mark.parametrize("size", [50, 700])
@@ -188,14 +241,17 @@ def test_numpy_and_half_precision_go_in() -> None:
     ("image", "caption", "owner", "ks", "message"),
     [
         (torch.ones(2, 3), torch.ones(2, 4), [0, 1], (1,), "width 3"),
-        (torch.ones(2, 3), torch.full((2, 3), torch.nan), [0, 1], (1,), "caption embeddings.*first in row 0"),
+        (torch.ones(2, 3), torch.full((2, 3), torch.nan), [0, 1], (1,), "finite caption embeddings,.*first in row 0"),
+        (torch.full((2, 3), torch.nan), torch.ones(2, 3), [0, 1], (1,), "finite image embeddings,.*first in row 0"),
         (torch.ones(0, 3), torch.ones(2, 3), [0, 1], (1,), "a row at least"),
         (torch.ones(3), torch.ones(2, 3), [0, 1], (1,), "a row at least"),
         (torch.ones(2, 3), torch.ones(2, 3), [0, 2], (1,), "between 0 and 1"),
         (torch.ones(2, 3), torch.ones(2, 3), [0], (1,), "2 caption's images"),
         (torch.ones(2, 3), torch.ones(2, 3), [0.0, 1.0], (1,), "whole numbers"),
-        (torch.ones(2, 3), torch.ones(2, 3), [0, 1], (3,), "k .* between 1 and 2"),
-        (torch.ones(2, 3), torch.ones(2, 3), [0, 1], (0,), "k .* between 1 and 2"),
+        (torch.ones(2, 3), torch.ones(2, 3), [0, 1], (3,), r"ed k \(.* limit\) between 1 and 2"),
+        (torch.ones(2, 3), torch.ones(2, 3), [0, 1], (0,), r"ed k \(.* limit\) between 1 and 2"),
+        (torch.ones(3, 3), torch.ones(2, 3), [0, 1], (3,), "between 1 and 2, found 3"),
+        (torch.ones(2, 3), torch.ones(3, 3), [0, 1, 1], (3,), "between 1 and 2, found 3"),
     ],
 )
 def test_hostile_input_is_told(
@@ -209,6 +265,26 @@ def test_hostile_input_is_told(
 def test_each_query_needs_a_positive(offsets: list[int]) -> None:
     with pytest.raises(UserError, match="offsets"):
         ranks(torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 1, 2]), torch.tensor(offsets))
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "positives", "offsets", "message"),
+    [
+        (torch.full((2, 3), torch.nan), torch.ones(4, 3), [0, 1], None, "finite queries,"),
+        (torch.ones(2, 3), torch.full((4, 3), torch.nan), [0, 1], None, "finite gallery,"),
+        (torch.ones(2, 3), torch.ones(4, 2), [0, 1], None, "expected gallery of width 3, found width 2"),
+        (torch.ones(2, 3), torch.ones(4, 3), [0, 4], None, "expected positives between 0 and 3, found 0 to 4"),
+        (torch.ones(2, 3), torch.ones(4, 3), [0], None, r"expected 2 positives \(one a query\), found 1"),
+        (torch.ones(2, 3), torch.ones(4, 3), [0, 1, 2], [0, 1, 2, 3], "expected 3 offsets, found 4"),
+        (torch.ones(2, 3), torch.ones(4, 3), [0, 1, 2], [0, 3], "expected 3 offsets, found 2"),
+        (torch.ones(2, 3), torch.ones(4, 3), [0, 1, 2], [0, 1, 4], "expected offsets between 0 and 3, found 0 to 4"),
+    ],
+)
+def test_hostile_positives_are_told(
+    queries: Tensor, gallery: Tensor, positives: list[int], offsets: list[int] | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ranks(queries, gallery, torch.tensor(positives), None if offsets is None else torch.tensor(offsets))
 
 
 def test_recall_of_nothing() -> None:

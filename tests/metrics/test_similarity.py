@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.metrics import similarity
-from pipeline.metrics.similarity import Neighbours, compare_layers, nearest_neighbours, neighbour_count
+from pipeline.metrics.similarity import LayerPairs, Neighbours, compare_layers, nearest_neighbours, neighbour_count
 from tests.drawing import draws
 
 
@@ -42,6 +42,13 @@ def test_neighbours_equal_scikit_learn() -> None:
     assert nearest_neighbours(x, 8, block=33).tolist() == theirs.tolist()
 
 
+def test_tables_are_small_whole_numbers_of_the_usual_width() -> None:
+    x = layers(64, [5])[0]
+    found = nearest_neighbours(x)
+    assert (found.dtype, found.shape) == (np.dtype(np.int32), (64, 8))
+    assert found.tolist() == nearest_neighbours(7 * x, 8, block=64).tolist()
+
+
 def test_copies_are_neighbours_and_nobody_is_his_own() -> None:
     x = torch.randn(20, 6).repeat(3, 1)
     found = nearest_neighbours(x, 2)
@@ -52,13 +59,13 @@ def test_copies_are_neighbours_and_nobody_is_his_own() -> None:
 @pytest.mark.parametrize(
     ("x", "k", "message"),
     [
-        (torch.randn(1, 3), None, "rows"),
-        (torch.randn(5, 3), 5, "k between 1 and 4"),
+        (torch.randn(1, 3), None, "expected rows between 2 and 4611686018427387904, found 1"),
+        (torch.randn(5, 3), 5, "expected k between 1 and 4"),
         (torch.randn(5, 3), 0, "k between 1 and 4"),
         (torch.ones(5, 3), 2, "features that differ"),
         (torch.zeros(5, 3), 2, "features that differ"),
-        (torch.full((5, 3), torch.nan), 2, "NaN"),
-        (torch.randn(5), 2, r"\[N, D\]"),
+        (torch.full((5, 3), torch.nan), 2, "expected finite features, found NaN"),
+        (torch.randn(5), 2, r"expected features of shape \[N, D\]"),
     ],
 )
 def test_hostile_features_are_told(x: Tensor, k: int | None, message: str) -> None:
@@ -149,6 +156,52 @@ def test_calibration_agrees_with_the_package_of_its_paper() -> None:
     assert ours.best_p_value == pytest.approx(float(p_value), abs=1e-6)
 
 
+def test_p_values_thresholds_and_calibration_are_their_formulas() -> None:
+    """From the null alone: p = (1 + #{null ≥ score})/(1 + P), the (1 − α) order statistic of all of them."""
+    a = [nearest_neighbours(x, 6) for x in layers(50, [5, 5], 1, noise=4.0)]
+    b = [nearest_neighbours(x, 6) for x in layers(50, [8, 8, 8], 2, noise=4.0)]
+    for alpha in (0.05, 0.3):
+        ours = compare_layers(a, b, permutations=19, alpha=alpha)
+        for i in range(2):
+            for j in range(3):
+                score, null = float(ours.score[i, j]), sorted(ours.null[:, i, j].tolist())
+                assert ours.p_value[i, j] == pytest.approx((1 + sum(each >= score for each in null)) / 20)
+                threshold = sorted([*null, score])[int(np.ceil((1 - alpha) * 20)) - 1]
+                assert ours.threshold[i, j] == pytest.approx(threshold)
+                calibrated = min(1.0, max(0.0, (score - threshold) / (1 - threshold)))
+                assert ours.calibrated[i, j] == pytest.approx(calibrated)
+        assert (ours.k, ours.rows, ours.null.shape) == (6, 50, (19, 2, 3))
+        best = ours.score.max()
+        assert ours.best_p_value == pytest.approx((1 + sum(each.max() >= best for each in ours.null)) / 20)
+
+
+def test_without_shuffles_scores_stand_as_they_are() -> None:
+    table, other = (nearest_neighbours(x, 4) for x in layers(30, [6, 6]))
+    ours = compare_layers([table], [table, other], permutations=0)
+    np.testing.assert_array_equal(ours.calibrated, ours.score)
+    assert ours.p_value.tolist() == [[1.0, 1.0]]
+    assert ours.threshold.tolist() == [[0.0, 0.0]]
+    assert ours.null.shape == (0, 1, 2)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    tables = [nearest_neighbours(x, 4) for x in layers(30, [6, 6])]
+    said = compare_layers(tables[:1], tables[1:], permutations=200, alpha=0.05, seed=0)
+    unsaid = compare_layers(tables[:1], tables[1:])
+    np.testing.assert_array_equal(said.null, unsaid.null)
+    np.testing.assert_array_equal(said.threshold, unsaid.threshold)
+
+
+def test_the_best_pair_is_the_best_calibrated_then_the_best_then_the_deepest() -> None:
+    calibrated = np.array([[0.5, 0.2], [0.5, 0.5]])
+    score = np.array([[0.9, 1.0], [0.9, 0.8]])
+    blank = np.zeros((2, 2))
+    pairs = {"p_value": blank, "threshold": blank, "null": blank[None], "k": None, "rows": 9}
+    assert LayerPairs(score=score, calibrated=calibrated, **pairs).best == (1, 0)  # type: ignore[arg-type]
+    score[1, 1] = 0.95
+    assert LayerPairs(score=score, calibrated=calibrated, **pairs).best == (1, 1)  # type: ignore[arg-type]
+
+
 def test_equal_scores_prefer_deep_layers() -> None:
     table = nearest_neighbours(layers(30, [6])[0], 4)
     assert compare_layers([table, table], [table, table, table], permutations=3).best == (1, 2)
@@ -169,10 +222,20 @@ def test_tables_that_do_not_fit_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
         compare_layers([], [])
     with pytest.raises(UserError, match="a layer on each side"):
         compare_layers([a], [])
-    with pytest.raises(UserError, match="alpha"):
-        compare_layers([a], [a], alpha=1.0)
-    with pytest.raises(UserError, match="permutations"):
-        compare_layers([a], [a], permutations=-1)
+    with pytest.raises(UserError, match="a layer on each side"):
+        compare_layers([], [a])
+    with pytest.raises(UserError, match="tables of one shape"):
+        compare_layers([a], [a[:10]])
+    with pytest.raises(UserError, match="table of neighbours"):
+        compare_layers([a[0]], [a[0]])
+    for alpha in (0.0, 1.0):
+        with pytest.raises(UserError, match="alpha"):
+            compare_layers([a], [a], alpha=alpha)
+    for permutations in (-1, 1_000_001):
+        with pytest.raises(UserError, match=f"expected permutations between 0 and 1000000, found {permutations}"):
+            compare_layers([a], [a], permutations=permutations)
+    monkeypatch.setattr(similarity, "_MOST_ROWS", 20)
+    assert compare_layers([a], [a], permutations=0).rows == 20
     monkeypatch.setattr(similarity, "_MOST_ROWS", 10)
     with pytest.raises(UserError, match="at most 10 rows"):
         compare_layers([a], [a])

@@ -9,6 +9,7 @@ from pipeline.align.losses.augmentation import allowed_after_mixing, draw_coeffi
 from pipeline.align.losses.targets import distinct_images
 from pipeline.align.recipe import MixOptions, PerturbationOptions
 from pipeline.errors import UserError
+from tests.placement import Placed
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -38,6 +39,12 @@ def test_noise_is_drawn_from_the_generator_and_differs_by_row() -> None:
     first, again = perturb(torch.ones(3, 4), options, generator(1)), perturb(torch.ones(3, 4), options, generator(1))
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
+
+
+def test_noise_lies_where_the_features_lie() -> None:
+    features = torch.ones(3, 4)
+    with Placed():
+        perturb(features, PerturbationOptions(sigma=0.1), generator())
 
 
 def test_mix_pairs_the_halves() -> None:

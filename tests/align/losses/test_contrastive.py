@@ -15,6 +15,7 @@ from pipeline.align.losses.table import LOSSES, make_loss
 from pipeline.align.losses.targets import DenseTargets, IdentityTargets, SmoothedTargets, distinct_images
 from pipeline.align.recipe import TemperatureOptions
 from pipeline.errors import UnknownNameError, UserError
+from tests.placement import Placed
 
 TAU = 0.1
 FIXED = TemperatureOptions(initial=TAU, learned=False, form="raw")
@@ -182,6 +183,20 @@ def test_gradcheck(cosines: Cosines, name: str, kind: str) -> None:
     assert torch.autograd.gradcheck(value, (cosines(5), tau))
 
 
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("ids", [None, [0, 1, 1, 2, 3]])
+def test_all_that_a_loss_makes_lies_where_the_similarities_lie(
+    cosines: Cosines, name: str, ids: list[int] | None
+) -> None:
+    s, loss = cosines(5), loss_of(name)
+    allowed = None if ids is None else distinct_images(torch.tensor(ids))
+    rows = torch.softmax(s.detach(), dim=1)
+    shares = torch.linspace(0, 0.5, 5, dtype=torch.float64)
+    with Placed():
+        for targets in (IdentityTargets(), SmoothedTargets(0.1), SmoothedTargets(shares), DenseTargets(rows)):
+            loss(s, targets, allowed).i2t.backward()
+
+
 def test_masked_captions_of_one_image_are_no_strangers(cosines: Cosines) -> None:
     """A pair that shares its image gets no gradient at all; without the mask it is pushed away."""
     s, allowed = cosines(4), distinct_images(torch.tensor([0, 0, 1, 2]))
@@ -206,6 +221,12 @@ def test_dcl_row_without_mismatch_counts_nothing() -> None:
 def test_refuses_other_shapes(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="square similarity matrix of at least 2 pairs"):
         loss_of(name)(torch.zeros(shape), IdentityTargets())
+
+
+@pytest.mark.parametrize(("name", "oracle"), [("info_nce", slow_info_nce), ("dcl", slow_dcl), ("siglip", slow_siglip)])
+def test_two_pairs_are_enough(cosines: Cosines, name: str, oracle: Callable[..., float]) -> None:
+    s = cosines(2)
+    assert loss_of(name)(s, IdentityTargets()).i2t.item() == pytest.approx(oracle(s, torch.eye(2)), abs=1e-12)
 
 
 def test_unknown_loss_lists_the_known() -> None:

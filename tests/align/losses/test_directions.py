@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.align.losses.directions import SIGNALS, DirectionWeights
 from pipeline.align.recipe import DirectionOptions
 from pipeline.errors import UnknownNameError, UserError
+from tests.placement import Placed
 
 Cosines = Callable[..., Tensor]
 TAU = torch.tensor(0.1, dtype=torch.float64)
@@ -175,6 +176,13 @@ def test_weights_have_the_type_of_the_similarities_and_averages_float64(cosines:
     module = DirectionWeights(DirectionOptions(schedule="variance"))
     found = module(cosines().detach().float(), TAU.float())
     assert (found.i2t.dtype, found.t2i.dtype, module.average.dtype) == (torch.float32, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("schedule", SIGNALS)
+def test_weights_lie_where_the_similarities_lie(cosines: Cosines, schedule: str) -> None:
+    module, s = DirectionWeights(DirectionOptions(schedule=schedule)), cosines().detach()
+    with Placed():
+        module(s, TAU)
 
 
 def test_unknown_schedule_lists_the_known() -> None:

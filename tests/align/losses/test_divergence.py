@@ -1,10 +1,14 @@
 """The fused divergence: in tiles and blocks as in one, and the same as the general path of probabilities."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from pipeline.align.losses.blocks import add_transpose_, self_product
+from pipeline.align.losses import blocks
+from pipeline.align.losses.blocks import add_transpose_, row_blocks, self_product
 from pipeline.align.losses.structure import neighbour_divergence, neighbourhoods, row_divergence, structure_term
 from pipeline.align.recipe import StructureOptions
 
@@ -66,3 +70,42 @@ def test_nothing_of_the_batch_squared_is_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         structure_term(rows(64, 6, 0), a, StructureOptions())
     assert max(kept) < 64 * 64
+
+
+class Products(TorchFunctionMode):
+    """Counts the products of two matrices."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.mm
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("n", "width", "device", "tiles"),
+    [(5, 3, "cpu", 2), (4, 3, "cpu", 0), (9, 2, "cpu", 0), (4, 2, "cpu", 0), (9, 3, "meta", 0), (9, 4, "cpu", 3)],
+)
+def test_only_many_wide_rows_on_a_cpu_are_multiplied_in_tiles(
+    n: int, width: int, device: str, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "TILE", 4)
+    monkeypatch.setattr(blocks, "WIDE", 3)
+    with Products() as products:
+        found = self_product(torch.ones(n, width, device=device), 2.0)
+    assert products.count == tiles
+    assert found.shape == (n, n)
+
+
+@pytest.mark.parametrize(("device", "elements"), [("cpu", 20), ("meta", 40)])
+@pytest.mark.parametrize(("n", "width"), [(7, 5), (7, 20), (7, 39), (7, 41), (1, 100)])
+def test_a_block_of_rows_is_as_large_as_the_device_likes(
+    n: int, width: int, device: str, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "CPU_ELEMENTS", 20)
+    monkeypatch.setattr(blocks, "GPU_ELEMENTS", 40)
+    parts = list(row_blocks(torch.empty(n, width, device=device)))
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(n))
+    rows_of = [part.stop - part.start for part in parts]
+    assert rows_of[0] == min(n, max(1, elements // width))
+    assert len(set(rows_of[:-1])) <= 1

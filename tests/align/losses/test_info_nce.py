@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.align.losses.info_nce import both_cross_entropies
+from pipeline.align.losses.info_nce import InfoNCELoss, both_cross_entropies
+from pipeline.align.losses.targets import IdentityTargets, SmoothedTargets, Targets
+from pipeline.align.recipe import TemperatureOptions
 
 Cosines = Callable[..., Tensor]
 TAU = 0.07
@@ -18,7 +20,7 @@ def value_and_gradients(losses: tuple[Tensor, Tensor], *leaves: Tensor) -> list[
     return [*losses, *torch.autograd.grad(total, leaves)]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("elements", [1, 15, 1 << 17], ids=["row by row", "two rows", "at once"])
 @pytest.mark.parametrize("n", [2, 7])
 def test_agrees_with_torch(
@@ -64,3 +66,20 @@ def test_fixed_temperature_and_one_direction_alone(cosines: Cosines) -> None:
     rows, _ = both_cross_entropies(similarity, torch.tensor(TAU, dtype=torch.float64), 0.0)
     (gradient,) = torch.autograd.grad(rows, similarity)
     torch.testing.assert_close(gradient, (torch.softmax(similarity / TAU, 1) - torch.eye(7)) / 7 / TAU)
+
+
+@pytest.mark.parametrize("targets", [IdentityTargets(), SmoothedTargets(0.1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plain_and_smoothed_targets_keep_nothing_but_the_similarities(
+    cosines: Cosines, targets: Targets, dtype: torch.dtype
+) -> None:
+    similarity = cosines(9).detach().to(dtype).requires_grad_()
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        InfoNCELoss(TemperatureOptions())(similarity, targets)
+    assert {tensor.data_ptr() for tensor in kept if tensor.numel() >= 81} == {similarity.data_ptr()}

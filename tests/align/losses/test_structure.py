@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pipeline.align.losses.structure import neighbourhoods, row_divergence, structure_term, structure_weight
 from pipeline.align.recipe import StructureOptions
 from pipeline.errors import UserError
+from tests.placement import Placed
 
 FORMS = ["js", "as_coded"]
 
@@ -177,6 +178,15 @@ def test_finite_at_a_very_low_temperature(form: str) -> None:
     assert a.grad is not None
     assert bool(torch.isfinite(found.value))
     assert bool(torch.isfinite(a.grad).all())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("levels", [1, 3])
+def test_all_that_it_makes_lies_where_the_features_lie(form: str, levels: int) -> None:
+    x, a = features(), features(width=4, seed=2).requires_grad_()
+    with Placed():
+        options = StructureOptions(form=form, levels=levels, mask_diagonal=True)  # type: ignore[arg-type]
+        structure_term(x, a, options).value.backward()  # type: ignore[no-untyped-call]
 
 
 def test_float32_inside_autocast() -> None:

@@ -44,6 +44,7 @@ def test_off_diagonal_spread_is_the_uniform_one_with_another_alpha(cosines: Cosi
 def test_alpha_zero_is_info_nce(cosines: Cosines, schedule: str) -> None:
     s = cosines()
     plain, off = LOSS(s, IdentityTargets()), SmoothingOptions(alpha=0.0, schedule=schedule)  # type: ignore[arg-type]
+    assert isinstance(smoothed_targets(off, s, 0.5), IdentityTargets)
     for targets in (smoothed_targets(off, s, 0.5), SmoothedTargets(0.0)):
         smoothed = LOSS(s, targets)
         assert (smoothed.i2t - plain.i2t).item() == pytest.approx(0, abs=1e-12)
@@ -85,12 +86,14 @@ def test_rows_of_targets_sum_to_one(alpha: float | Tensor, ids: list[int]) -> No
 
 
 def test_schedules() -> None:
-    s = torch.diag(torch.tensor([1.0, 0.0, -0.5]))
+    s = torch.diag(
+        torch.tensor([1.0, 0.0, -0.5, 1.5])
+    )  # rounding may bring a cosine above 1: a share is never negative
     cosine = [smoothed_targets(SmoothingOptions(alpha=0.2, schedule="cosine"), s, t) for t in (0.0, 0.5, 1.0)]
     assert [t.alpha for t in cosine if isinstance(t, SmoothedTargets)] == pytest.approx([0.2, 0.1, 0.0])
     per_sample = smoothed_targets(SmoothingOptions(alpha=0.2, schedule="per_sample"), s, 0.0)
     assert isinstance(per_sample, SmoothedTargets)
-    torch.testing.assert_close(torch.as_tensor(per_sample.alpha), torch.tensor([0.0, 0.2, 0.2]))
+    torch.testing.assert_close(torch.as_tensor(per_sample.alpha), torch.tensor([0.0, 0.2, 0.2, 0.0]))
     fixed = smoothed_targets(SmoothingOptions(alpha=0.2), s, 0.9)
     assert isinstance(fixed, SmoothedTargets)
     assert fixed.alpha == 0.2
