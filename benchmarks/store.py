@@ -25,8 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.alternate import Work, alternate, timed
-from pipeline.store.formats.base import Features
-from pipeline.store.key import FeatureKey
+from pipeline.store.key import FeatureKey, Features
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import Samples

@@ -13,7 +13,7 @@ from pipeline.commands.output import emit_json, emit_table, say
 from pipeline.words import count, duration, size
 
 if TYPE_CHECKING:
-    from pipeline.store.status import Summary, WorkerStatus
+    from pipeline.store.events import Summary, WorkerStatus
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores, check them, bring them in and out.")
 
@@ -144,8 +144,8 @@ def status(
     """
     import time
 
-    from pipeline.store.status import status as look
-    from pipeline.store.status import summary
+    from pipeline.store.events import status as look
+    from pipeline.store.events import summary
 
     while True:
         found = summary(store)
@@ -219,21 +219,9 @@ def ingest(
     Example: pipeline store ingest clip.npy --ids rows.csv --modality image --out data/1_features/mine/clip
     """
     from pipeline.store.inspect import ls
-    from pipeline.store.interop import IngestConfig
     from pipeline.store.interop import ingest as take
 
-    take(
-        IngestConfig(
-            vectors=vectors,
-            out=out,
-            modality=modality,
-            ids=ids,
-            column=column,
-            layer=layer,
-            file_format=file_format,
-            replace=replace,
-        )
-    )
+    take(vectors, out, modality, ids=ids, column=column, layer=layer, file_format=file_format, replace=replace)
     found = ls(out)
     if json:
         emit_json(found)

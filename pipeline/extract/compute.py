@@ -5,8 +5,6 @@ an interruption changes what a row is computed with. A GPU is given the next bat
 In memory: the shard at work, the one being written, and a few decoded items.
 """
 
-import csv
-import io
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -31,8 +29,9 @@ from pipeline.storage.contract import Storage
 from pipeline.storage.local import writing
 from pipeline.store.commit import PendingShard, committed
 from pipeline.store.events import EventLog
-from pipeline.store.formats.base import storage_dtype
+from pipeline.store.key import storage_dtype
 from pipeline.store.manifest import MANIFEST, REJECTED, is_record, shard_index
+from pipeline.store.samples import rejected_bytes
 from pipeline.store.writer import StoreWriter
 
 T = TypeVar("T")
@@ -210,10 +209,8 @@ class Computation:
             self.items.require_sound(found, self.max_rejected, str(root / REJECTED))
         except UserError:
             if root.stat(MANIFEST) is None:  # a finished store has its whole table already
-                text = io.StringIO(newline="")
-                csv.writer(text, lineterminator="\n").writerows([("sample_id", "reason"), *found])
                 with writing(root, REJECTED):
-                    root.put(REJECTED, text.getvalue().encode())
+                    root.put(REJECTED, rejected_bytes(found))
             raise
 
 

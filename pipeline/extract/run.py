@@ -19,13 +19,13 @@ from pipeline.layers import select_layers
 from pipeline.progress import Meter, Progress, Update, silent
 from pipeline.runtime import Share, free_disk, keep_freed_memory
 from pipeline.storage.contract import Storage
-from pipeline.storage.leases import this_process
+from pipeline.storage.leases import Leases, this_process
 from pipeline.storage.open import open_storage
-from pipeline.store.cleaning import own_files, replace_store
+from pipeline.store.cleaning import replace_store
 from pipeline.store.commit import PendingShard, pending_shards
 from pipeline.store.events import EventLog
-from pipeline.store.formats.base import storage_dtype
-from pipeline.store.manifest import CLASSES, HEADER, REJECTED, Header, Manifest, read_header
+from pipeline.store.key import storage_dtype
+from pipeline.store.manifest import CLASSES, HEADER, REJECTED, Header, Manifest, own_files, read_header
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
@@ -283,7 +283,7 @@ class _Making:
         if config.dry_run:
             return _result(self.job, self.layers, None, cost=cost)
         holder = this_process()
-        writer = StoreWriter(root, self.header, root.leases(config.lease_seconds, holder))
+        writer = StoreWriter(root, self.header, Leases(root, config.lease_seconds, holder=holder))
         with EventLog(root, holder) as events:
             if pending:
                 events.start(

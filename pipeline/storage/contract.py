@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
-from pipeline.storage.leases import LEASE_SECONDS, Holder, Leases, Slots
 from pipeline.storage.locks import lock
 
 
@@ -41,6 +40,9 @@ class Storage(ABC):
         here: The folder on this machine: itself, or the cache of an object store. Locks, temp files and event logs lie
             there; anything else only through the methods.
     """
+
+    shares_locks: ClassVar[bool]
+    """Whether all that share the kernel find the locks that lie here: who gets one knows that its holder died."""
 
     def __init__(self, address: str, here: Path) -> None:
         self.address = address
@@ -87,6 +89,10 @@ class Storage(ABC):
     @abstractmethod
     def stat(self, name: str) -> Stored | None:
         """Return what is stored under a name now, None where nothing is."""
+
+    def age(self, name: str) -> float:
+        """Return the seconds since a file was written, by the clocks of two machines; 0 where nobody's is asked."""
+        return 0.0
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -178,19 +184,6 @@ class Storage(ABC):
         """Hold a lock among the processes of this machine; yields False at once if it is taken and `block` is false."""
         with lock(self.here / name, block=block) as mine:
             yield mine
-
-    @abstractmethod
-    def slots(self) -> Slots:
-        """Return where the leases of this storage are kept."""
-
-    def leases(self, seconds: float = LEASE_SECONDS, holder: Holder | None = None) -> Leases:
-        """Return what hands out things to one worker at a time, on any machine.
-
-        Args:
-            seconds: A holder that does not renew for so long is dead.
-            holder: Who takes them; this process if unsaid.
-        """
-        return Leases(self.slots(), seconds, holder=holder)
 
 
 Place: TypeAlias = Storage | str | Path

@@ -9,19 +9,20 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import PipelineError, UserError
 from pipeline.runtime import free_disk
 from pipeline.storage.contract import Content, Storage, Stored
-from pipeline.storage.leases import Left, Slots, Thing, lease_name, leased_thing
-from pipeline.storage.locks import open_locked, same_file
+from pipeline.storage.leases import STORE, Thing, is_lock, leased_elsewhere, sweep_leases
+from pipeline.storage.locks import is_locked, lock, open_locked, same_file
 from pipeline.words import size
 
 _TEMP = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_TEMP_OF_SHARD = re.compile(r"\.+(\d{5,})[-.]")
 
 
 class LocalStorage(Storage):
@@ -30,6 +31,8 @@ class LocalStorage(Storage):
     Args:
         folder: Its path.
     """
+
+    shares_locks = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), folder)
@@ -63,6 +66,13 @@ class LocalStorage(Storage):
         """Return a file's size and token."""
         return _stored(self.here / name)
 
+    def age(self, name: str) -> float:
+        """Return the age of the file; 0 where it has gone."""
+        try:
+            return max(0.0, time.time() - (self.here / name).stat().st_mtime)
+        except FileNotFoundError:
+            return 0.0
+
     def file(self, name: str, content: Content | None = None) -> Path:
         """Return the file itself."""
         path = self.here / name
@@ -88,7 +98,9 @@ class LocalStorage(Storage):
             files.write_bytes(temp, data)
             files.sync_file(temp)
             if not link_new(temp, target):
-                return target.read_bytes() == data
+                with suppress(FileNotFoundError):  # deleted since
+                    return target.read_bytes() == data
+                return False
             files.sync_folder(target.parent)
         return True
 
@@ -134,10 +146,6 @@ class LocalStorage(Storage):
 
     def push(self, own: Sequence[str], last: str) -> None:
         """What is written into the folder is stored."""
-
-    def slots(self) -> Slots:
-        """Return the folder's lease files."""
-        return FileSlots(self.here)
 
 
 def _files(folder: Path, prefix: str, deep: bool) -> Iterator[tuple[str, Path]]:
@@ -232,106 +240,44 @@ def _free(folder: Storage | Path) -> str:
         return "the free space is unknown"
 
 
-# ---- leases ----------------------------------------------------------------------------------------------------------
+# ---- what dead writers left ------------------------------------------------------------------------------------------
 
 
-class FileSlots:
-    """Leases as files of a folder, for all machines that share it."""
-
-    kernel_decides = True
-
-    def __init__(self, folder: Path) -> None:
-        self.here = folder
-
-    def is_kept(self, thing: Thing) -> bool:
-        """Everything is."""
-        return True
-
-    def look(self, thing: Thing) -> Left:
-        """Return the leases of a thing by generation."""
-        return [(name, read_lease(self.here / name)) for name in lease_files(self.here, thing)]
-
-    def claim(self, thing: Thing, left: Left, data: bytes) -> str | None:
-        """Create the file of the next generation, and withdraw it where somebody came in between.
-
-        Files may lie side by side: a slow one that will withdraw, and a living holder's with a lower number.
-        """
-        name = lease_name(thing, _generation(left[-1][0]) + 1 if left else 0)
-        path = self.here / name
-        if not create_lease(path, data):
-            return None
-        now = lease_files(self.here, thing)
-        if now != [*(each for each, _ in left), name] or any(read_lease(self.here / each) != old for each, old in left):
-            path.unlink(missing_ok=True)
-            return None
-        for each, _ in left:
-            (self.here / each).unlink(missing_ok=True)
-        return name
-
-    def read(self, name: str) -> bytes | None:
-        """Return what a lease says."""
-        return read_lease(self.here / name)
-
-    def renew(self, name: str, data: bytes, is_ours: Callable[[bytes | None], bool]) -> bool:
-        """Write over the bytes in place: a file that a thief has removed stays removed."""
-        try:
-            descriptor = os.open(self.here / name, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            if not is_ours(os.read(descriptor, 4096)):
-                return False
-            os.pwrite(descriptor, data, 0)
-            return True
-        finally:
-            os.close(descriptor)
-
-    def remove(self, name: str) -> None:
-        """Remove a lease."""
-        (self.here / name).unlink(missing_ok=True)
-
-    def names(self) -> list[str]:
-        """Return the names of all leases."""
-        return lease_files(self.here)
-
-    def age(self, name: str) -> float | None:
-        """Return the file's age."""
-        try:
-            return max(0.0, time.time() - (self.here / name).stat().st_mtime)
-        except FileNotFoundError:
-            return None
+def stale_temp_files(root: Storage) -> list[Path]:
+    """Return the temp files of dead writers; what another machine holds a lease of may be alive there."""
+    temps = (path for path in root.here.iterdir() if is_temp(path.name))
+    loose = sorted(path for path in temps if _is_linked(path) or not is_locked(path))
+    elsewhere = leased_elsewhere(root) if loose else set()
+    return [path for path in loose if _temp_thing(path.name) not in elsewhere]
 
 
-def lease_files(folder: Path, thing: Thing | None = None) -> list[str]:
-    """Return the lease files of one thing, or of all, sorted by generation; the last one counts."""
-    with os.scandir(folder) as entries:
-        found = [entry.name for entry in entries if leased_thing(entry.name) is not None and entry.name.count(".") == 3]
-    return sorted((name for name in found if thing in (None, leased_thing(name))), key=_generation)
+def sweep(root: Storage) -> None:
+    """Remove the temp, lease and lock files of dead writers on this machine."""
+    for path in stale_temp_files(root):
+        remove_unlocked(path)
+    if root.shares_locks:
+        sweep_leases(root)
+    for path in [path for path in root.here.iterdir() if is_lock(path.name)]:
+        remove_unlocked(path)
 
 
-def read_lease(path: Path) -> bytes | None:
-    """Return what a lease's file holds, None if there is none."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def create_lease(path: Path, data: bytes) -> bool:
-    """Create a file that must not be there; the file system lets one alone do it."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        return False
-    try:
-        os.write(descriptor, data)
-    except BaseException:
+def remove_unlocked(path: Path) -> None:
+    """Remove a file unless a live process has locked it, be it since somebody looked."""
+    if is_temp(path.name) and _is_linked(path):
         path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    return True
+        return
+    with lock(path, block=False):
+        pass  # a lock takes its file with it
 
 
-def _generation(name: str) -> int:
-    return int(name.split(".")[2])
+def _temp_thing(name: str) -> Thing:
+    match = _TEMP_OF_SHARD.match(name)
+    return int(match[1]) if match else STORE
+
+
+def _is_linked(path: Path) -> bool:
+    """Say whether a file has its real name too: its writer died between naming it and forgetting the temp file's."""
+    try:
+        return path.stat().st_nlink > 1
+    except FileNotFoundError:
+        return False

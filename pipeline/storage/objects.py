@@ -1,4 +1,7 @@
-"""A folder in an object store (`s3://`, `gs://`, whatever fsspec opens) as a storage, read through a checked cache."""
+"""A folder in an object store (`s3://`, `gs://`, whatever fsspec opens) as a storage, read through a checked cache.
+
+Hidden names, which leases have, pass the cache by: they change all the time.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +12,6 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.storage.cache import Cache, cache_folder, cache_of, is_offline
 from pipeline.storage.contract import Content, Storage, Stored, chosen
-from pipeline.storage.leases import STORE, Left, Slots, Thing, lease_name, leased_thing
 from pipeline.storage.requests import Requests, is_inside
 
 THREADS = 16
@@ -23,6 +25,8 @@ class ObjectStorage(Storage):
         url: Its URL, checked.
         here: Its folder in the cache.
     """
+
+    shares_locks = False
 
     def __init__(self, url: str, here: Path) -> None:
         super().__init__(url, here)
@@ -61,6 +65,13 @@ class ObjectStorage(Storage):
         elif not is_inside(name) or not self._cache.bring(name, self._seen(name)):
             raise FileNotFoundError(f"{self.address}/{name}")
         return self.here / name
+
+    def get(self, name: str) -> bytes:
+        """Return an object's bytes; those of a hidden name as they are now."""
+        data = self.requests.read(name) if _is_hidden(name) else self.file(name).read_bytes()
+        if data is None:
+            raise FileNotFoundError(f"{self.address}/{name}")
+        return data
 
     def fetch(self, wanted: Mapping[str, Content | None] | Iterable[str], *, again: bool = False) -> None:
         """Fetch several objects at a time."""
@@ -112,7 +123,7 @@ class ObjectStorage(Storage):
         """Remove objects, each with its file in the cache."""
         for name in names:
             self._require_online(name)
-            if self._seen(name) is not None:
+            if _is_hidden(name) or self._seen(name) is not None:
                 self.requests.remove([name])
             self._cache.forget(name)
 
@@ -138,14 +149,11 @@ class ObjectStorage(Storage):
         if last in here:
             self._upload(last)
 
-    def slots(self) -> Slots:
-        """Return the lease objects."""
-        return ObjectSlots(self)
-
     def _put(self, name: str, data: bytes, done: bool) -> bool:
-        if done:
-            self._cache.keep(name, data, "")
-        self.list(name)
+        if not _is_hidden(name):
+            if done:
+                self._cache.keep(name, data, "")
+            self.list(name)
         return done
 
     def _upload(self, name: str) -> None:
@@ -188,6 +196,10 @@ def open_objects(url: str) -> ObjectStorage:
     return ObjectStorage(url, cache_folder(url))
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
 def together(action: Callable[[str], None], names: Sequence[str]) -> None:
     """Do something with each name, several at a time."""
     if len(names) < 2:
@@ -197,64 +209,3 @@ def together(action: Callable[[str], None], names: Sequence[str]) -> None:
     with ThreadPoolExecutor(min(THREADS, len(names))) as pool:
         for _ in pool.map(action, names):
             pass
-
-
-# ---- leases ----------------------------------------------------------------------------------------------------------
-
-
-class ObjectSlots:
-    """Leases as objects that are put on conditions.
-
-    Where a store keeps no conditions a lease is best effort. The whole store has none: what its last step writes, it
-    writes on conditions itself.
-    """
-
-    kernel_decides = False
-
-    def __init__(self, storage: ObjectStorage) -> None:
-        self.here = storage.here
-        self._requests = storage.requests
-
-    def is_kept(self, thing: Thing) -> bool:
-        """Say whether it is a shard."""
-        return thing != STORE
-
-    def look(self, thing: Thing) -> Left:
-        """Return the one lease object."""
-        name = lease_name(thing)
-        data = self.read(name)
-        return [] if data is None else [(name, data)]
-
-    def claim(self, thing: Thing, left: Left, data: bytes) -> str | None:
-        """Create the object, or replace the dead one."""
-        name = lease_name(thing)
-        done = (
-            self._replace(name, data, lambda there: there == left[0][1]) if left else self._requests.create(name, data)
-        )
-        return name if done else None
-
-    def read(self, name: str) -> bytes | None:
-        """Return what a lease says."""
-        return self._requests.read(name)
-
-    def renew(self, name: str, data: bytes, is_ours: Callable[[bytes | None], bool]) -> bool:
-        """Replace the object."""
-        return self._replace(name, data, is_ours)
-
-    def remove(self, name: str) -> None:
-        """Remove the object."""
-        self._requests.remove([name])
-
-    def names(self) -> list[str]:
-        """Return the lease objects' names."""
-        there = [] if is_offline() else self._requests.list(".")
-        return sorted(name for name in there if leased_thing(name) is not None)
-
-    def age(self, name: str) -> float | None:
-        """Nobody's clock is asked: who holds it is taken to live."""
-        return 0.0
-
-    def _replace(self, name: str, data: bytes, expected: Callable[[bytes | None], bool]) -> bool:
-        """Look at the token first: bytes that change after it make the condition fail."""
-        there = self._requests.stat(name)
-        return there is not None and expected(self.read(name)) and self._requests.replace(name, data, there.token)

@@ -6,7 +6,6 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.objects import open_objects
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _LOCAL = ("file", "local")
@@ -29,6 +28,8 @@ def open_storage(place: Place) -> Storage:
     protocol, _, rest = url.partition("://")
     if protocol in _LOCAL:
         return LocalStorage(Path(rest))
+    from pipeline.storage.objects import open_objects
+
     return open_objects(url)
 
 

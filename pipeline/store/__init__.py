@@ -9,5 +9,6 @@ last. Import what you need from its module, so that nothing heavy loads unasked:
 - `pipeline.store.writer.StoreWriter`: claim, commit, finish.
 - `pipeline.store.reader.FeatureStore`: open, read, batches.
 - `pipeline.store.views`: the stores of a modality as one table; rows for a `DataLoader`.
-- `inspect`, `verify`, `status`, `cleaning`, `interop`: what `pipeline store ...` runs.
+- `pipeline.store.events`: what happens while a store is made, and how far it is.
+- `inspect`, `cleaning`, `interop`: what else `pipeline store ...` runs.
 """

@@ -1,77 +1,29 @@
-"""What may go: files of dead writers, files that nothing needs (found, then removed if asked), a whole store."""
+"""What may go: files that nothing needs (found, then removed if asked), and a whole store."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.storage.contract import Place, Storage
-from pipeline.storage.leases import STORE, leased_elsewhere, leased_thing, lock_name, sightings, sweep_leases
-from pipeline.storage.local import is_temp, writing
-from pipeline.storage.locks import alone, is_locked, lock
+from pipeline.storage.leases import STORE, is_lock, leased_elsewhere, leased_thing, lock_name, sightings
+from pipeline.storage.local import is_temp, stale_temp_files, writing
+from pipeline.storage.locks import alone, is_locked
 from pipeline.storage.open import is_url, open_storage
+from pipeline.store.events import EVENTS, event_files
 from pipeline.store.manifest import (
     CLASSES,
-    EVENTS,
     HEADER,
     MANIFEST,
-    event_files,
-    is_lock,
-    is_own,
     is_passing,
     is_record,
+    own_files,
     read_header,
     read_manifest,
     read_record,
     record_of,
     shard_index,
-    temp_of,
 )
-
-
-def own_files(root: Storage) -> list[str]:
-    """Return the plain files of a storage that are a store's own by name, sorted; no folders, no links followed."""
-    return [name for name in root.list() if is_own(name)]
-
-
-# ---- what dead writers left ------------------------------------------------------------------------------------------
-
-
-def stale_temp_files(root: Storage) -> list[Path]:
-    """Return the temp files of dead writers; what another machine holds a lease of may be alive there."""
-    temps = (path for path in root.here.iterdir() if is_temp(path.name))
-    loose = sorted(path for path in temps if _is_linked(path) or not is_locked(path))
-    elsewhere = leased_elsewhere(root.slots()) if loose else set()
-    return [path for path in loose if temp_of(path.name) not in elsewhere]
-
-
-def sweep(root: Storage) -> None:
-    """Remove the temp, lease and lock files of dead writers on this machine."""
-    for path in stale_temp_files(root):
-        remove_unlocked(path)
-    if root.slots().kernel_decides:
-        sweep_leases(root.slots())
-    for path in [path for path in root.here.iterdir() if is_lock(path.name)]:
-        remove_unlocked(path)
-
-
-def remove_unlocked(path: Path) -> None:
-    """Remove a file unless a live process has locked it, be it since somebody looked."""
-    if is_temp(path.name) and _is_linked(path):
-        path.unlink(missing_ok=True)
-        return
-    with lock(path, block=False):
-        pass  # a lock takes its file with it
-
-
-def _is_linked(path: Path) -> bool:
-    """Say whether a file has its real name too: its writer died between naming it and forgetting the temp file's."""
-    try:
-        return path.stat().st_nlink > 1
-    except FileNotFoundError:
-        return False
-
 
 # ---- what nothing needs ----------------------------------------------------------------------------------------------
 
@@ -99,9 +51,9 @@ def gc(place: Place, *, delete: bool = False) -> list[Garbage]:
     _require_folder_of_store(root)
     if not delete:
         with alone(root.here / HEADER) as free:
-            return _find(root, idle=free and not leased_elsewhere(root.slots()))
+            return _find(root, idle=free and not leased_elsewhere(root))
     with writing(root, HEADER), root.lock(lock_name(STORE)), alone(root.here / HEADER) as free:
-        idle = free and not leased_elsewhere(root.slots())
+        idle = free and not leased_elsewhere(root)
         found = [each for each in _find(root, idle=idle) if each.name != lock_name(STORE)]
         for each in found:
             _remove(root, each)
@@ -121,7 +73,7 @@ def _find(root: Storage, *, idle: bool) -> list[Garbage]:
     why = {path.name: "temp file of a dead process" for path in stale_temp_files(root)}
     locks = [name for name in names if is_lock(name) and not is_locked(root.here / name)]
     why |= dict.fromkeys(locks, "lock file of a dead process")
-    why |= {seen.name: "lease of a dead process" for seen in sightings(root.slots()) if seen.dead}
+    why |= {seen.name: "lease of a dead process" for seen in sightings(root) if seen.dead}
     if idle and MANIFEST in names:
         known = {record.name for record in read_manifest(root).shards}
         known |= {record_of(name) for name in known}
@@ -214,7 +166,7 @@ def _idle(root: Storage, names: list[str]) -> Iterator[None]:
         header = root.here / HEADER
         held = [name for name in names if (is_lock(name) or is_temp(name)) and is_locked(root.here / name)]
         busy = [f"{name} held by a live process" for name in held]
-        leases, near = [seen.name for seen in sightings(root.slots()) if not seen.dead], root.slots().kernel_decides
+        leases, near = [seen.name for seen in sightings(root) if not seen.dead], root.shares_locks
         busy += [f"{name} held by a live process" if near else f"the lease {name}" for name in leases]
         if header.is_file() and not stack.enter_context(alone(header)):
             busy.append(f"{HEADER} held by a live process")

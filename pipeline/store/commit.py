@@ -21,8 +21,8 @@ from pipeline import files as disk
 from pipeline.errors import DamagedStoreError, UserError
 from pipeline.storage.contract import Content, Storage, Stored
 from pipeline.storage.local import writing
-from pipeline.store.formats import file_format
-from pipeline.store.formats.base import Features, ShardFormat, StorageDtype, array_xxh3, count_nonfinite, storage_dtype
+from pipeline.store.formats import FORMATS, ShardFormat, array_xxh3, count_nonfinite
+from pipeline.store.key import Features, StorageDtype, storage_dtype
 from pipeline.store.manifest import (
     Header,
     ShardFile,
@@ -89,14 +89,6 @@ def pending_shards(root: Storage, header: Header, layers: Sequence[str]) -> list
     return [PendingShard(index, *header.span(index), missing) for index, missing in left if missing]
 
 
-def file_problem(record: ShardFile, there: Mapping[str, Stored]) -> str:
-    """Return what is wrong with a committed file at a glance: missing, or its size; "" = nothing."""
-    stored = there.get(record.name)
-    if stored is None:
-        return "no file"
-    return "" if stored.size == record.bytes else f"{stored.size} bytes"
-
-
 def _sound_record(root: Storage, name: str, header: Header, there: Mapping[str, Stored]) -> ShardFile | None:
     try:
         record = read_record(root, name)
@@ -106,8 +98,7 @@ def _sound_record(root: Storage, name: str, header: Header, there: Mapping[str, 
         _warn(f"{error.sentence()}; its shard is computed again")
         return None
     _require_own(root, name, record, header)
-    problem = file_problem(record, there)
-    if problem:
+    if problem := record.problem(there):
         _warn(f"{root}: expected {record.name} with {record.bytes} bytes, found {problem}; it is computed again")
         return None
     return record
@@ -239,7 +230,7 @@ def commit_file(
     Raises:
         PipelineError: The disk is full, read-only or gives back other bytes; nothing is left behind.
     """
-    shard_format, dtype = file_format(header.file_format), storage_dtype(header.key.storage_dtype)
+    shard_format, dtype = FORMATS[header.file_format], storage_dtype(header.key.storage_dtype)
     name = stem(index, list(features)) + shard_format.suffix
     with writing(root, name), ThreadPoolExecutor(1) as beside:
         described = beside.submit(describe, features, dtype)
@@ -310,6 +301,6 @@ def verify_shard(shard_format: ShardFormat, path: Path, ids: Sequence[str], laye
         raise OSError("the file gives back other ids")
     for layer in layers:
         extents = shard_format.extents(path, layer.name)
-        views = shard_format.view(path, extents, storage_dtype(layer.dtype))
-        if (extents.rows, extents.width) != (len(ids), layer.width) or array_xxh3(views) != layer.xxh3:
+        same = extents[:3] == (len(ids), layer.width, layer.dtype)
+        if not same or array_xxh3(shard_format.view(path, extents)) != layer.xxh3:
             raise OSError(f"the file gives back other values of layer {layer.name}")

@@ -15,10 +15,9 @@ from pipeline.errors import DamagedStoreError, PipelineError, UserError
 from pipeline.files import file_sha256
 from pipeline.storage.contract import Place, Storage, Stored
 from pipeline.storage.open import open_storage
-from pipeline.store.cleaning import own_files
-from pipeline.store.commit import file_problem
-from pipeline.store.formats import FORMATS
-from pipeline.store.formats.base import storage_dtype
+from pipeline.store.events import event_files
+from pipeline.store.formats import format_of
+from pipeline.store.key import storage_dtype
 from pipeline.store.manifest import (
     CLASSES,
     HEADER,
@@ -28,9 +27,9 @@ from pipeline.store.manifest import (
     Manifest,
     ShardFile,
     content_digest,
-    event_files,
     ids_digest,
     is_record,
+    own_files,
     read_header,
     read_manifest,
     read_record,
@@ -222,8 +221,7 @@ def _check_header(root: Storage, manifest: Manifest) -> list[Problem]:
 
 def _check_shard(root: Storage, shard: ShardFile, there: Mapping[str, Stored]) -> list[Problem]:
     problems = []
-    problem = file_problem(shard, there)
-    if problem:
+    if problem := shard.problem(there):
         problems.append(Problem(shard.name, f"{shard.name}: expected {shard.bytes} bytes, found {problem}"))
     name = record_of(shard.name)
     try:
@@ -245,14 +243,12 @@ def _check_deeply(root: Storage, shard: ShardFile) -> list[Problem]:
     found = file_sha256(path)
     if found != shard.sha256:
         return [Problem(shard.name, f"{shard.name}: expected sha256 {shard.sha256}, found {found}")]
-    shard_format = next(each for each in FORMATS.values() if each.suffix == path.suffix)
-    if ids_digest(shard_format.ids(path)) != shard.ids:
+    if ids_digest(format_of(path).ids(path)) != shard.ids:
         return [Problem(shard.name, f"{shard.name}: expected the committed ids, found others")]
     return []
 
 
 def _check_content(root: Storage, manifest: Manifest) -> list[Problem]:
-    parts = []
     for layer in manifest.layers:
         try:
             digest = stream_digest(root, layer_shards(manifest.shards, layer.name))
@@ -260,8 +256,7 @@ def _check_content(root: Storage, manifest: Manifest) -> list[Problem]:
             return [_problem(error.name, error)]
         if digest != layer.digest:
             return [Problem(MANIFEST, f"layer {layer.name}: expected sha256 {layer.digest}, found {digest}")]
-        parts.append((layer.name, layer.width, layer.dtype, digest))
-    if content_digest(manifest.rows, manifest.ids, parts) != manifest.content_digest:
+    if content_digest(manifest.rows, manifest.ids, manifest.layers) != manifest.content_digest:
         return [Problem(MANIFEST, f"{MANIFEST}: its content digest is not that of its layers")]
     return []
 

@@ -10,7 +10,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
 from pipeline.files import canonical, json_digest, publish, sync_folder
 from pipeline.storage.contract import Place
 from pipeline.storage.local import temp_file, writing
-from pipeline.storage.open import open_storage
 from pipeline.store.cleaning import replace_store
-from pipeline.store.formats.base import DTYPES, Features
-from pipeline.store.formats.hdf5 import escape
-from pipeline.store.key import FeatureKey
+from pipeline.store.formats import escape
+from pipeline.store.key import DTYPES, FeatureKey, Features
 from pipeline.store.manifest import Header, Manifest, ids_digest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import COLUMNS, Samples, join
@@ -32,14 +29,28 @@ from pipeline.store.writer import StoreWriter
 
 _ENDINGS = ".npy or .parquet"
 _BLOCK_ROWS = 8192
+Columns = dict[str, list[str]]
+"""Names of a table's columns → their values [N]."""
 
 
 # ---- in --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """What to take in, and as what.
+def ingest(
+    vectors: Path,
+    out: Place,
+    modality: str,
+    *,
+    ids: Path | None = None,
+    column: str = "",
+    layer: str = "output",
+    shard_rows: int = 65536,
+    file_format: str = "hdf5",
+    replace: bool = False,
+) -> Manifest:
+    """Write a store whose key says family "ingested" and the digest of ids and vectors.
+
+    An image id that is not given is the sample id, for captions without "#<number>" at its end.
 
     Args:
         vectors: npy [N, D], or Parquet with one list column of vectors.
@@ -52,46 +63,19 @@ class IngestConfig:
         shard_rows: Rows in a shard.
         file_format: "hdf5" or "parquet".
         replace: Throw away a store of something else at `out`, once all that is to be taken in has been checked.
-    """
-
-    vectors: Path
-    out: Place
-    modality: str
-    ids: Path | None = None
-    column: str = ""
-    layer: str = "output"
-    shard_rows: int = 65536
-    file_format: str = "hdf5"
-    replace: bool = False
-
-
-def ingest(config: IngestConfig) -> Manifest:
-    """Write a store whose key says family "ingested" and the digest of ids and vectors.
-
-    An image id that is not given is the sample id, for captions without "#<number>" at its end.
 
     Raises:
         UserError: The vectors are no [N, D] floats, ids are missing, too few or doubled, or it is another kind of file.
         KeyMismatchError: The folder holds a store of something else.
         PipelineError: Writing failed.
     """
-    if not config.vectors.is_file():
-        raise UserError(expected=f"a file of vectors ({_ENDINGS})", found="no such file", where=str(config.vectors))
-    if config.vectors.suffix == ".npy":
-        values, columns = _read_npy(config.vectors), _read_ids(config)
-    elif config.vectors.suffix == ".parquet":
-        values, columns = _read_parquet(config)
-    else:
-        raise UserError(expected=_ENDINGS, found=config.vectors.suffix or "no ending", where=str(config.vectors))
-    samples = _samples(columns, config)
-    _check(values, samples, config)
-    return _write(config, values, samples)
-
-
-def _write(config: IngestConfig, values: Features, samples: Samples) -> Manifest:
+    values, columns = _read(vectors, ids, column)
+    where = str(ids or vectors)
+    samples = _samples(columns, modality, where)
+    _check(values, samples, str(vectors), where)
     digest = json_digest([ids_digest(samples.sample_id), _sha256(values), list(values.shape), values.dtype.name])
     key = FeatureKey(
-        modality=config.modality,
+        modality=modality,
         dataset_digest=digest,
         encoder={"family": "ingested", "content": digest},
         preprocessing={},
@@ -99,24 +83,18 @@ def _write(config: IngestConfig, values: Features, samples: Samples) -> Manifest
         compute_dtype=values.dtype.name,
         storage_dtype=values.dtype.name,
     )
-    header = Header(
-        key=key,
-        items=len(samples),
-        shard_rows=config.shard_rows,
-        file_format=config.file_format,
-        layer_names=(config.layer,),
-    )
+    header = Header(key=key, items=len(samples), shard_rows=shard_rows, file_format=file_format, layer_names=(layer,))
     try:
-        writer = StoreWriter(config.out, header)
+        writer = StoreWriter(out, header)
     except KeyMismatchError:
-        if not config.replace:
+        if not replace:
             raise
-        replace_store(config.out)
-        writer = StoreWriter(config.out, header)
-    for shard in writer.work([config.layer]):
+        replace_store(out)
+        writer = StoreWriter(out, header)
+    for shard in writer.work([layer]):
         rows = slice(shard.start, shard.stop)
-        writer.commit(shard, samples.sample_id[rows], {config.layer: values[rows]})
-    return writer.finish(samples, {"spec": "ingested", "source": config.vectors.name})
+        writer.commit(shard, samples.sample_id[rows], {layer: values[rows]})
+    return writer.finish(samples, {"spec": "ingested", "source": vectors.name})
 
 
 def _sha256(values: Features) -> str:
@@ -124,6 +102,16 @@ def _sha256(values: Features) -> str:
     for start in range(0, len(values), _BLOCK_ROWS):
         digest.update(np.ascontiguousarray(values[start : start + _BLOCK_ROWS]).data)
     return digest.hexdigest()
+
+
+def _read(vectors: Path, ids: Path | None, column: str) -> tuple[Features, Columns]:
+    if not vectors.is_file():
+        raise UserError(expected=f"a file of vectors ({_ENDINGS})", found="no such file", where=str(vectors))
+    if vectors.suffix == ".npy":
+        return _read_npy(vectors), _read_ids(ids, str(vectors))
+    if vectors.suffix == ".parquet":
+        return _read_parquet(vectors, column)
+    raise UserError(expected=_ENDINGS, found=vectors.suffix or "no ending", where=str(vectors))
 
 
 def _read_npy(path: Path) -> Features:
@@ -135,11 +123,10 @@ def _read_npy(path: Path) -> Features:
     return values
 
 
-def _read_ids(config: IngestConfig) -> dict[str, list[str]]:
-    path = config.ids
+def _read_ids(path: Path | None, vectors: str) -> Columns:
     if path is None or not path.is_file():
         found = "no --ids" if path is None else "no such file"
-        raise UserError(expected="a file of ids (.txt, .json or .csv)", found=found, where=str(path or config.vectors))
+        raise UserError(expected="a file of ids (.txt, .json or .csv)", found=found, where=str(path or vectors))
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
@@ -152,53 +139,43 @@ def _read_ids(config: IngestConfig) -> dict[str, list[str]]:
     return {"sample_id": text.splitlines()}
 
 
-def _read_parquet(config: IngestConfig) -> tuple[Features, dict[str, list[str]]]:
+def _read_parquet(path: Path, column: str) -> tuple[Features, Columns]:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(config.vectors).read()
+        table = pq.ParquetFile(path).read()
     except pa.ArrowException as error:
-        found = " ".join(str(error).split())
-        raise UserError(expected="a Parquet file", found=found, where=str(config.vectors)) from error
-    names = [field.name for field in table.schema if _is_list(field.type)]
-    if config.column not in names and (config.column or len(names) != 1):
+        raise UserError(expected="a Parquet file", found=" ".join(str(error).split()), where=str(path)) from error
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    names = [field.name for field in table.schema if any(is_kind(field.type) for is_kind in lists)]
+    if column not in names and (column or len(names) != 1):
         raise UserError(
-            expected=f"the column {config.column!r} of vectors" if config.column else "one list column of vectors",
+            expected=f"the column {column!r} of vectors" if column else "one list column of vectors",
             found=f"list columns {', '.join(names) or 'none'}",
-            where=str(config.vectors),
+            where=str(path),
             remedy="name it with --column",
         )
-    column = table.column(config.column or names[0])
-    known = [name for name in COLUMNS if name in table.column_names and name != (config.column or names[0])]
-    return _vectors(column, config.vectors), {name: _texts(table.column(name)) for name in known}
-
-
-def _is_list(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _vectors(column: Any, path: Path) -> Features:
-    import pyarrow.compute as pc
-
-    widths = pc.unique(pc.list_value_length(column)).to_pylist()
+    column = column or names[0]
+    vectors = table.column(column)
+    widths = pc.unique(pc.list_value_length(vectors)).to_pylist()
     if len(widths) != 1 or not widths[0]:
         raise UserError(expected="vectors of one width, none missing", found=f"widths {widths[:5]}", where=str(path))
-    return np.asarray(pc.list_flatten(column).to_numpy()).reshape(len(column), widths[0])
+    values = np.asarray(pc.list_flatten(vectors).to_numpy()).reshape(len(vectors), widths[0])
+    known = [name for name in COLUMNS if name in table.column_names and name != column]
+    return values, {name: _texts(table.column(name)) for name in known}
 
 
 def _texts(column: Any) -> list[str]:
     return ["" if value is None else str(value) for value in column.to_pylist()]
 
 
-def _samples(columns: dict[str, list[str]], config: IngestConfig) -> Samples:
+def _samples(columns: Columns, modality: str, where: str) -> Samples:
     ids = columns.get("sample_id")
     if ids is None:
-        where = str(config.ids or config.vectors)
         raise UserError(expected="a column sample_id", found=", ".join(columns) or "none", where=where)
-    image_ids = columns.get("image_id") or [_image_id(name, config.modality) for name in ids]
+    image_ids = columns.get("image_id") or [_image_id(name, modality) for name in ids]
     blank = [""] * len(ids)
     return Samples(ids, image_ids, *(columns.get(name, blank) for name in COLUMNS[2:]))
 
@@ -208,23 +185,17 @@ def _image_id(sample_id: str, modality: str) -> str:
     return stem if modality == "text" and mark and number.isdecimal() else sample_id
 
 
-def _check(values: Features, samples: Samples, config: IngestConfig) -> None:
-    known: Sequence[str] = [
-        name for name, dtype in DTYPES.items() if dtype.numpy == values.dtype and name != "bfloat16"
-    ]
-    if values.ndim != 2 or not known or not values.shape[1]:
-        raise UserError(
-            expected="vectors [N, D] in float16, float32 or float64",
-            found=f"{list(values.shape)} in {values.dtype}",
-            where=str(config.vectors),
-        )
+def _check(values: Features, samples: Samples, vectors: str, ids: str) -> None:
+    known = [dtype.numpy for name, dtype in DTYPES.items() if name != "bfloat16"]
+    if values.ndim != 2 or values.dtype not in known or not values.shape[1]:
+        expected = "vectors [N, D] in float16, float32 or float64"
+        raise UserError(expected=expected, found=f"{list(values.shape)} in {values.dtype}", where=vectors)
     if len(values) != len(samples) or not len(samples):
         found = f"{len(samples)} ids for {len(values)} vectors"
-        raise UserError(expected="one id for each vector", found=found, where=str(config.ids or config.vectors))
-    twice = [name for name, times in Counter(samples.sample_id).items() if times > 1]
-    if twice:
-        found = f"{twice[0]!r} twice"
-        raise UserError(expected="every sample id once", found=found, where=str(config.ids or config.vectors))
+        raise UserError(expected="one id for each vector", found=found, where=ids)
+    name, times = Counter(samples.sample_id).most_common(1)[0]
+    if times > 1:
+        raise UserError(expected="every sample id once", found=f"{name!r} twice", where=ids)
 
 
 # ---- out -------------------------------------------------------------------------------------------------------------
@@ -254,11 +225,8 @@ def convert(place: Place, out: Path, to: str, *, layers: Sequence[str] = (), tex
     store = FeatureStore.open(place)
     for name in layers:
         store.layer(name)
-    return EXPORTS[to](store, out, tuple(layers), text)
-
-
-def _all(store: FeatureStore, layers: Sequence[str]) -> Sequence[str]:
-    return layers or [layer.name for layer in store.layers]
+    all_names = [layer.name for layer in store.layers]
+    return EXPORTS[to](store, out, layers or (all_names[-1:] if to == "clip-retrieval" else all_names), text)
 
 
 def _ids(store: FeatureStore, out: Path) -> Path:
@@ -266,49 +234,40 @@ def _ids(store: FeatureStore, out: Path) -> Path:
 
 
 def _npy(store: FeatureStore, out: Path, layers: Sequence[str], _: Place | None) -> list[Path]:
-    names = _all(store, layers)
-    return [*(put_npy(out / f"{escape(name)}.npy", plain_values(store, name)) for name in names), _ids(store, out)]
+    return [*(put_npy(out / f"{escape(name)}.npy", plain_values(store, name)) for name in layers), _ids(store, out)]
 
 
 def _safetensors(store: FeatureStore, out: Path, layers: Sequence[str], _: Place | None) -> list[Path]:
     from safetensors.torch import save_file
 
     about = {"content_digest": store.content_digest, "key_digest": store.key.digest()}
-    tensors = {name: store.read(name) for name in _all(store, layers)}
+    tensors = {name: store.read(name) for name in layers}
     return [put_new(out / "features.safetensors", lambda path: save_file(tensors, path, about)), _ids(store, out)]
 
 
 def _parquet(store: FeatureStore, out: Path, layers: Sequence[str], _: Place | None) -> list[Path]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    arrays = {name: pa.array(column) for name, column in zip(COLUMNS, store.samples.columns(), strict=True)}
-    for name in _all(store, layers):
+    columns: dict[str, Any] = dict(zip(COLUMNS, store.samples.columns(), strict=True))
+    for name in layers:
         values = plain_values(store, name)
         column = f"layer:{name}" if name in COLUMNS else name
-        arrays[column] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    return [put_new(out / "features.parquet", lambda path: pq.write_table(pa.table(arrays), path))]
+        columns[column] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    return [put_table(out / "features.parquet", columns)]
 
 
 def _clip_retrieval(store: FeatureStore, out: Path, layers: Sequence[str], text: Place | None) -> list[Path]:
-    if len(layers) > 1:
-        raise UserError(expected="one layer for clip-retrieval", found=", ".join(layers), where="--layers")
-    layer = layers[0] if layers else store.layers[-1].name
-    return _paired(store, out, layer, text)
-
-
-def _paired(store: FeatureStore, out: Path, layer: str, text: Place | None) -> list[Path]:
     """Write one layer of a store, and of a text store beside an image store if one is named (its last layer).
 
     With two stores a row is an image that has captions and the first of them.
-
-    Raises:
-        UserError: A second store of the wrong modality, or a file to write exists already.
     """
+    if len(layers) > 1:
+        raise UserError(expected="one layer for clip-retrieval", found=", ".join(layers), where="--layers")
+    metadata = out / "metadata" / "metadata_0.parquet"
     if text is None:
         column = "image_path" if store.key.modality == "image" else "caption"
-        metadata = {"sample_id": store.ids, column: store.samples.content}
-        return [_embeddings(store, out, layer, None), _metadata(out, metadata)]
+        columns = {"sample_id": store.ids, column: store.samples.content}
+        return [_embeddings(store, out, layers[0], slice(None)), put_table(metadata, columns)]
     captions = FeatureStore.open(text)
     if (store.key.modality, captions.key.modality) != ("image", "text"):
         found = f"{store.key.modality} and {captions.key.modality}"
@@ -318,24 +277,15 @@ def _paired(store: FeatureStore, out: Path, layer: str, text: Place | None) -> l
     image_rows, text_rows = pairs.image_rows[images], pairs.caption_rows[first]
     seen, said = store.samples.take(image_rows.tolist()), captions.samples.take(text_rows.tolist())
     return [
-        _embeddings(store, out, layer, image_rows),
+        _embeddings(store, out, layers[0], image_rows),
         _embeddings(captions, out, captions.layers[-1].name, text_rows),
-        _metadata(out, {"sample_id": seen.sample_id, "image_path": seen.content, "caption": said.content}),
+        put_table(metadata, {"sample_id": seen.sample_id, "image_path": seen.content, "caption": said.content}),
     ]
 
 
 def _embeddings(store: FeatureStore, out: Path, layer: str, rows: Any) -> Path:
-    values = plain_values(store, layer)
     name = "img_emb" if store.key.modality == "image" else "text_emb"
-    return put_npy(out / name / f"{name}_0.npy", values if rows is None else values[rows])
-
-
-def _metadata(out: Path, columns: dict[str, list[str]]) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table(columns)
-    return put_new(out / "metadata" / "metadata_0.parquet", lambda path: pq.write_table(table, path))
+    return put_npy(out / name / f"{name}_0.npy", plain_values(store, layer)[rows])
 
 
 def plain_values(store: FeatureStore, layer: str) -> Features:
@@ -355,13 +305,21 @@ def put_new(target: Path, write: Callable[[Path], object]) -> Path:
     """
     if target.exists():
         raise UserError(expected="a new file", found=f"{target.name} exists", where=str(target.parent))
-    with writing(open_storage(target.parent), target.name):
+    with writing(target.parent, target.name):
         target.parent.mkdir(parents=True, exist_ok=True)
         with temp_file(target) as temp:
             write(temp)
             publish(temp, target)
             sync_folder(target.parent)
     return target
+
+
+def put_table(target: Path, columns: dict[str, Any]) -> Path:
+    """Write columns as a new Parquet file and return its path; errors as for `put_new`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return put_new(target, lambda path: pq.write_table(pa.table(columns), path))
 
 
 def put_npy(target: Path, values: Features) -> Path:

@@ -1,6 +1,8 @@
 """The key of a feature store: everything that changes the stored bytes, and nothing else.
 
-Not in it: batch size, workers, device, shard size, file format, which layers, splits and labels.
+Not in it: batch size, workers, device, shard size, file format, which layers, splits and labels. The number formats
+that a store can hold are here too, all little-endian. numpy has no bfloat16: such features travel as uint16 and only
+the name says what the bits mean.
 """
 
 import json
@@ -8,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pipeline.errors import KeyMismatchError, UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
 from pipeline.files import json_digest
-from pipeline.store.formats.base import storage_dtype
 
 FORMAT = 1
 """Version of the store's layout and of what the key means."""
@@ -18,6 +22,48 @@ FORMAT = 1
 MODALITIES = ("image", "text")
 _ABSENT = object()
 _SHOWN = 120
+
+Features = NDArray[np.generic]
+"""Features [N, D] in a numpy type that carries a storage dtype's bits."""
+
+
+@dataclass(frozen=True)
+class StorageDtype:
+    """How one value lies on the disk.
+
+    Args:
+        name: The name that keys and manifests use.
+        numpy: The numpy type that carries the bits.
+        exponent: Mask of the exponent's bits: all set means infinite or not a number.
+    """
+
+    name: str
+    numpy: np.dtype[np.generic]
+    exponent: int
+
+    @property
+    def itemsize(self) -> int:
+        """Return the bytes of one value."""
+        return int(self.numpy.itemsize)
+
+
+DTYPES = {
+    "float16": StorageDtype("float16", np.dtype("<f2"), 0x7C00),
+    "bfloat16": StorageDtype("bfloat16", np.dtype("<u2"), 0x7F80),
+    "float32": StorageDtype("float32", np.dtype("<f4"), 0x7F800000),
+    "float64": StorageDtype("float64", np.dtype("<f8"), 0x7FF0000000000000),
+}
+
+
+def storage_dtype(name: str, where: str = "") -> StorageDtype:
+    """Return the storage type of a name.
+
+    Raises:
+        UnknownNameError: No such type.
+    """
+    if name not in DTYPES:
+        raise UnknownNameError("storage dtype", name, DTYPES, where)
+    return DTYPES[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
-from pipeline.errors import DamagedStoreError, UserError
+from pipeline.errors import DamagedStoreError, UnknownNameError, UserError
 from pipeline.files import canonical, json_digest, load_signed
-from pipeline.storage.contract import Content, Storage
-from pipeline.storage.leases import Thing, leased_thing
+from pipeline.storage.contract import Content, Storage, Stored
+from pipeline.storage.leases import is_lock, leased_thing
 from pipeline.storage.local import is_temp
-from pipeline.store.formats import FORMATS, file_format
+from pipeline.store.formats import FORMATS
 from pipeline.store.key import FORMAT, FeatureKey
 
 HEADER = "store.json"
@@ -23,12 +23,9 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected.csv"
 CLASSES = "classes"
-EVENTS = ".events"
 
 _STEM = re.compile(r"(\d{5,})-[0-9a-f]{8}")
 _RECORD = re.compile(rf"{_STEM.pattern}\.json")
-_LOCK = re.compile(r"\.(?:store|gc|\d{5,})\.lock")
-_EVENTS = re.compile(r"[\w-]+\.jsonl")
 _BLOCK_IDS = 1 << 16
 
 
@@ -58,17 +55,6 @@ def is_record(name: str) -> bool:
     return _RECORD.fullmatch(name) is not None
 
 
-def temp_of(name: str) -> Thing:
-    """Return what a temp file belongs to: the shard's index, or "store"."""
-    index = shard_index(name[1:].rsplit(".", 2)[0])
-    return "store" if index is None else index
-
-
-def is_lock(name: str) -> bool:
-    """Say whether a name is a lock file's."""
-    return _LOCK.fullmatch(name) is not None
-
-
 def is_own(name: str) -> bool:
     """Say whether a store would give a file this name."""
     fixed = name in (HEADER, MANIFEST, SAMPLES, REJECTED)
@@ -77,15 +63,12 @@ def is_own(name: str) -> bool:
 
 def is_passing(name: str) -> bool:
     """Say whether a name is that of a temp, lock or lease file."""
-    return is_temp(name) or is_lock(name) or leased_thing(name) is not None
+    return name.startswith(".") and (is_temp(name) or is_lock(name) or leased_thing(name) is not None)
 
 
-def event_files(root: Storage) -> list[Path]:
-    """Return the event logs of the runs on this machine, sorted; they are no part of what a store holds."""
-    folder = root.here / EVENTS
-    if not folder.is_dir() or folder.is_symlink():
-        return []
-    return sorted(path for path in folder.iterdir() if _EVENTS.fullmatch(path.name) and not path.is_symlink())
+def own_files(root: Storage) -> list[str]:
+    """Return the plain files of a storage that are a store's own by name, sorted; no folders, no links followed."""
+    return [name for name in root.list() if is_own(name)]
 
 
 # ---- digests ---------------------------------------------------------------------------------------------------------
@@ -97,17 +80,6 @@ def ids_digest(ids: Sequence[str]) -> str:
     for start in range(0, len(ids), _BLOCK_IDS):
         digest.update(("\0".join(ids[start : start + _BLOCK_IDS]) + "\0").encode())
     return digest.hexdigest()
-
-
-def content_digest(rows: int, ids: str, layers: Iterable[tuple[str, int, str, str]]) -> str:
-    """Combine what a store holds into one digest.
-
-    Args:
-        rows: N.
-        ids: Digest of the N ids.
-        layers: (name, width, dtype, sha256 over the N × D values in order) of each layer, in any order.
-    """
-    return json_digest({"rows": rows, "ids": ids, "layers": sorted([list(layer) for layer in layers])})
 
 
 # ---- header, records, manifest ---------------------------------------------------------------------------------------
@@ -140,7 +112,8 @@ class Header:
         for name in ("items", "shard_rows"):
             if getattr(self, name) < 1:
                 raise UserError(expected=f"{name} of 1 or more", found=str(getattr(self, name)))
-        file_format(self.file_format)
+        if self.file_format not in FORMATS:
+            raise UnknownNameError("file format", self.file_format, FORMATS, "--format")
 
     @property
     def shards(self) -> int:
@@ -213,6 +186,13 @@ class ShardFile:
         """Return what the file must be."""
         return Content(self.sha256, self.bytes)
 
+    def problem(self, there: Mapping[str, Stored]) -> str:
+        """Return what is wrong with the file at a glance, among those that are there: missing, or its size; "" = no."""
+        stored = there.get(self.name)
+        if stored is None:
+            return "no file"
+        return "" if stored.size == self.bytes else f"{stored.size} bytes"
+
     def layer(self, name: str) -> ShardLayer | None:
         """Return one of the file's layers, None if it is not in it."""
         return next((layer for layer in self.layers if layer.name == name), None)
@@ -239,6 +219,12 @@ class LayerInfo:
     dtype: str
     digest: str
     nonfinite: int = 0
+
+
+def content_digest(rows: int, ids: str, layers: Iterable[LayerInfo]) -> str:
+    """Combine what a store holds into one digest: N, the digest of the N ids, and what is in each layer."""
+    parts = sorted([each.name, each.width, each.dtype, each.digest] for each in layers)
+    return json_digest({"rows": rows, "ids": ids, "layers": parts})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,8 @@ from pipeline.storage.contract import Place, Storage, Stored
 from pipeline.storage.leases import STORE, lock_name
 from pipeline.storage.locks import is_locked
 from pipeline.storage.open import open_storage
-from pipeline.store.commit import committed, file_problem
-from pipeline.store.formats.base import Features, storage_dtype
-from pipeline.store.key import FeatureKey
+from pipeline.store.commit import committed
+from pipeline.store.key import FeatureKey, Features, storage_dtype
 from pipeline.store.manifest import (
     HEADER,
     MANIFEST,
@@ -325,8 +324,7 @@ def _checked_manifest(root: Storage, there: Mapping[str, Stored]) -> Manifest:
     if HEADER in there and read_header(root) != manifest.header:
         raise DamagedStoreError(HEADER, "the manifest's header", "another header", str(root))
     for record in manifest.shards:
-        problem = file_problem(record, there)
-        if problem:
+        if problem := record.problem(there):
             raise DamagedStoreError(record.name, f"{record.bytes} bytes", problem, str(root))
     _check_samples(root, manifest)
     return manifest

@@ -4,6 +4,7 @@ Metadata alone: it is no part of a store's key and may be rewritten without touc
 captions are joined by it, never by position.
 """
 
+import csv
 import hashlib
 import io
 from collections.abc import Iterable
@@ -81,6 +82,13 @@ def samples_bytes(samples: Samples) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer)
     return buffer.getvalue()
+
+
+def rejected_bytes(rejected: Iterable[tuple[str, str]]) -> bytes:
+    """Return rejected.csv: (sample_id, reason) of each item that gave no row."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
+    return text.getvalue().encode()
 
 
 def samples_digest(samples: Samples) -> str:

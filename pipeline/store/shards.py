@@ -1,15 +1,16 @@
 """Where each shard of a layer lies, and reading it so that no changed byte passes unseen."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import xxhash
 
 from pipeline.errors import DamagedStoreError
 from pipeline.storage.contract import Content, Storage
-from pipeline.store.formats import FORMATS
-from pipeline.store.formats.base import Features, LayerExtents, ShardFormat, array_xxh3, storage_dtype
+from pipeline.store.formats import LayerExtents, array_xxh3, format_of
+from pipeline.store.key import Features
 from pipeline.store.manifest import ShardFile, ShardLayer
 
 
@@ -32,7 +33,7 @@ def layer_shards(files: Sequence[ShardFile], name: str) -> tuple[LayerShard, ...
         layer = file.layer(name)
         if layer is not None:
             found.setdefault(file.index, LayerShard(file.name, file.index, file.rows, layer, file.content))
-    return tuple(found[index] for index in sorted(found))
+    return tuple(shard for _, shard in sorted(found.items()))
 
 
 def first_files(files: Iterable[ShardFile]) -> list[ShardFile]:
@@ -40,7 +41,7 @@ def first_files(files: Iterable[ShardFile]) -> list[ShardFile]:
     first: dict[int, ShardFile] = {}
     for file in files:
         first.setdefault(file.index, file)
-    return [first[index] for index in sorted(first)]
+    return [file for _, file in sorted(first.items())]
 
 
 def fetch_shards(root: Storage, shards: Iterable[LayerShard]) -> None:
@@ -58,12 +59,8 @@ def read_shard(root: Storage, shard: LayerShard, out: Features) -> None:
     Raises:
         DamagedStoreError: The file is not what was committed.
     """
-    shard_format, extents = locate(root, shard)
-    try:
-        digest = shard_format.read_into(root.file(shard.file, shard.content), extents, out)
-    except OSError as error:
-        raise damaged(root, shard, str(error)) from error
-    _compare(root, shard, digest)
+    for _ in _blocks(root, shard, out):
+        pass
 
 
 def view_shard(root: Storage, shard: LayerShard, *, verify: bool) -> list[Features]:
@@ -72,11 +69,11 @@ def view_shard(root: Storage, shard: LayerShard, *, verify: bool) -> list[Featur
     Raises:
         DamagedStoreError: The file is not what was committed.
     """
-    shard_format, extents = locate(root, shard)
+    path, extents = _located(root, shard)
     try:
-        views = shard_format.view(root.file(shard.file, shard.content), extents, storage_dtype(shard.layer.dtype))
+        views = format_of(path).view(path, extents)
     except (OSError, ValueError) as error:
-        raise damaged(root, shard, str(error)) from error
+        raise _damaged(root, shard, str(error)) from error
     if verify:
         _compare(root, shard, array_xxh3(views))
     return views
@@ -91,38 +88,37 @@ def stream_digest(root: Storage, shards: Sequence[LayerShard]) -> str:
     whole = hashlib.sha256()
     fetch_shards(root, shards)
     for shard in shards:
-        shard_format, extents = locate(root, shard)
-        part, path = xxhash.xxh3_128(), root.file(shard.file, shard.content)
-        try:
-            for block in shard_format.stream(path, extents, storage_dtype(shard.layer.dtype)):
-                whole.update(block)
-                part.update(block)
-        except OSError as error:
-            raise damaged(root, shard, str(error)) from error
-        _compare(root, shard, part.hexdigest())
+        for block in _blocks(root, shard):
+            whole.update(block)
     return whole.hexdigest()
 
 
-def locate(root: Storage, shard: LayerShard) -> tuple[ShardFormat, LayerExtents]:
-    """Return where a shard's values lie, after comparing shape and dtype with the record.
-
-    Raises:
-        DamagedStoreError: The file does not open, or says something else.
-    """
-    path = root.file(shard.file, shard.content)
-    shard_format = next(each for each in FORMATS.values() if each.suffix == path.suffix)
+def _blocks(root: Storage, shard: LayerShard, out: Features | None = None) -> Iterator[memoryview]:
+    """Yield a shard's bytes block by block, and compare their xxh3 after the last."""
+    path, extents = _located(root, shard)
+    digest = xxhash.xxh3_128()
     try:
-        extents = shard_format.extents(path, shard.layer.name)
+        for block in format_of(path).stream(path, extents, out):
+            digest.update(block)
+            yield block
+    except OSError as error:
+        raise _damaged(root, shard, str(error)) from error
+    _compare(root, shard, digest.hexdigest())
+
+
+def _located(root: Storage, shard: LayerShard) -> tuple[Path, LayerExtents]:
+    """Return a shard's file and where in it the values lie, after comparing shape and dtype with the record."""
+    path = root.file(shard.file, shard.content)
+    try:
+        extents = format_of(path).extents(path, shard.layer.name)
     except Exception as error:  # a library may raise anything on flipped bytes
-        raise damaged(root, shard, " ".join(str(error).split())) from error
-    expected = (shard.rows, shard.layer.width, shard.layer.dtype)
-    if (extents.rows, extents.width, extents.dtype) != expected:
-        raise damaged(root, shard, f"[{extents.rows}, {extents.width}] {extents.dtype}")
-    return shard_format, extents
+        raise _damaged(root, shard, " ".join(str(error).split())) from error
+    if extents[:3] != (shard.rows, shard.layer.width, shard.layer.dtype):
+        raise _damaged(root, shard, f"[{extents.rows}, {extents.width}] {extents.dtype}")
+    return path, extents
 
 
-def damaged(root: Storage, shard: LayerShard, found: str) -> DamagedStoreError:
-    """Return the error that names a damaged shard."""
+def _damaged(root: Storage, shard: LayerShard, found: str) -> DamagedStoreError:
     layer = shard.layer
     expected = f"layer {layer.name} as [{shard.rows}, {layer.width}] {layer.dtype} of xxh3 {layer.xxh3}"
     return DamagedStoreError(shard.file, expected, found, str(root))
@@ -130,4 +126,4 @@ def damaged(root: Storage, shard: LayerShard, found: str) -> DamagedStoreError:
 
 def _compare(root: Storage, shard: LayerShard, digest: str) -> None:
     if digest != shard.layer.xxh3:
-        raise damaged(root, shard, f"xxh3 {digest}")
+        raise _damaged(root, shard, f"xxh3 {digest}")

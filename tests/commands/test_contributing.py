@@ -22,8 +22,7 @@ from pipeline.align.losses.table import LOSSES
 from pipeline.align.losses.targets import Targets
 from pipeline.encoders.base import Encoder, LoadOptions, Spec
 from pipeline.encoders.load import ENCODERS
-from pipeline.store.formats import FORMATS
-from pipeline.store.formats.hdf5 import Hdf5Format
+from pipeline.store.formats import FORMATS, Hdf5Format
 from tests.commands.encoders import Pixels
 from tests.commands.project import DATA, IMAGE, IMAGES, TEXT
 from tests.commands.running import done, refused
@@ -55,7 +54,6 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
 class OwnFormat(Hdf5Format):
     """HDF5 under another name and another ending."""
 
-    name = "own"
     suffix = ".own"
 
 

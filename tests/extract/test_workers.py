@@ -15,10 +15,9 @@ import pytest
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.progress import Update
-from pipeline.store.events import read_events
+from pipeline.store.events import read_events, summary
 from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.status import summary
 from tests.conftest import ROOT
 from tests.extract.building import IMAGE, write_raw
 

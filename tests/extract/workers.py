@@ -19,10 +19,8 @@ from unittest import mock
 
 from pipeline.extract import run
 from pipeline.extract.config import ExtractConfig
-from pipeline.storage.leases import Holder, Leases, this_process
-from pipeline.storage.local import FileSlots, LocalStorage
-from pipeline.store.events import read_events
-from pipeline.store.status import status, summary
+from pipeline.storage.leases import Leases, this_process
+from pipeline.store.events import read_events, status, summary
 from tests.extract.beside import IMAGE, Filling, in_child, meet
 
 ROWS = 4
@@ -37,10 +35,7 @@ def work(config: ExtractConfig, machine: str | None = None) -> dict[str, Any]:
         holder = replace(this_process(), kernel=machine, host=machine)
         mock.patch.object(run, "this_process", return_value=holder).start()
 
-        def theirs(root: LocalStorage, seconds: float, who: Holder) -> Leases:
-            return Leases(FileSlots(root.here), seconds, holder=who, kernel=False)
-
-        mock.patch.object(LocalStorage, "leases", theirs).start()
+        mock.patch.object(run, "Leases", partial(Leases, kernel=False)).start()
     result = run.extract(config)
     own = [event for event in read_events(config.out) if event["pid"] == os.getpid()]
     shards = [event["shard"] for event in own if event["event"] == "committed"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.storage import leases
-from pipeline.store.status import status
+from pipeline.store.events import status
 from tests.storage.conftest import Machine
 from tests.storage.objects_by_hand import names
 from tests.store.building import LAYERS, fill, header, stored

@@ -11,9 +11,9 @@ from pipeline.storage.contract import Storage, Stored
 from pipeline.storage.objects import ObjectStorage
 from pipeline.storage.open import open_storage
 from pipeline.store.cleaning import gc, replace_store
+from pipeline.store.events import status
 from pipeline.store.inspect import diff, du, ls, verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.status import status
 from pipeline.store.writer import StoreWriter
 from tests.storage.conftest import Machine
 from tests.storage.objects_by_hand import delete, get, names, put

@@ -9,8 +9,7 @@ import numpy as np
 
 from pipeline.storage.contract import Place
 from pipeline.store.commit import PendingShard
-from pipeline.store.formats.base import Features, storage_dtype
-from pipeline.store.key import FeatureKey
+from pipeline.store.key import FeatureKey, Features, storage_dtype
 from pipeline.store.manifest import Header, Manifest
 from pipeline.store.samples import Samples
 from pipeline.store.writer import StoreWriter

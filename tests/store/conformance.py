@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
-from pipeline.store.formats import FORMATS
-from pipeline.store.formats.base import DTYPES, Features, array_xxh3, storage_dtype
+from pipeline.store.formats import FORMATS, array_xxh3
+from pipeline.store.key import DTYPES, Features, storage_dtype
 from pipeline.store.reader import FeatureStore
 from pipeline.store.writer import StoreWriter
 from tests.store.building import (
@@ -51,34 +51,32 @@ class FormatSuite:
         features: dict[str, Features] = {name: rng.normal(size=(rows, w)).astype("<f4") for name, w in WIDTHS.items()}
         ids = self.shard(path, features)
         assert shard_format.ids(path) == ids
-        assert shard_format.layers(path) == tuple(WIDTHS)
         for name, expected in features.items():
             extents = shard_format.extents(path, name)
             assert (extents.rows, extents.width, extents.dtype) == (rows, WIDTHS[name], "float32")
-            views = shard_format.view(path, extents, storage_dtype("float32"))
+            views = shard_format.view(path, extents)
             assert array_xxh3(views) == array_xxh3([expected])
             out = np.empty_like(expected)
-            assert shard_format.read_into(path, extents, out) == array_xxh3([expected])
+            for into in (None, out):
+                blocks = shard_format.stream(path, extents, into)
+                assert b"".join(bytes(block) for block in blocks) == expected.tobytes()
             np.testing.assert_array_equal(out, expected)
-            blocks = shard_format.stream(path, extents, storage_dtype("float32"))
-            assert b"".join(bytes(block) for block in blocks) == expected.tobytes()
             np.testing.assert_array_equal(self.read_foreign(path, name), expected)
 
     def test_awkward_layer_names(self, tmp_path: Path) -> None:
         features: dict[str, Features] = {name: np.full((3, 2), place, "<f4") for place, name in enumerate(AWKWARD)}
         self.shard(tmp_path / "shard", features)
-        assert FORMATS[self.name].layers(tmp_path / "shard") == tuple(AWKWARD)
         for place, name in enumerate(AWKWARD):
             out = np.empty((3, 2), "<f4")
             extents = FORMATS[self.name].extents(tmp_path / "shard", name)
-            FORMATS[self.name].read_into(tmp_path / "shard", extents, out)
+            assert len(list(FORMATS[self.name].stream(tmp_path / "shard", extents, out))) == 1
             assert (out == place).all()
 
     def test_very_wide_rows(self, tmp_path: Path) -> None:
         features: dict[str, Features] = {"wide": np.random.default_rng(0).normal(size=(40, 300_001)).astype("<f4")}
         self.shard(tmp_path / "shard", features)
         extents = FORMATS[self.name].extents(tmp_path / "shard", "wide")
-        views = FORMATS[self.name].view(tmp_path / "shard", extents, storage_dtype("float32"))
+        views = FORMATS[self.name].view(tmp_path / "shard", extents)
         np.testing.assert_array_equal(np.concatenate(views), features["wide"])
 
     def test_equal_input_gives_equal_bytes(self, tmp_path: Path) -> None:
@@ -97,7 +95,7 @@ class FormatSuite:
         extents = FORMATS[self.name].extents(path, "a")
         path.write_bytes(path.read_bytes()[: extents.runs[0].offset + 8])
         with pytest.raises(OSError, match="ends inside a layer"):
-            FORMATS[self.name].read_into(path, extents, np.empty((ITEMS, 3), "<f4"))
+            list(FORMATS[self.name].stream(path, extents, np.empty((ITEMS, 3), "<f4")))
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_a_store_gives_back_what_it_got(self, tmp_path: Path, dtype: str) -> None:

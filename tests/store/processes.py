@@ -25,7 +25,7 @@ from pipeline import files
 from pipeline.errors import PipelineError
 from pipeline.storage import local
 from pipeline.storage.open import open_storage
-from pipeline.store import commit, finish, writer
+from pipeline.store import commit, writer
 from pipeline.store.commit import committed
 from pipeline.store.manifest import HEADER, MANIFEST
 from pipeline.store.reader import FeatureStore
@@ -41,7 +41,7 @@ STEPS: list[tuple[Any, str]] = [
     (files, "sync_file"),
     (files, "publish"),
     (files, "sync_folder"),
-    (finish, "put_if_changed"),
+    (writer, "put_if_changed"),
     (writer, "finish"),
 ]
 TORN = {"write_shard": 1, "write_bytes": 0}

@@ -1,6 +1,7 @@
 """Exports say the same as the store; what is taken in comes out the same."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
 from pipeline.store.inspect import verify
-from pipeline.store.interop import IngestConfig, convert, ingest
+from pipeline.store.interop import convert, ingest
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import Samples
 from pipeline.store.writer import StoreWriter
@@ -59,7 +60,7 @@ def text_store(path: Path, image_ids: list[str]) -> FeatureStore:
     ids = [f"{name}#{place}" for place, name in enumerate(image_ids)]
     np.save(path.with_suffix(".npy"), np.arange(len(ids) * 2, dtype=np.float32).reshape(-1, 2))
     path.with_suffix(".json").write_text(json.dumps(ids))
-    ingest(IngestConfig(vectors=path.with_suffix(".npy"), ids=path.with_suffix(".json"), out=path, modality="text"))
+    ingest(vectors=path.with_suffix(".npy"), ids=path.with_suffix(".json"), out=path, modality="text")
     return FeatureStore.open(path)
 
 
@@ -99,7 +100,8 @@ def test_ingest_npy(tmp_path: Path, file_format: str, dtype: str) -> None:
     (tmp_path / "ids.csv").write_text(
         "sample_id,image_id,split\n" + "".join(f"c{i},i{i // 2},test\n" for i in range(11))
     )
-    config = IngestConfig(
+    take = partial(
+        ingest,
         vectors=tmp_path / "v.npy",
         ids=tmp_path / "ids.csv",
         out=tmp_path / "store",
@@ -107,8 +109,8 @@ def test_ingest_npy(tmp_path: Path, file_format: str, dtype: str) -> None:
         shard_rows=4,
         file_format=file_format,
     )
-    manifest = ingest(config)
-    assert ingest(config) == manifest
+    manifest = take()
+    assert take() == manifest
     store = FeatureStore.open(tmp_path / "store")
     np.testing.assert_array_equal(store.numpy("output"), vectors)
     assert store.samples.image_id == [f"i{i // 2}" for i in range(11)]
@@ -117,7 +119,7 @@ def test_ingest_npy(tmp_path: Path, file_format: str, dtype: str) -> None:
     assert verify(store.root, deep=True) == []
     np.save(tmp_path / "v.npy", vectors + 1)
     with pytest.raises(KeyMismatchError, match=r"encoder\.content"):
-        ingest(config)
+        take()
 
 
 @pytest.mark.parametrize("kind", ["list", "large", "fixed"])
@@ -129,7 +131,7 @@ def test_ingest_parquet(tmp_path: Path, kind: str) -> None:
         "vector": pa.array(vectors.tolist(), kinds[kind]),
     }
     pq.write_table(pa.table({**columns, "label": ["x", None, "y", "", "z"]}), tmp_path / "v.parquet")
-    ingest(IngestConfig(vectors=tmp_path / "v.parquet", out=tmp_path / "store", modality="text"))
+    ingest(vectors=tmp_path / "v.parquet", out=tmp_path / "store", modality="text")
     store = FeatureStore.open(tmp_path / "store")
     np.testing.assert_array_equal(store.numpy("output"), vectors)
     assert store.samples == Samples(columns["sample_id"], ["a"] * 5, [""] * 5, ["x", "", "y", "", "z"], [""] * 5)
@@ -137,7 +139,7 @@ def test_ingest_parquet(tmp_path: Path, kind: str) -> None:
 
 def test_ingest_takes_its_own_export(store: FeatureStore, tmp_path: Path) -> None:
     convert(store.root, tmp_path / "out", "parquet", layers=["output"])
-    ingest(IngestConfig(vectors=tmp_path / "out" / "features.parquet", out=tmp_path / "again", modality="image"))
+    ingest(vectors=tmp_path / "out" / "features.parquet", out=tmp_path / "again", modality="image")
     again = FeatureStore.open(tmp_path / "again")
     assert again.samples == store.samples
     assert again.content_digest == convert_digest(store, tmp_path)
@@ -172,9 +174,9 @@ def test_ingest_refuses(tmp_path: Path, vectors: Any, name: str, ids: str | None
         np.save(tmp_path / "v.npy", vectors)
     if ids is not None:
         (tmp_path / name).write_text(ids)
-    config = IngestConfig(vectors=tmp_path / "v.npy", ids=tmp_path / name, out=tmp_path / "store", modality="image")
+    take = partial(ingest, vectors=tmp_path / "v.npy", ids=tmp_path / name, out=tmp_path / "store", modality="image")
     with pytest.raises(UserError, match=message):
-        ingest(config)
+        take()
 
 
 def test_ingest_refuses_other_files(tmp_path: Path) -> None:
@@ -186,17 +188,17 @@ def test_ingest_refuses_other_files(tmp_path: Path) -> None:
         if name != "v.npy":
             (tmp_path / name).write_text("x")
         with pytest.raises(UserError, match=message):
-            ingest(IngestConfig(vectors=tmp_path / name, out=tmp_path / "store", modality="image"))
+            ingest(vectors=tmp_path / name, out=tmp_path / "store", modality="image")
 
 
 def test_ingest_refuses_vectors_of_several_widths_or_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"sample_id": ["a", "b"], "v": [[1.0], [1.0, 2.0]]}), tmp_path / "v.parquet")
-    config = IngestConfig(vectors=tmp_path / "v.parquet", out=tmp_path / "store", modality="image")
+    take = partial(ingest, vectors=tmp_path / "v.parquet", out=tmp_path / "store", modality="image")
     with pytest.raises(UserError, match=r"vectors of one width.*widths \[1, 2\]"):
-        ingest(config)
+        take()
     pq.write_table(pa.table({"sample_id": ["a"], "v": [[1.0]], "w": [[1.0]]}), tmp_path / "v.parquet")
     with pytest.raises(UserError, match=r"one list column of vectors, found list columns v, w; name it"):
-        ingest(config)
+        take()
 
 
 def test_a_writer_never_mixes_ingested_and_computed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Digests, signed JSON, and the count of values that are no numbers."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DamagedStoreError, UnknownNameError
 from pipeline.files import dump_signed, file_sha256, load_signed
-from pipeline.store.formats.base import array_xxh3, count_nonfinite, storage_dtype
-from pipeline.store.manifest import content_digest, ids_digest
+from pipeline.store.formats import array_xxh3, count_nonfinite
+from pipeline.store.key import storage_dtype
+from pipeline.store.manifest import LayerInfo, content_digest, ids_digest
 
 
 def test_any_flipped_byte_of_signed_json_is_seen() -> None:
@@ -49,17 +51,20 @@ def test_array_xxh3_is_over_all_bytes() -> None:
 
 
 def test_content_digest_counts_everything_but_the_order_of_layers() -> None:
-    a, b = ("a", 2, "float16", "0"), ("b", 3, "float16", "1")
+    a, b = (
+        LayerInfo(name="a", width=2, dtype="float16", digest="0"),
+        LayerInfo(name="b", width=3, dtype="float16", digest="1"),
+    )
     base = content_digest(5, "ids", [a, b])
     assert content_digest(5, "ids", [b, a]) == base
     others = [
         content_digest(4, "ids", [a, b]),
         content_digest(5, "ids2", [a, b]),
         content_digest(5, "ids", [a]),
-        content_digest(5, "ids", [a, ("b", 3, "float16", "2")]),
-        content_digest(5, "ids", [a, ("b", 4, "float16", "1")]),
-        content_digest(5, "ids", [a, ("b", 3, "bfloat16", "1")]),
-        content_digest(5, "ids", [a, ("c", 3, "float16", "1")]),
+        content_digest(5, "ids", [a, replace(b, digest="2")]),
+        content_digest(5, "ids", [a, replace(b, width=4)]),
+        content_digest(5, "ids", [a, replace(b, dtype="bfloat16")]),
+        content_digest(5, "ids", [a, replace(b, name="c")]),
     ]
     assert len({base, *others}) == len(others) + 1
 

@@ -12,14 +12,12 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage.leases import Holder, Leases, this_process
-from pipeline.storage.local import FileSlots
+from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from pipeline.store.cleaning import gc, replace_store
-from pipeline.store.events import EventLog, read_events, reason_of
+from pipeline.store.events import EventLog, event_files, read_events, reason_of, status, summary
 from pipeline.store.inspect import diff, du, verify
 from pipeline.store.interop import convert
-from pipeline.store.manifest import event_files
-from pipeline.store.status import status, summary
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header
 
@@ -169,7 +167,7 @@ def test_alive_dead_silent(tmp_path: Path) -> None:
     theirs.touch()
     assert states(tmp_path, ours, theirs) == ["dead", "alive"]
     os.utime(theirs.path, (1000, 1000))
-    lease = Leases(FileSlots(tmp_path), holder=elsewhere(), kernel=False).take(1)
+    lease = Leases(LocalStorage(tmp_path), holder=elsewhere(), kernel=False).take(1)
     assert lease is not None
     assert states(tmp_path, ours, theirs) == ["dead", "alive"], "its lease is renewed"
     found = summary(tmp_path)
@@ -197,7 +195,7 @@ def test_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         logs = event_files(open_storage(tmp_path))
         started = min(json.loads(path.read_text().splitlines()[0])["time"] for path in logs)
         now = datetime.fromisoformat(started).timestamp() + 20
-        monkeypatch.setattr("pipeline.store.status.time.time", lambda: now)
+        monkeypatch.setattr("pipeline.store.events.time.time", lambda: now)
         found = summary(tmp_path)
         assert found.rate == pytest.approx(20 / 20)
         assert found.eta == pytest.approx(3.0)

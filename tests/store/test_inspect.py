@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.store.cleaning import gc, replace_store
+from pipeline.store.events import status
 from pipeline.store.inspect import diff, du, ls, verify
-from pipeline.store.status import status
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, WIDTHS, computed, fill, header, sample_id, samples
 

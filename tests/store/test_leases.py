@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.storage import leases
 from pipeline.storage.leases import Heartbeat, Leases, this_process
-from pipeline.storage.local import FileSlots, temp_file
+from pipeline.storage.local import LocalStorage, temp_file
 from pipeline.store.cleaning import gc, replace_store
 from pipeline.store.inspect import verify
 from pipeline.store.writer import StoreWriter
@@ -19,7 +19,9 @@ from tests.store.building import LAYERS, computed, fill, header
 
 def elsewhere(root: Path, seconds: float = 60.0, machine: str = "other") -> Leases:
     """Return leases of another machine, whose locks reach nobody here."""
-    return Leases(FileSlots(root), seconds, holder=replace(this_process(), kernel=machine, host=machine), kernel=False)
+    return Leases(
+        LocalStorage(root), seconds, holder=replace(this_process(), kernel=machine, host=machine), kernel=False
+    )
 
 
 @pytest.fixture
@@ -83,12 +85,12 @@ def test_what_another_machine_is_at_is_left_alone(tmp_path: Path) -> None:
     StoreWriter(tmp_path, header())
     assert temp.exists()
     assert not loose.exists()
-    with pytest.raises(Exception, match=r"expected a store that nobody writes, found \.00001\.0\.lease held by a live"):
+    with pytest.raises(Exception, match=r"expected a store that nobody writes, found \.00001\.lease held by a live"):
         replace_store(tmp_path)
     old = 1000.0
-    os.utime(tmp_path / ".00001.0.lease", (old, old))  # silent for far more than ten times its seconds
+    os.utime(tmp_path / ".00001.lease", (old, old))  # silent for far more than ten times its seconds
     found = {each.name: each.reason for each in gc(tmp_path, delete=True)}
-    assert found[".00001.0.lease"] == "lease of a dead process"
+    assert found[".00001.lease"] == "lease of a dead process"
     assert found[temp.name] == "temp file of a dead process"
     assert sum(reason == "not in the manifest" for reason in found.values()) == 2
     assert verify(tmp_path, deep=True) == []
@@ -97,11 +99,11 @@ def test_what_another_machine_is_at_is_left_alone(tmp_path: Path) -> None:
 
 def test_leases_of_this_machines_dead_go_when_the_next_writer_comes(tmp_path: Path) -> None:
     fill(tmp_path, header())
-    lease = Leases(FileSlots(tmp_path)).take(2)
+    lease = Leases(LocalStorage(tmp_path)).take(2)
     assert lease is not None
     with temp_file(tmp_path / "samples.parquet") as living:
         StoreWriter(tmp_path, header())
-        assert {".00002.0.lease", living.name} <= set(names(tmp_path))
+        assert {".00002.lease", living.name} <= set(names(tmp_path))
         lease._kernel.close()  # as the kernel does with a dead process
         StoreWriter(tmp_path, header())
-        assert ".00002.0.lease" not in names(tmp_path)
+        assert ".00002.lease" not in names(tmp_path)

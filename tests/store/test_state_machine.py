@@ -28,9 +28,9 @@ from pipeline.storage.open import open_storage
 from pipeline.store import commit
 from pipeline.store.cleaning import gc
 from pipeline.store.commit import committed
+from pipeline.store.events import status
 from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
-from pipeline.store.status import status
 from pipeline.store.writer import StoreWriter
 from tests.store.building import LAYERS, computed, fill, header, samples, stored
 

@@ -20,10 +20,11 @@ from pipeline.errors import (
     UnknownNameError,
     UserError,
 )
+from pipeline.storage import local
 from pipeline.storage.leases import lock_name
 from pipeline.storage.local import temp_file
 from pipeline.storage.locks import lock
-from pipeline.store import cleaning, commit
+from pipeline.store import commit
 from pipeline.store.cleaning import gc as collect
 from pipeline.store.commit import PendingShard
 from pipeline.store.manifest import Header
@@ -267,7 +268,7 @@ def test_a_temp_file_that_was_not_locked_yet_when_somebody_looked_stays(
 ) -> None:
     fill(tmp_path, header())
     with temp_file(tmp_path / "samples.parquet") as living:
-        monkeypatch.setattr(cleaning, "stale_temp_files", lambda root: [living])
+        monkeypatch.setattr(local, "stale_temp_files", lambda root: [living])
         StoreWriter(tmp_path, header())
         assert living.exists()
         collect(tmp_path, delete=True)
