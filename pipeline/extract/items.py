@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 from pipeline.encoders.base import Encoder, Modality
 from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.datasets.layout import Classes, RawDataset
-from pipeline.extract.datasets.tables import is_utf8
+from pipeline.extract.datasets.layout import Classes, RawDataset, is_utf8
 from pipeline.files import file_sha256
 from pipeline.runtime import DTYPE_NAMES
 from pipeline.storage.contract import Storage

@@ -4,22 +4,28 @@ dataset.json   name, source, licence, counts, split rule (optional where the set
 images.csv     image_id,file[,split][,label]
 captions.csv   caption[,caption_id][,image_id]
 classes.json   {"classes": [...], "templates": [...], "prompts": {...}}   (optional)
+
+Nothing is dropped unseen: a row that is not right is an error with its line. No path leaves its folder.
 """
 
+import csv
 import json
+import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.tables import Fence, is_utf8, read_columns
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.open import open_storage
 
 FORMAT = 1
 TABLES = ("dataset.json", "images.csv", "captions.csv", "classes.json")
+
+csv.field_size_limit(2**24)
 
 
 class ImageRow(NamedTuple):
@@ -71,7 +77,7 @@ class RawDataset:
     """In the order of images.csv."""
     captions: tuple[CaptionRow, ...]
     """In the order of captions.csv."""
-    classes: Classes | None = field(default=None)
+    classes: Classes | None = None
     """classes.json, if there is one."""
 
 
@@ -93,20 +99,19 @@ def open_dataset(place: Place) -> RawDataset:
     there = root.list()
     root.fetch(name for name in TABLES if name in there)
     info = _read_info(root) if "dataset.json" in there else {}
-    named = "classes.json" in there
-    classes = read_classes(root.file("classes.json"), str(root / "classes.json")) if named else None
-    has_images, has_captions = "images.csv" in there, "captions.csv" in there
-    if not has_images and not has_captions:
+    classes = None
+    if "classes.json" in there:
+        classes = read_classes(root.file("classes.json"), str(root / "classes.json"))
+    if "images.csv" not in there and "captions.csv" not in there:
         raise UserError(
             expected="images.csv or captions.csv",
             found=", ".join(sorted(path.name for path in root.here.iterdir())[:10]) or "an empty folder",
             where=str(root),
             remedy="this is not a raw data set: make one of it with `pipeline data import`",
         )
-    images = _read_images(root, classes) if has_images else ()
-    known = {row.image_id for row in images} if has_images else None
-    captions = _read_captions(root, known) if has_captions else ()
-    return RawDataset(root, str(info.get("name") or root.name), info, images, captions, classes)
+    images = tuple(_image_rows(root, classes)) if "images.csv" in there else None
+    captions = tuple(_caption_rows(root, images)) if "captions.csv" in there else ()
+    return RawDataset(root, str(info.get("name") or root.name), info, images or (), captions, classes)
 
 
 def _read_info(root: Storage) -> Mapping[str, Any]:
@@ -122,47 +127,64 @@ def _read_info(root: Storage) -> Mapping[str, Any]:
     return info
 
 
-def _read_images(root: Storage, classes: Classes | None) -> tuple[ImageRow, ...]:
-    path, table = root.file("images.csv"), str(root / "images.csv")
+def _image_rows(root: Storage, classes: Classes | None) -> Iterator[ImageRow]:
     remedy = "put the file into the data set's folder, or import it with `pipeline data import`"
     fence = Fence(root.here, remedy, str(root))
     known = set(classes.names) if classes else None
-    rows = []
-    for line, (image_id, file, split, label) in read_columns(path, ("image_id", "file"), ("split", "label"), table):
-        where = f"{table}, line {line}"
-        if not image_id:
+    seen: set[str] = set()
+    for where, values in _checked_rows(root, "images.csv", ("image_id", "file"), ("split", "label")):
+        row = ImageRow(*values)
+        if not row.image_id:
             raise UserError(expected="an image_id", found="an empty field", where=where)
-        if label and known is not None and label not in known:
+        if row.label and known is not None and row.label not in known:
             raise UserError(
                 expected=f"a class of classes.json ({_some(known)})",
-                found=f"label {label!r}",
+                found=f"label {row.label!r}",
                 where=where,
                 remedy="labels are written exactly as in classes.json, or left empty",
             )
-        fence.check(file, where)
-        _require_utf8(where, image_id, file, split, label)
-        rows.append(ImageRow(image_id, file, split, label))
-    _refuse_repeated((row.image_id for row in rows), "image_id", table)
-    return tuple(rows)
+        fence.check(row.file, where)
+        _require_utf8(where, *row)
+        _require_new(row.image_id, seen, "image_id", where)
+        yield row
 
 
-def _read_captions(root: Storage, known: set[str] | None) -> tuple[CaptionRow, ...]:
-    path, table = root.file("captions.csv"), str(root / "captions.csv")
+def _caption_rows(root: Storage, images: Sequence[ImageRow] | None) -> Iterator[CaptionRow]:
+    known = {row.image_id for row in images} if images is not None else None
     count: Counter[str] = Counter()
-    rows = []
-    for line, (caption, caption_id, image_id) in read_columns(path, ("caption",), ("caption_id", "image_id"), table):
+    seen: set[str] = set()
+    for where, values in _checked_rows(root, "captions.csv", ("caption",), ("caption_id", "image_id")):
+        caption, caption_id, image_id = values
         if image_id and known is not None and image_id not in known:
             raise UserError(
                 expected="an image_id of images.csv, or none",
                 found=repr(image_id),
-                where=f"{table}, line {line}",
+                where=where,
                 remedy="add the image to images.csv or leave the caption's image_id empty",
             )
-        _require_utf8(f"{table}, line {line}", caption_id, image_id)
-        rows.append(CaptionRow(caption_id or f"{image_id}#{count[image_id]}", image_id, caption))
+        _require_utf8(where, caption_id, image_id)
+        row = CaptionRow(caption_id or f"{image_id}#{count[image_id]}", image_id, caption)
+        _require_new(row.caption_id, seen, "caption_id", where)
         count[image_id] += 1
-    _refuse_repeated((row.caption_id for row in rows), "caption_id", table)
-    return tuple(rows)
+        yield row
+
+
+def _checked_rows(
+    root: Storage, name: str, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (file and line, values of the required and then the optional columns); absent optional ones are empty."""
+    shown = str(root / name)
+    rows = read_rows(root.file(name), where=shown)
+    _, header = next(rows)
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise UserError(
+            expected=f"the columns {', '.join(required)}",
+            found=f"{', '.join(header) or 'no header'} (missing: {', '.join(missing)})",
+            where=shown,
+        )
+    for line, row in rows:
+        yield f"{shown}, line {line}", [row.get(column, "") for column in (*required, *optional)]
 
 
 def _require_utf8(where: str, *fields: str) -> None:
@@ -176,17 +198,18 @@ def _require_utf8(where: str, *fields: str) -> None:
             )
 
 
-def _refuse_repeated(ids: Iterable[str], column: str, where: str) -> None:
-    seen: set[str] = set()
-    for item_id in ids:
-        if item_id in seen:
-            raise UserError(
-                expected=f"every {column} once",
-                found=f"{item_id!r} twice",
-                where=where,
-                remedy="ids join images, captions and features, so each must be unique",
-            )
-        seen.add(item_id)
+def _require_new(item_id: str, seen: set[str], column: str, where: str) -> None:
+    if item_id in seen:
+        raise UserError(
+            expected=f"every {column} once",
+            found=f"{item_id!r} twice",
+            where=where,
+            remedy="ids join images, captions and features, so each must be unique",
+        )
+    seen.add(item_id)
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path, where: str = "") -> dict[str, Any]:
@@ -218,7 +241,7 @@ def read_classes(path: Path, where: str = "") -> Classes:
     value = read_json(path, where)
     names = _texts(value.get("classes"), "classes", where)
     if len(set(names)) != len(names):
-        twice = next(name for name, times in Counter(names).items() if times > 1)
+        twice, _ = Counter(names).most_common(1)[0]
         raise UserError(expected="every class once", found=f"{twice!r} twice", where=where)
     templates = _texts(value.get("templates") or ["{c}"], "templates", where)
     for template in templates:
@@ -234,19 +257,126 @@ def read_classes(path: Path, where: str = "") -> Classes:
     return Classes(names=names, templates=templates, prompts=own)
 
 
+def classes_beside(path: Path) -> Classes | None:
+    """Return the classes.json in the folder of a file, if it is there."""
+    beside = path.parent / "classes.json"
+    return read_classes(beside) if beside.is_file() else None
+
+
 def _texts(value: object, field_name: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
+        found = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
         raise UserError(
-            expected="a list of texts, none of them empty", found=_short(value), where=f"{where}: {field_name}"
+            expected="a list of texts, none of them empty",
+            found=found if len(found) < 80 else found[:77] + "...",
+            where=f"{where}: {field_name}",
         )
     return tuple(value)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
+
+
+# ---- tables and paths as users write them ----------------------------------------------------------------------------
+
+
+def read_rows(path: Path, delimiter: str = ",", where: str = "") -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, column → text) of every row, first of all the header with empty texts.
+
+    Bytes that are not UTF-8 become surrogates (see `is_utf8`).
+
+    Args:
+        path: The file.
+        delimiter: What separates its fields.
+        where: What errors call the file; its path if unsaid.
+
+    Raises:
+        UserError: The file is missing, not CSV, or a row has more or fewer fields than the header.
+    """
+    if not path.is_file():
+        raise UserError(expected=f"a table {path.name}", found="no such file", where=str(path.parent))
+    where = where or str(path)
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        try:
+            header = next(reader, [])
+            yield 1, dict.fromkeys(header, "")
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise UserError(
+                        expected=f"{len(header)} fields ({', '.join(header)})",
+                        found=f"{len(row)}",
+                        where=f"{where}, line {reader.line_num}",
+                        remedy="quote fields that hold the separator or line ends",
+                    )
+                yield reader.line_num, dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            raise UserError(expected="CSV", found=str(error), where=f"{where}, line {reader.line_num}") from error
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether a text from a table was valid UTF-8."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+class Fence:
+    """Lets only those relative paths through that stay in a folder, links followed.
+
+    Args:
+        root: The folder.
+        remedy: What the error advises.
+        shown: What the error calls the folder; its path if unsaid.
+    """
+
+    def __init__(self, root: Path, remedy: str = "", shown: str = "") -> None:
+        self.root = root
+        self._shown = shown or str(root)
+        self._real = os.path.realpath(root)
+        self._remedy = remedy
+        self._folders: dict[str, bool] = {}
+
+    def path(self, name: str, where: str) -> Path:
+        """Return `root / name`.
+
+        Raises:
+            UserError: The name is empty, absolute, climbs with `..`, or passes a link that leads out.
+        """
+        self.check(name, where)
+        return self.root / name
+
+    def check(self, name: str, where: str) -> None:
+        """Raise where `path` would."""
+        problem = self.problem(name)
+        if problem:
+            raise UserError(
+                expected=f"a path inside {self._shown}", found=f"{name!r} ({problem})", where=where, remedy=self._remedy
+            )
+
+    def problem(self, name: str) -> str:
+        """Return why a name is not let through; empty where it is."""
+        if not name or "\0" in name:
+            return "empty" if not name else "it holds a zero byte"
+        slashed = name.replace("\\", "/")
+        if slashed.startswith("/") or (":" in name and PureWindowsPath(name).drive):
+            return "it is absolute"
+        if ".." in slashed.split("/"):
+            return "it climbs out with .."
+        return "" if self._stays(name) else "it is a link that leaves the folder"
+
+    def _stays(self, name: str) -> bool:
+        folder, _, _ = name.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = self._inside(self.root / folder)
+        if not self._folders[folder]:
+            return False
+        path = os.path.join(self.root, name)  # noqa: PTH118 - called once a row of the data set
+        try:
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except OSError:
+            return True
+        return not is_link or self._inside(Path(path))
+
+    def _inside(self, path: Path) -> bool:
+        return os.path.commonpath([os.path.realpath(path), self._real]) == self._real

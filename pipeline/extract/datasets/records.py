@@ -1,16 +1,23 @@
-"""What every importer yields and the one writer takes: records; and what importers share to make them.
+"""What every source becomes: records, each an image with its captions, label and split.
 
-Options of the user, columns found by their usual names, labels as class names, splits.
+    a source's rows, as it writes them → `Columns.record` → records and what is left out → `writing.write_dataset`
+
+A source knows where its rows and images are; what the values of a row mean is decided here, for all of them: columns by
+their usual names or the user's, captions as texts, labels as class names, splits by name or by a rule.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.layout import Classes, read_classes
+from pipeline.extract.datasets.layout import Classes
 from pipeline.settings import setting, settings
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"})
+"""File name endings that importers take for an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +32,7 @@ class Record:
     source: Path | bytes | None = None
     """The image file, or its bytes. None only without an image."""
     name: str = ""
-    """Wished path under `images/`; made safe and unique by the writer."""
+    """Wished path under `images/`, made safe and unique by the writer; empty: the id."""
     split: str = ""
     """As the source writes it; empty where it has none."""
     label: str = ""
@@ -60,26 +67,6 @@ class Records:
     """Under which licence, for dataset.json."""
     attribution: str = ""
     """Whom to name, for dataset.json."""
-
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"})
-"""File name endings that importers take for an image."""
-
-_MAGIC = (
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"\x89PNG\r\n\x1a\n", ".png"),
-    (b"GIF8", ".gif"),
-    (b"BM", ".bmp"),
-    (b"II*\x00", ".tif"),
-    (b"MM\x00*", ".tif"),
-)
-
-
-def suffix_of(data: bytes) -> str:
-    """Return the file name ending that fits some image bytes; `.img` where the format is not known."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ".webp"
-    return next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), ".img")
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------
@@ -183,6 +170,8 @@ class ImportOptions:
     attribution: str = setting(default="", flag=None, help="Whom to name, kept in dataset.json.")
 
 
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
 COLUMNS = {
     "filepath": ("filepath", "file", "file_name", "filename", "image", "image_path", "path", "image_id"),
     "caption": ("caption", "captions", "text", "title", "sentence"),
@@ -192,66 +181,83 @@ COLUMNS = {
 """Usual names of columns, the first found wins."""
 
 
-def find_column(options: ImportOptions, field: str, found: list[str], where: str, *, needed: bool = False) -> str:
-    """Return the column that holds a field, or an empty name.
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of a source hold what (empty: none does), and which classes its labels are numbers of."""
 
-    Args:
-        options: May name the column.
-        field: A key of `COLUMNS`.
-        found: The table's columns.
-        where: The table, for the error.
-        needed: Whether its absence is an error.
-
-    Raises:
-        UserError: The named column, or a needed one, is not there.
-    """
-    asked: str = getattr(options, field)
-    if asked and asked not in found:
-        raise UserError(expected=f"a column {asked!r}", found=", ".join(found) or "none", where=where)
-    column = asked or next((name for name in COLUMNS[field] if name in found), "")
-    if needed and not column:
-        raise UserError(
-            expected=f"a column {field!r}",
-            found=", ".join(found) or "none",
-            where=where,
-            remedy=f"name the column with --{field}",
-        )
-    return column
-
-
-# ---- labels ----------------------------------------------------------------------------------------------------------
-
-
-class LabelNames:
-    """Class names by number, if the source has a list of them.
-
-    Args:
-        classes: The list; None: labels are kept as they are written.
-        where: The list's file, for the error.
-    """
-
-    def __init__(self, classes: Classes | None, where: str) -> None:
-        self.classes = classes
-        self.where = where
+    filepath: str = ""
+    """An image's path, or its bytes."""
+    caption: str = ""
+    """A caption, or a list of them."""
+    label: str = ""
+    """A class name, or its number."""
+    split: str = ""
+    """A split's name."""
+    classes: Classes | None = None
+    """Class names by number; None: labels are kept as they are written."""
+    where: str = ""
+    """The source, for errors."""
 
     @classmethod
-    def beside(cls, table: Path) -> "LabelNames":
-        """Read classes.json next to a table, if it is there."""
-        path = table.parent / "classes.json"
-        return cls(read_classes(path) if path.is_file() else None, str(path))
-
-    def of(self, label: object) -> str:
-        """Return the class name of a label; empty for none, which a list of classes also lets be written as -1.
+    def find(
+        cls, options: ImportOptions, found: Sequence[str], where: str, classes: Classes | None = None
+    ) -> "Columns":
+        """Choose among the columns that a source has: the user's, else those of usual names.
 
         Raises:
-            UserError: A list of classes is there and the label is not in it.
+            UserError: A column that the user names is not there.
         """
-        text = "" if label is None else str(label).strip()
-        if not text or self.classes is None or text in self.classes.names:
-            return text
+        chosen: dict[str, str] = {}
+        for field, usual in COLUMNS.items():
+            asked: str = getattr(options, field)
+            if asked and asked not in found:
+                raise UserError(expected=f"a column {asked!r}", found=", ".join(found) or "none", where=where)
+            chosen[field] = asked or next((name for name in usual if name in found), "")
+        return cls(**chosen, classes=classes, where=where)
+
+    def value(self, row: Mapping[Any, Any], field: str) -> Any:
+        """Return what a row holds of one of the `COLUMNS`; None where no column does."""
+        column = getattr(self, field)
+        return row.get(column) if column else None
+
+    def record(
+        self, row: Mapping[Any, Any], image_id: str = "", source: Path | bytes | None = None, **stated: Any
+    ) -> Record:
+        """Return the record of a row.
+
+        Args:
+            row: Column → value, as the source writes it.
+            image_id: See `Record`.
+            source: See `Record`.
+            stated: `caption`, `label` or `split` where another thing than a column of the row says it.
+
+        Raises:
+            UserError: There are classes, and the label is none of them.
+        """
+        value = {field: stated.get(field, self.value(row, field)) for field in ("caption", "label", "split")}
+        captions = value["caption"] if isinstance(value["caption"], list | tuple) else (value["caption"],)
+        return Record(
+            image_id=image_id,
+            source=source,
+            split=_text(value["split"]),
+            label=self._class_name(_text(value["label"]).strip()),
+            captions=tuple(map(_text, captions)) if value["caption"] is not None else (),
+        )
+
+    def _class_name(self, label: str) -> str:
+        """Return the class name of a label; empty for none, which a list of classes also lets be written as -1."""
+        if not label or self.classes is None or label in self.classes.names:
+            return label
         names = self.classes.names
-        if text == "-1":
+        if label == "-1":
             return ""
-        if text.isdecimal() and int(text) < len(names):
-            return names[int(text)]
-        raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(text), where=self.where)
+        if label.isdecimal() and int(label) < len(names):
+            return names[int(label)]
+        raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(label), where=self.where)
+
+
+def _text(value: Any) -> str:
+    """Return a value as text; of a sentence with its tokens the sentence."""
+    if isinstance(value, Mapping) and "raw" in value:
+        value = value["raw"]
+    return "" if value is None else str(value)

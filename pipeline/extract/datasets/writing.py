@@ -8,17 +8,24 @@ import json
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.layout import FORMAT, read_json
-from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule, official_split, suffix_of
-from pipeline.extract.datasets.tables import is_utf8, safe_name
+from pipeline.extract.datasets.layout import FORMAT, is_utf8, read_json
+from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule, official_split
 from pipeline.progress import Meter, Progress, silent
+
+_MAGIC = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG\r\n\x1a\n", ".png"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\x00", ".tif"),
+    (b"MM\x00*", ".tif"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,18 +74,21 @@ def write_dataset(
     work = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     work.mkdir()
     try:
-        with _Files(work, rule if not source.has_splits else None, link) as files:
+        with ExitStack() as stack:
+            tables = _Tables(work, stack, rule if not source.has_splits else None, link)
             meter = Meter(progress, "images", source.total)
             for record in source.records:
-                files.add(record)
+                tables.add(record)
                 meter.advance()
-        if not files.images and not files.captions:
+        if not tables.images and not tables.captions:
+            example = f", the first because: {tables.first_reason}" if tables.first_reason else ""
             raise UserError(
                 expected="at least one image or caption",
-                found=f"none ({files.skipped} left out{files.example()})",
+                found=f"none ({tables.skipped} left out{example})",
                 where=source.origin or str(out),
             )
-        made = MadeDataset(out, files.images, files.captions, _write_classes(work, source, files.labels), files.skipped)
+        classes = _write_classes(work, source, tables.labels)
+        made = MadeDataset(out, tables.images, tables.captions, classes, tables.skipped)
         _write_info(work, name, source, made, rule)
         _put_in_place(work, out)
     except BaseException:
@@ -113,30 +123,29 @@ def _put_in_place(work: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_classes(work: Path, source: Records, labels: Iterable[str]) -> int:
+def _write_classes(work: Path, source: Records, labels: set[str]) -> int:
+    """Write the classes of the source, or those of the labels that were met; return how many."""
     classes = source.classes
-    content: dict[str, Any] = {}
+    content: dict[str, Any] = {"classes": sorted(labels), "templates": ["a photo of a {c}."]}
     if classes:
-        content = {"classes": list(classes.names), "templates": list(classes.templates)}
-        if classes.prompts:
-            content["prompts"] = {label: list(texts) for label, texts in classes.prompts.items()}
-    elif labels:
-        content = {"classes": sorted(labels), "templates": ["a photo of a {c}."]}
-    if not content:
-        return 0
-    _write_json(work / "classes.json", content)
+        content = {"classes": classes.names, "templates": classes.templates}
+        content |= {"prompts": classes.prompts} if classes.prompts else {}
+    if content["classes"]:
+        _write_json(work / "classes.json", content)
     return len(content["classes"])
 
 
 def _write_info(work: Path, name: str, source: Records, made: MadeDataset, rule: SplitRule | None) -> None:
-    counts = asdict(made)
     info = {
         "format": FORMAT,
         "name": name,
         "source": source.origin,
         "licence": source.licence,
         "attribution": source.attribution,
-        **{key: counts[key] for key in ("images", "captions", "classes", "skipped")},
+        "images": made.images,
+        "captions": made.captions,
+        "classes": made.classes,
+        "skipped": made.skipped,
         "split_rule": "the source's own" if source.has_splits else (rule or SplitRule()).describe(),
     }
     _write_json(work / "dataset.json", info)
@@ -146,73 +155,60 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-class _Files:
-    """The open tables of a data set in the making."""
+class _Tables:
+    """The tables of a data set in the making, open until `stack` closes, and the image files beside them."""
 
-    def __init__(self, work: Path, rule: SplitRule | None, link: bool) -> None:
+    def __init__(self, work: Path, stack: ExitStack, rule: SplitRule | None, link: bool) -> None:
+        def table(name: str, *header: str) -> Any:
+            file = stack.enter_context((work / name).open("w", newline="", encoding="utf-8", errors="replace"))
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            return writer
+
         self._work, self._rule, self._link = work, rule, link
+        self._images = table("images.csv", "image_id", "file", "split", "label")
+        self._captions = table("captions.csv", "caption_id", "image_id", "caption")
+        self._skipped = table("skipped.csv", "id", "reason")
         self._sources: dict[str, Path | None] = {}
         self._names: set[str] = set()
         self._count: Counter[str] = Counter()
-        self._reasons: list[str] = []
-        self.labels: dict[str, None] = {}
+        self.labels: set[str] = set()
         self.images = self.captions = self.skipped = 0
-
-    def __enter__(self) -> "_Files":
-        with ExitStack() as stack:
-            self._images = self._table(stack, "images.csv", "image_id", "file", "split", "label")
-            self._captions = self._table(stack, "captions.csv", "caption_id", "image_id", "caption")
-            self._skipped = self._table(stack, "skipped.csv", "id", "reason")
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _table(self, stack: ExitStack, name: str, *header: str) -> Any:
-        file = stack.enter_context((self._work / name).open("w", newline="", encoding="utf-8", errors="replace"))
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        return writer
+        self.first_reason = ""
 
     def add(self, record: Record | Skipped) -> None:
         if isinstance(record, Skipped):
             self._skip(record.id, record.reason)
-        elif self._add_image(record):
+            return
+        problem = self._add_image(record) if record.image_id else ""
+        if problem:
+            self._skip(record.image_id, problem)
+        else:
             self._add_captions(record)
-
-    def example(self) -> str:
-        return f", the first because: {self._reasons[0]}" if self._reasons else ""
 
     def _skip(self, item_id: str, reason: str) -> None:
         self._skipped.writerow((item_id, reason))
-        self._reasons = self._reasons or [reason]
+        self.first_reason = self.first_reason or reason
         self.skipped += 1
 
-    def _add_image(self, record: Record) -> bool:
-        if not record.image_id:
-            return True
+    def _add_image(self, record: Record) -> str:
+        """Add an image that is not there yet; return why it cannot be, or nothing."""
         same = record.source if isinstance(record.source, Path) else None
         if record.image_id in self._sources:
-            if same is not None and self._sources[record.image_id] == same:
-                return True
-            self._skip(record.image_id, "the same image id came before with another image")
-            return False
-        if not is_utf8(record.image_id) or not is_utf8(record.label) or not is_utf8(record.split):
-            self._skip(record.image_id, "its id, label or split is not UTF-8")
-            return False
+            again = same is not None and self._sources[record.image_id] == same
+            return "" if again else "the same image id came before with another image"
+        if not all(map(is_utf8, (record.image_id, record.label, record.split))):
+            return "its id, label or split is not UTF-8"
         try:
             file = self._place(record)
         except OSError as error:
-            self._skip(record.image_id, f"the image cannot be read: {error.strerror or error}")
-            return False
+            return f"the image cannot be read: {error.strerror or error}"
         self._sources[record.image_id] = same
         split = self._rule.of(record.image_id) if self._rule else official_split(record.split)
         self._images.writerow((record.image_id, file, split, record.label))
-        if record.label:
-            self.labels[record.label] = None
+        self.labels |= {record.label} - {""}
         self.images += 1
-        return True
+        return ""
 
     def _place(self, record: Record) -> str:
         file = self._free_name(record)
@@ -227,9 +223,9 @@ class _Files:
         return file
 
     def _free_name(self, record: Record) -> str:
-        path = PurePosixPath("images", safe_name(record.name or record.image_id))
+        path = PurePosixPath("images", _safe_name(record.name or record.image_id))
         if not path.suffix and isinstance(record.source, bytes):
-            path = path.with_name(path.name + suffix_of(record.source))
+            path = path.with_name(path.name + _suffix_of(record.source))
         name, number = str(path), 1
         while name.casefold() in self._names:  # file systems that ignore case must not merge two images
             number += 1
@@ -249,6 +245,9 @@ class _Files:
             self.captions += 1
 
 
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
 def _copy(source: Path, target: Path) -> None:
     try:
         shutil.copyfile(source, target)
@@ -263,3 +262,23 @@ def _hard_link(source: Path, target: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _suffix_of(data: bytes) -> str:
+    """Return the file name ending that fits some image bytes; `.img` where the format is not known."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), ".img")
+
+
+def _safe_name(name: str) -> str:
+    """Return a name as a relative path that any file system takes: no `..`, no drive, no odd characters."""
+    parts = (_safe_part(part) for part in name.replace("\\", "/").split("/"))
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "unnamed"
+
+
+def _safe_part(part: str) -> str:
+    kept = "".join("_" if character in '<>:"|?*' or ord(character) < 32 else character for character in part.strip())
+    kept = kept.encode("utf-8", "replace").decode("utf-8")
+    stem, dot, suffix = kept.rpartition(".")
+    return kept if len(kept.encode()) <= 200 else (stem if dot else kept)[:48] + dot + suffix[:8] * bool(dot)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.extract.datasets.archives import expand_braces
 from pipeline.extract.datasets.importers import detect, import_dataset
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.datasets.records import ImportOptions
-from pipeline.extract.datasets.webdataset import expand_braces
 from tests.extract.building import picture, read_table, write_json
 
 
@@ -112,7 +112,7 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_huge_member_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.extract.datasets.webdataset.MAX_MEMBER", 10)
+    monkeypatch.setattr("pipeline.extract.datasets.archives.MAX_MEMBER", 10)
     path = write_tar(tmp_path / "set.tar", {"big.png": picture(0), "t.txt": b"small"})
     import_dataset(path, tmp_path / "out")
     assert read_table(tmp_path / "out" / "skipped.csv")[0]["reason"] == "the member is too large"

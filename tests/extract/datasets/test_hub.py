@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import MissingExtraError, UserError
-from pipeline.extract.datasets.image_bytes import HubId, parse_id
+from pipeline.extract.datasets.archives import HubId, parse_id
 from pipeline.extract.datasets.importers import import_dataset
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.datasets.records import ImportOptions
