@@ -17,7 +17,7 @@ from benchmarks.alternate import Work, alternate, show
 from benchmarks.raw import make_raw
 from pipeline.encoders.base import Encoder
 from pipeline.engines.cluster import Bundle, connect
-from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoding, calls_at_once, start_decoder
+from pipeline.engines.ray_engine import IMAGES_AT_ONCE, Decoding, calls_at_once, start_decoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.items import Items, Preparing, image_items
@@ -53,11 +53,11 @@ def main() -> None:
         keep_freed_memory()
         encoder, items = loaded(config), image_items(open_dataset(raw), 1)
         ray = connect()
-        others = {start_decoder(ray, Bundle(1)): calls_at_once(1, 1)}
+        others = {start_decoder(ray, Bundle(1), config): calls_at_once(1, 1)}
         ways: dict[str, Preparing] = {
             "here": Preparing(1),
-            "a decoder": Decoding(ray, config, 0, others),
-            "both": Decoding(ray, config, 1, others),
+            "a decoder": Decoding(ray, 0, others),
+            "both": Decoding(ray, 1, others),
         }
         tasks = {name: making_ready(way, encoder, items) for name, way in ways.items()}
         alternate(tasks, 1)  # the decoder loads the encoder

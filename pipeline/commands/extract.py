@@ -1,6 +1,7 @@
 """`pipeline extract`: run frozen encoders once and keep the features of every layer."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def extract(
     Example: pipeline extract --layers all --engine ray --address auto
     """
     from pipeline.engines import open_engine
+    from pipeline.extract.run import extract as extract_here
     from pipeline.progress import progress_bar
 
     if "decode_cpus" in given and engine == "local":
@@ -42,10 +44,12 @@ def extract(
         raise UserError(expected="--engine ray beside it", found="none", where="--decode-cpus", remedy=remedy)
     share = _share(given.pop("worker_index", None), given.pop("num_workers", None), engine, quiet=quiet)
     results = []
-    with open_engine(engine, address) as chosen:
+    here = engine == "local" and address is None
+    with nullcontext() if here else open_engine(engine, address) as chosen:
+        work = chosen.extract if chosen else extract_here
         for config in _configs({**given, **share}, params, quiet=quiet):
             with progress_bar(quiet=quiet) as progress:
-                result = chosen.extract(config, progress)
+                result = work(config, progress)
             results.append(result)
             if not json:
                 say(result.sentence())

@@ -1,19 +1,7 @@
 """The contract of an encoder: named layers, one pass for all of them, a key for everything that changes the bytes.
 
-An encoder of one's own is a subclass, used as `--encoder my_module:MeanColour`:
-
-    class MeanColour(Encoder):
-        def __init__(self, options: LoadOptions) -> None:
-            super().__init__("my_module:MeanColour", "image", (Layer(name="output", width=3),))
-
-        def key(self) -> EncoderKey:
-            return EncoderKey(encoder={"name": "mean-colour", "version": 1}, preprocessing={}, pooling="mean")
-
-        def prepare(self, sample: Image | str) -> Tensor:
-            return torch.from_numpy(numpy.array(sample)).float().permute(2, 0, 1) / 255
-
-        def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
-            return {"output": torch.stack([image.mean(dim=(1, 2)) for image in prepared])}
+An encoder of one's own is a subclass with `key`, `prepare` and `encode`, used as `--encoder my_module:MeanColour`;
+docs/encoders.md has a whole one.
 """
 
 from __future__ import annotations

@@ -34,15 +34,7 @@ from pipeline.encoders.image_model import (
     colour,
     token_pools,
 )
-from pipeline.encoders.libraries import (
-    config_digest,
-    fetch,
-    import_library,
-    opening,
-    require_folder,
-    weight_files,
-    weights_sha256,
-)
+from pipeline.encoders.libraries import config_digest, fetch, import_library, opening, weight_files, weights_sha256
 from pipeline.encoders.text_model import DECODER_POOLS, TEXT_POOLS, TextInfo, TextModel, TextTokenizer, length_limit
 from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, TorchEncoder
 from pipeline.errors import UserError
@@ -60,9 +52,8 @@ def load(spec: Spec, options: LoadOptions) -> ImageModel | TextModel:
     Raises:
         UserError: Weights cannot be had, do not cover the model, or the modality of a two-tower model is not said.
     """
-    require_folder(spec, "config.json")
     with opening(spec, "hf:/folder with config.json and model.safetensors"):
-        folder = fetch(spec)
+        folder = fetch(spec, "config.json")
         config = import_library("transformers").AutoConfig.from_pretrained(folder)
         image = _is_image(spec, options, config)
         model = _model(spec, folder, config, image=image)

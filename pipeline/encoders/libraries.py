@@ -137,10 +137,15 @@ def require_folder(spec: Spec, *files: str) -> Path | None:
     return folder
 
 
-def fetch(spec: Spec) -> Path:
-    """Return the folder of a Hugging Face model: the given one, or the hub's snapshot in the local cache."""
-    if spec.folder is not None:
-        return spec.folder
+def fetch(spec: Spec, *files: str) -> Path:
+    """Return the folder of a Hugging Face model: the given one, with the files, or the hub's in the local cache.
+
+    Raises:
+        UserError: The given folder, or one of the files in it, does not exist.
+    """
+    folder = require_folder(spec, *files)
+    if folder is not None:
+        return folder
     snapshot = import_library("huggingface_hub").snapshot_download
     options = {"revision": spec.revision, "ignore_patterns": LEFT_OUT}
     folder = Path(snapshot(spec.name, allow_patterns=WANTED, **options))

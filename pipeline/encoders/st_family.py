@@ -16,15 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.encoders.base import LoadOptions, Spec
-from pipeline.encoders.libraries import (
-    config_digest,
-    fetch,
-    import_library,
-    opening,
-    require_folder,
-    weight_files,
-    weights_sha256,
-)
+from pipeline.encoders.libraries import config_digest, fetch, import_library, opening, weight_files, weights_sha256
 from pipeline.encoders.text_model import TEXT_POOLS, TextInfo, TextModel, TextTokenizer, length_limit
 from pipeline.encoders.torch_encoder import Batch
 from pipeline.errors import UserError
@@ -87,9 +79,8 @@ def load(spec: Spec, options: LoadOptions) -> SentenceEncoder:
     Raises:
         UserError: The weights cannot be had or the folder is none of this library.
     """
-    require_folder(spec, "modules.json")
     with opening(spec, "st:/folder with modules.json"):
-        return from_folder(spec, options, fetch(spec), family="st", name=spec.key_name)
+        return from_folder(spec, options, fetch(spec, "modules.json"), family="st", name=spec.key_name)
 
 
 def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, name: str) -> SentenceEncoder:

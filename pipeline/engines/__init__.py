@@ -18,14 +18,9 @@ from pipeline.progress import Progress, silent
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-ENGINES = {"local": "pipeline.engines:Engine", "ray": "pipeline.engines.ray_engine:RayEngine"}
-
 
 class Engine:
     """Works on this machine: one process extracts, worker processes do small runs."""
-
-    def close(self) -> None:
-        """Let go of what the engine holds."""
 
     def jobs(self, asked: int | None) -> int:
         """Return how many small runs to do at once: the number asked for, else what suits the engine."""
@@ -61,10 +56,12 @@ def open_engine(name: str, address: str | None = None, device: str = "cpu") -> I
         UserError: An address for an engine that needs none.
         MissingExtraError: Ray is not installed.
     """
-    if name not in ENGINES:
-        raise UnknownNameError("engine", name, ENGINES, "--engine")
-    if name == "local" and address is not None:
+    if name == "ray":
+        with closing(import_module("pipeline.engines.ray_engine").RayEngine(address, device)) as engine:
+            yield engine
+    elif name != "local":
+        raise UnknownNameError("engine", name, ("local", "ray"), "--engine")
+    elif address is not None:
         raise UserError(expected="--engine ray beside it", found="none", where=f"--address {address}")
-    module, _, kind = ENGINES[name].partition(":")
-    with closing(getattr(import_module(module), kind)(*([] if name == "local" else [address, device]))) as engine:
-        yield engine
+    else:
+        yield Engine()

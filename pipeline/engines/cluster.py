@@ -62,12 +62,11 @@ def connect(address: str | None = None) -> Any:
     for tries_left in (2, 1, 0):
         try:
             ray.init(**({"address": found} if found else alone), logging_level=logging.CRITICAL, log_to_driver=False)
+            break
         except Exception as error:  # Ray raises nothing more special
             if not tries_left or _SLOW not in str(error):
                 raise _no_cluster(found, error) from error
             ray.shutdown()
-        else:
-            break
     return ray
 
 
@@ -89,36 +88,29 @@ def _no_cluster(address: str | None, error: Exception) -> UserError:
     return UserError(expected="a Ray cluster", found=found, where=f"--address {address}", remedy=remedy)
 
 
-class Node(NamedTuple):
-    """A live node of a cluster."""
-
-    id: str
-    cpus: int
-    gpus: int = 0
-
-
 class Bundle(NamedTuple):
-    """The resources of one worker, in Ray's word: threads that decode, and compute where there is no GPU."""
+    """What a node offers, or a worker takes: in Ray's word, a bundle of resources."""
 
     cpus: int
+    """Of a worker: threads that decode, and compute where there is no GPU."""
     gpus: int = 0
     node: str = ""
-    """Id of the node that it is meant for; any other will do once that one is gone."""
+    """Id of the node; once it is gone, a worker that was meant for it takes any other."""
 
 
-def live_nodes(ray: Any) -> list[Node]:
-    """Return the nodes that are alive."""
+def live_nodes(ray: Any) -> list[Bundle]:
+    """Return what the nodes offer that are alive."""
     alive = [(node["NodeID"], node["Resources"] or {}) for node in ray.nodes() if node["Alive"]]
-    return [Node(name, int(offers.get("CPU", 0)), int(offers.get("GPU", 0))) for name, offers in alive]
+    return [Bundle(int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), name) for name, offers in alive]
 
 
 def extraction_bundles(
-    nodes: Sequence[Node], device: str, workers: int | None, decode_cpus: int | None
+    nodes: Sequence[Bundle], device: str, workers: int | None, decode_cpus: int | None
 ) -> tuple[list[Bundle], list[Bundle]]:
     """Return the resources of encoders, and of workers that only decode.
 
     Args:
-        nodes: The nodes.
+        nodes: What the nodes offer.
         device: auto (GPUs where there are any), cpu or cuda.
         workers: CPUs of an encoder; None means a fair share of the node's beside a GPU, else all of the node's.
         decode_cpus: CPUs that only decode, those of nodes without a GPU first; None means all of those nodes' where
@@ -142,24 +134,22 @@ def extraction_bundles(
         raise UserError(expected=f"{most} or fewer", found=str(decode_cpus), where=where, remedy=remedy)
     encoders: list[Bundle] = []
     decoders: list[Bundle] = []
-    for node, limit in sorted(zip(nodes, spare, strict=True), key=lambda pair: pair[0].gpus > 0):
+    for (cpus, gpus, node), limit in sorted(zip(nodes, spare, strict=True), key=lambda pair: pair[0].gpus > 0):
         taken = min(decode_cpus, limit)
         decode_cpus -= taken
-        decoders += [Bundle(min(_THREADS, taken - start), node=node.id) for start in range(0, taken, _THREADS)]
-        encoders += _encoders(node._replace(cpus=node.cpus - taken), workers, on_gpus=on_gpus)
+        decoders += [Bundle(min(_THREADS, taken - start), node=node) for start in range(0, taken, _THREADS)]
+        left = cpus - taken
+        if on_gpus:
+            count = min(gpus, left)
+            size = min(workers or _THREADS, left // max(count, 1))
+        else:
+            size = min(workers or left, left)
+            count = left // max(size, 1)
+        encoders += [Bundle(size, int(on_gpus), node)] * count
     return _some(encoders), decoders
 
 
-def _encoders(node: Node, workers: int | None, *, on_gpus: bool) -> list[Bundle]:
-    if on_gpus:
-        count = min(node.gpus, node.cpus)
-        share = node.cpus // max(count, 1)
-        return [Bundle(min(workers or _THREADS, share), 1, node.id)] * count
-    size = min(workers or node.cpus, node.cpus)
-    return [Bundle(size, node=node.id)] * (node.cpus // size if size else 0)
-
-
-def run_bundles(nodes: Sequence[Node], device: str) -> list[Bundle]:
+def run_bundles(nodes: Sequence[Bundle], device: str) -> list[Bundle]:
     """Return the resources of each small run that fits: one a GPU where `device` allows and there are any, else a CPU.
 
     Raises:

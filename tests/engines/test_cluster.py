@@ -13,7 +13,6 @@ import pytest
 from pipeline.engines import cluster
 from pipeline.engines.cluster import (
     Bundle,
-    Node,
     adopt,
     connect,
     extraction_bundles,
@@ -24,9 +23,9 @@ from pipeline.engines.cluster import (
 from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UnknownNameError, UserError
 from pipeline.parallel import THREADS
 
-HEAD = Node("head", 0)
-SMALL, LARGE = Node("small", 4), Node("large", 16)
-GPUS = Node("gpus", 64, 8)
+HEAD = Bundle(0, node="head")
+SMALL, LARGE = Bundle(4, node="small"), Bundle(16, node="large")
+GPUS = Bundle(64, 8, "gpus")
 
 
 class NoCluster:
@@ -73,12 +72,12 @@ def test_no_cluster_is_one_sentence(
         ([SMALL, GPUS], "cuda", 2, [(2, 1, "gpus")] * 8),
         ([SMALL, GPUS], "cuda", 20, [(8, 1, "gpus")] * 8),
         ([SMALL, GPUS], "cpu", None, [(4, 0, "small"), (64, 0, "gpus")]),
-        ([Node("one", 96, 1)], "auto", None, [(32, 1, "one")]),
-        ([Node("few", 2, 4)], "auto", None, [(1, 1, "few")] * 2),
+        ([Bundle(96, 1, "one")], "auto", None, [(32, 1, "one")]),
+        ([Bundle(2, 4, "few")], "auto", None, [(1, 1, "few")] * 2),
     ],
 )
 def test_one_encoder_a_gpu_or_a_slot_of_cpus(
-    nodes: list[Node], device: str, workers: int | None, expected: list[tuple[int, int, str]]
+    nodes: list[Bundle], device: str, workers: int | None, expected: list[tuple[int, int, str]]
 ) -> None:
     found, _ = extraction_bundles(nodes, device, workers, None)
     assert found == [Bundle(*each) for each in expected]
@@ -96,7 +95,7 @@ def test_one_encoder_a_gpu_or_a_slot_of_cpus(
         ([SMALL, LARGE], "cpu", 5, [(15, 0, "large")], [(4, "small"), (1, "large")]),
         ([SMALL, GPUS], "cpu", 4, [(64, 0, "gpus")], [(4, "small")]),
         (
-            [SMALL, Node("more", 96), GPUS],
+            [SMALL, Bundle(96, node="more"), GPUS],
             "auto",
             None,
             [(8, 1, "gpus")] * 8,
@@ -105,7 +104,7 @@ def test_one_encoder_a_gpu_or_a_slot_of_cpus(
     ],
 )
 def test_decoders_take_what_encoders_can_spare(
-    nodes: list[Node],
+    nodes: list[Bundle],
     device: str,
     decode_cpus: int | None,
     encoders: list[tuple[int, int, str]],
@@ -126,7 +125,7 @@ def test_decoders_take_what_encoders_can_spare(
         ([HEAD], "cpu", 0, "a cluster with CPUs for workers, found none"),
     ],
 )
-def test_encoders_keep_a_cpu_each(nodes: list[Node], device: str, asked: int, words: str) -> None:
+def test_encoders_keep_a_cpu_each(nodes: list[Bundle], device: str, asked: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         extraction_bundles(nodes, device, None, asked)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engines.decoding import IMAGES_AT_ONCE
+from pipeline.engines.ray_engine import IMAGES_AT_ONCE
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.store.reader import FeatureStore

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipeline.encoders.base import LoadOptions
-from pipeline.engines import decoding
-from pipeline.engines.decoding import IMAGES_AT_ONCE, Decoder, Decoding, calls_at_once
+from pipeline.engines import ray_engine
+from pipeline.engines.ray_engine import IMAGES_AT_ONCE, Decoder, Decoding, calls_at_once
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import open_dataset
@@ -65,14 +65,16 @@ class FakeRay:
 class FakeActor:
     """A decoder in threads, which may be held up before it has loaded, or die at its n-th call."""
 
-    def __init__(self, folder: Path, *, gate: threading.Event | None = None, dies_at: int | None = None) -> None:
-        self._decoder = Decoder(str(folder), {"PYTHONPATH": ""})
+    def __init__(
+        self, config: ExtractConfig, *, gate: threading.Event | None = None, dies_at: int | None = None
+    ) -> None:
+        self._decoder = Decoder((str(Path(str(config.dataset)).parent), {"PYTHONPATH": ""}), config)
         self._gate, self._dies_at = gate, dies_at
         self._pool = ThreadPoolExecutor(8)
         self._lock = threading.Lock()
         self.calls = self.under_way = self.most = self.images = 0
-        self.load = SimpleNamespace(options=lambda max_task_retries: SimpleNamespace(remote=self._method(self._load)))
-        self.decode = SimpleNamespace(remote=self._method(self._decode))
+        loading = SimpleNamespace(remote=self._method(self._load))
+        self.decode = SimpleNamespace(remote=self._method(self._decode), options=lambda max_task_retries: loading)
 
     def _method(self, function: Callable[..., Any]) -> Callable[..., Reference]:
         def method(*arguments: Any) -> Any:
@@ -85,12 +87,12 @@ class FakeActor:
 
         return lambda *arguments: Reference(self._pool.submit(method, *arguments))
 
-    def _load(self, config: ExtractConfig) -> None:
+    def _load(self, nothing: Sequence[Item]) -> None:
         if self._gate is not None:
             self._gate.wait()
-        self._decoder.load(config)
+        self._decoder.decode(nothing)
 
-    def _decode(self, config: ExtractConfig, some: Sequence[Item]) -> Any:
+    def _decode(self, some: Sequence[Item]) -> Any:
         with self._lock:
             self.calls += 1
             if self.calls == self._dies_at:
@@ -98,7 +100,7 @@ class FakeActor:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
         try:
-            answer = self._decoder.decode(config, some)
+            answer = self._decoder.decode(some)
         finally:
             with self._lock:
                 self.under_way -= 1
@@ -109,7 +111,6 @@ class FakeActor:
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(Path.cwd())  # workers go to their owner's folder
-    decoding._loaded.cache_clear()
     root = write_raw(tmp_path / "raw", images=IMAGES, captions=3)
     (root / "images" / f"i{BROKEN:03d}.png").write_bytes(b"no picture")
     return root
@@ -119,8 +120,8 @@ def config_of(raw: Path, encoder: str = IMAGE) -> ExtractConfig:
     return ExtractConfig(dataset=raw, encoder=encoder, out=raw.parent / "out")
 
 
-def decoding_with(raw: Path, actors: Sequence[FakeActor], *, workers: int = 1, calls: int = 2) -> Decoding:
-    return Decoding(FakeRay, config_of(raw), workers, dict.fromkeys(actors, calls))
+def decoding_with(actors: Sequence[FakeActor], *, workers: int = 1, calls: int = 2) -> Decoding:
+    return Decoding(FakeRay, workers, dict.fromkeys(actors, calls))
 
 
 def cut(items: Items) -> list[list[Item]]:
@@ -150,17 +151,17 @@ def assert_same(found: Sequence[Prepared], items: Items, number: int = IMAGES) -
 
 
 def test_the_same_bytes_and_reasons_wherever(raw: Path) -> None:
-    actors = [FakeActor(raw.parent), FakeActor(raw.parent)]
+    actors = [FakeActor(config_of(raw)), FakeActor(config_of(raw))]
     items = image_items(open_dataset(raw), 1)
-    found = all_of(decoding_with(raw, actors, workers=0), items)
+    found = all_of(decoding_with(actors, workers=0), items)
     assert_same(found, items)
     assert [item.position for item in found if item.reason] == [BROKEN]
     assert sum(actor.images for actor in actors) == IMAGES
 
 
 def test_never_more_under_way_than_was_said(raw: Path) -> None:
-    actors = [FakeActor(raw.parent), FakeActor(raw.parent)]
-    preparing = decoding_with(raw, actors, calls=2)
+    actors = [FakeActor(config_of(raw)), FakeActor(config_of(raw))]
+    preparing = decoding_with(actors, calls=2)
     assert preparing.threads("image") == 1 + 2 + 2
     assert preparing.threads("text") == 1
     items = image_items(open_dataset(raw), 1)
@@ -171,17 +172,17 @@ def test_never_more_under_way_than_was_said(raw: Path) -> None:
 
 def test_one_that_has_not_loaded_is_not_waited_for(raw: Path) -> None:
     gate = threading.Event()
-    late = FakeActor(raw.parent, gate=gate)
+    late = FakeActor(config_of(raw), gate=gate)
     items = image_items(open_dataset(raw), 1)
-    assert_same(all_of(decoding_with(raw, [late]), items), items)
+    assert_same(all_of(decoding_with([late]), items), items)
     gate.set()
     assert late.images == 0
 
 
 def test_what_a_lost_one_was_at_is_done_again_and_it_comes_back(raw: Path) -> None:
-    dying, other = FakeActor(raw.parent, dies_at=2), FakeActor(raw.parent)
+    dying, other = FakeActor(config_of(raw), dies_at=2), FakeActor(config_of(raw))
     items = image_items(open_dataset(raw), 1)
-    preparing = decoding_with(raw, [dying, other], workers=0)
+    preparing = decoding_with([dying, other], workers=0)
     for _ in range(4):
         assert_same(all_of(preparing, items), items)
     assert dying.images + other.images == 4 * IMAGES
@@ -190,14 +191,14 @@ def test_what_a_lost_one_was_at_is_done_again_and_it_comes_back(raw: Path) -> No
 
 def test_silence_is_a_loss(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(FakeActor):
-        def _decode(self, config: ExtractConfig, some: Sequence[Item]) -> Any:
+        def _decode(self, some: Sequence[Item]) -> Any:
             asked.set()
             never.wait()
 
     asked, never = threading.Event(), threading.Event()
-    monkeypatch.setattr(decoding, "_SILENCE", 0.05)
+    monkeypatch.setattr(ray_engine, "_SILENCE", 0.05)
     items = image_items(open_dataset(raw), 1)
-    preparing = decoding_with(raw, [Silent(raw.parent)])
+    preparing = decoding_with([Silent(config_of(raw))])
     assert preparing._room.get() is None  # the room here is taken, so the silent one is asked
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(all_of, preparing, items)
@@ -209,16 +210,16 @@ def test_silence_is_a_loss(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_lost_leaves_this_process(raw: Path) -> None:
     class Gone(FakeActor):
-        def _load(self, config: ExtractConfig) -> None:
+        def _load(self, nothing: Sequence[Item]) -> None:
             raise RayError("the actor died")
 
     items = image_items(open_dataset(raw), 1)
-    assert_same(all_of(decoding_with(raw, [Gone(raw.parent)]), items), items)
+    assert_same(all_of(decoding_with([Gone(config_of(raw))]), items), items)
 
 
 def test_texts_stay_here(raw: Path) -> None:
-    actor = FakeActor(raw.parent)
-    preparing = Decoding(FakeRay, config_of(raw, TEXT), 1, {actor: 2})
+    actor = FakeActor(config_of(raw, TEXT))
+    preparing = decoding_with([actor])
     items = caption_items(open_dataset(raw))
     some = [items.at(position) for position in range(len(items))]
     found = preparing(TinyText(LoadOptions()), some)
@@ -233,7 +234,7 @@ def test_another_version_of_a_library_ends_the_run(raw: Path, monkeypatch: pytes
     here = receipt.versions()
     answers = iter([{**here, "pillow": "1.0"}, here])  # the decoder's, then this process's
     monkeypatch.setattr(receipt, "versions", lambda: next(answers))
-    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
+    preparing = decoding_with([FakeActor(config_of(raw))], workers=0)
     items = image_items(open_dataset(raw), 1)
     with pytest.raises(PipelineError, match=r"expected the same pillow on every node \(.*\), found 1\.0; install"):
         preparing(TinyImage(LoadOptions()), cut(items)[0])
@@ -245,7 +246,7 @@ def test_builds_of_one_version_for_cpus_and_gpus_do_not_differ(raw: Path, monkey
     here = receipt.versions()
     answers = iter([{**here, "torch": "9.1.0+cpu"}, {**here, "torch": "9.1.0+cu130"}])
     monkeypatch.setattr(receipt, "versions", lambda: next(answers))
-    preparing = decoding_with(raw, [FakeActor(raw.parent)], workers=0)
+    preparing = decoding_with([FakeActor(config_of(raw))], workers=0)
     items = image_items(open_dataset(raw), 1)
     assert_same(preparing(TinyImage(LoadOptions()), cut(items)[0]), items, IMAGES_AT_ONCE)
 
@@ -253,15 +254,15 @@ def test_builds_of_one_version_for_cpus_and_gpus_do_not_differ(raw: Path, monkey
 def test_a_file_that_changed_is_the_users_error_and_no_loss(raw: Path) -> None:
     items = image_items(open_dataset(raw), 1)
     source = items.at(0)
-    actor = FakeActor(raw.parent)
+    actor = FakeActor(config_of(raw))
     (raw / open_dataset(raw).images[0].file).write_bytes(b"other bytes")
     with pytest.raises(UserError, match=r"as it was when this run began, found other bytes; run again"):
-        decoding_with(raw, [actor], workers=0)(TinyImage(LoadOptions()), [source])
+        decoding_with([actor], workers=0)(TinyImage(LoadOptions()), [source])
     assert actor.calls == 1
 
 
 def test_an_encoder_that_a_node_lacks_is_said(raw: Path) -> None:
-    preparing = Decoding(FakeRay, config_of(raw, "nowhere_at_all:Class"), 0, {FakeActor(raw.parent): 1})
+    preparing = decoding_with([FakeActor(config_of(raw, "nowhere_at_all:Class"))], workers=0)
     items = image_items(open_dataset(raw), 1)
     with pytest.raises(UserError, match="nowhere_at_all"):
         preparing(TinyImage(LoadOptions()), cut(items)[0])
