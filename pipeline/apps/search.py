@@ -4,15 +4,17 @@ Run by `pipeline search` and, many queries at a time, by `pipeline serve`. The s
 search is exact below a million images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from pipeline.apps.config import SearchConfig
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.apps.opening import OpenedRun
 from pipeline.errors import UserError
@@ -24,6 +26,7 @@ from pipeline.store.views import Rows
 from pipeline.words import count, html_table
 
 EDGE, GAP, LABEL, COLUMNS = 224, 12, 22, 5
+Hit = TypeVar("Hit")
 PAPER, INK, EMPTY = (252, 251, 248), (28, 29, 32), (222, 219, 210)
 
 
@@ -114,25 +117,15 @@ class Searcher:
         self._caption_rows = np.array(rows, dtype=np.int64)
 
     @classmethod
-    def open(
-        cls,
-        run: Place,
-        *,
-        image: Sequence[Place] = (),
-        text: Sequence[Place] = (),
-        seed: int | None = None,
-        split: str | None = None,
-        index: str = "auto",
-        stored: Path | None = None,
-        device: str = "cpu",
-    ) -> "Searcher":
-        """Open a run with its stores: those given, else those that it was trained on.
+    def open(cls, config: SearchConfig, kind: str = "auto") -> "Searcher":
+        """Open a run with its stores: those given, else those that it was trained on; an index is of the kind.
 
         Raises:
             UserError: The run or its image store is not there.
         """
-        model = DualEncoder.open(run, seed=seed, device=device)
-        return cls(model, OpenedRun(model.run, image, text), split=split, index=index, stored=stored)
+        model = DualEncoder.open(config.run, seed=config.seed, device=config.device)
+        opened = OpenedRun(model.run, config.store, config.text_store)
+        return cls(model, opened, split=config.split, index=kind, stored=config.index)
 
     def by_text(self, text: str, top: int = 10, *, captions: bool = False) -> SearchResult:
         """Return the images (and, where asked, the captions) that fit a text best.
@@ -170,36 +163,30 @@ class Searcher:
     def find_images(self, queries: Tensor, top: int) -> list[tuple[ImageHit, ...]]:
         """Return the `top` images of each of Q query vectors [Q, d], best first."""
         samples = self.opened.images.samples
-        return [
-            tuple(
-                ImageHit(
-                    image_id=samples.image_id[row],
-                    score=score,
-                    file=samples.content[row],
-                    captions=tuple(self.captions_of[samples.image_id[row]]),
-                )
-                for score, row in hits
+
+        def hit(score: float, row: int) -> ImageHit:
+            name = samples.image_id[row]
+            return ImageHit(
+                image_id=name, score=score, file=samples.content[row], captions=tuple(self.captions_of[name])
             )
-            for hits in _hits(self.images, self._image_rows, queries, top)
-        ]
+
+        return _hits(self.images, self._image_rows, queries, top, hit)
 
     def find_captions(self, queries: Tensor, top: int) -> list[tuple[CaptionHit, ...]]:
         """Return the `top` captions of each of Q query vectors [Q, d], best first; none without a text store."""
         if self.opened.texts is None or self.captions is None:
             return [() for _ in queries]
         samples = self.opened.texts.samples
-        return [
-            tuple(
-                CaptionHit(
-                    caption_id=samples.sample_id[row],
-                    score=score,
-                    caption=samples.content[row],
-                    image_id=samples.image_id[row],
-                )
-                for score, row in hits
+
+        def hit(score: float, row: int) -> CaptionHit:
+            return CaptionHit(
+                caption_id=samples.sample_id[row],
+                score=score,
+                caption=samples.content[row],
+                image_id=samples.image_id[row],
             )
-            for hits in _hits(self.captions, self._caption_rows, queries, top)
-        ]
+
+        return _hits(self.captions, self._caption_rows, queries, top, hit)
 
     def vector(self, row: int) -> Tensor:
         """Return the unit vector [1, d] of the image in a row of the store."""
@@ -259,7 +246,9 @@ def search(
         KeyMismatchError: A store or an encoder does not fit the run.
         UserError: A folder, file, seed or split is missing.
     """
-    searcher = Searcher.open(run, image=image, text=text, seed=seed, split=split, index=index, device=device)
+    stores, texts = tuple(image), tuple(text)
+    config = SearchConfig(run=run, store=stores, text_store=texts, seed=seed, split=split, device=device)
+    searcher = Searcher.open(config, index)
     return searcher.by_image(query, top) if isinstance(query, Path) else searcher.by_text(query, top)
 
 
@@ -308,10 +297,12 @@ def _picture(folder: Storage, file: str) -> Image.Image:
         return empty
 
 
-def _hits(index: Index, rows: Rows, queries: Tensor, top: int) -> list[list[tuple[float, int]]]:
-    """Return (score, row of the store) of each query's hits; an approximate index may find fewer than `top`."""
+def _hits(
+    index: Index, rows: Rows, queries: Tensor, top: int, make: Callable[[float, int], Hit]
+) -> list[tuple[Hit, ...]]:
+    """Return what is made of (score, row of the store) for each query; an approximate index may find fewer."""
     scores, positions = index.search(queries, top)
     return [
-        [(score, int(rows[at])) for score, at in zip(*pair, strict=True) if at >= 0]
+        tuple(make(score, int(rows[at])) for score, at in zip(*pair, strict=True) if at >= 0)
         for pair in zip(scores.tolist(), positions.tolist(), strict=True)
     ]

@@ -113,24 +113,13 @@ def search(
     at_least_one(top, "--top")
     if show:
         writable_file(show, "--show")
-    from pipeline.apps.search import Searcher
+    from pipeline.apps.search import Searcher, contact_sheet
 
-    config = build(SearchConfig, given, where="pipeline search")
-    searcher = Searcher.open(
-        config.run,
-        image=config.store,
-        text=config.text_store,
-        seed=config.seed,
-        split=config.split,
-        stored=config.index,
-        device=config.device,
-    )
+    searcher = Searcher.open(build(SearchConfig, given, where="pipeline search"))
     if captions:
         searcher.require_captions()
     found = searcher.by_image(image, top) if image else searcher.by_text(query or "", top, captions=captions)
     if show:
-        from pipeline.apps.search import contact_sheet
-
         contact_sheet(found, show)
     if json:
         emit_json([asdict(hit) for hit in (found.captions if captions else found.images)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.apps.encoders import SideEncoder, load_recorded
+from pipeline.apps.dual_encoder import SideEncoder, load_recorded
 from pipeline.encoders.base import Encoder
 from pipeline.extract.decode import JPEG_RULES
 from pipeline.projectors.run_record import AlignedRun, StoreRecord
@@ -70,7 +70,9 @@ def test_an_encoder_is_loaded_as_the_key_of_its_features_says(
 ) -> None:
     """Prompt, length, pooling and arithmetic: what is searched for is encoded as the store was."""
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("pipeline.apps.encoders.load_encoder", lambda spec, **options: calls.append((spec, options)))
+    monkeypatch.setattr(
+        "pipeline.apps.dual_encoder.load_encoder", lambda spec, **options: calls.append((spec, options))
+    )
     record = StoreRecord(key_digest="", content_digest="", key=key, spec="hf:tiny")
     load_recorded(record, side, *([device] if device != "cpu" else []))
     assert calls == [("hf:tiny", asked)]

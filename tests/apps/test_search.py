@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.apps import encoders
-from pipeline.apps.dual_encoder import DualEncoder
-from pipeline.apps.encoders import SideEncoder
+from pipeline.apps import dual_encoder
+from pipeline.apps.config import SearchConfig
+from pipeline.apps.dual_encoder import DualEncoder, SideEncoder
 from pipeline.apps.search import CaptionHit, ImageHit, Searcher, SearchResult, search
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.extract.decode import JPEG_RULES
@@ -114,7 +114,7 @@ def test_a_store_that_moved_is_asked_for(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say where it lies with --store"):
         search(run, "red")
     (tmp_path / "text").rename(tmp_path / "text-moved")
-    result = Searcher.open(run, image=[tmp_path / "moved"]).by_text("red")
+    result = Searcher.open(SearchConfig(run=run, store=(tmp_path / "moved",))).by_text("red")
     assert result.images[0].image_id == "red"
     assert result.images[0].captions == ()
 
@@ -135,8 +135,9 @@ def test_images_of_another_data_set_get_no_captions_of_the_run_s(run: Path, tmp_
     for shard in writer.pending(["output"]):
         writer.commit(shard, ["red"], {"output": torch.ones(1, 3).half().numpy()}, [])
     writer.finish(other, {"spec": "tests.apps.tiny:Colours", "dataset": str(tmp_path)})
-    assert Searcher.open(run, image=[store]).by_text("red").images[0].captions == ()
-    with_captions = Searcher.open(run, image=[store], text=[tmp_path / "text"]).by_text("red", captions=True)
+    assert Searcher.open(SearchConfig(run=run, store=(store,))).by_text("red").images[0].captions == ()
+    config = SearchConfig(run=run, store=(store,), text_store=(tmp_path / "text",))
+    with_captions = Searcher.open(config).by_text("red", captions=True)
     assert with_captions.images[0].captions == ("something red",)
     assert [hit.caption for hit in with_captions.captions] == ["something red"]
 
@@ -144,7 +145,7 @@ def test_images_of_another_data_set_get_no_captions_of_the_run_s(run: Path, tmp_
 def test_seeds_share_the_encoders(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = DualEncoder.open(run)
     before = model.encode_text(["red"])
-    monkeypatch.setattr(encoders, "load_encoder", None)
+    monkeypatch.setattr(dual_encoder, "load_encoder", None)
     assert torch.equal(model.at_seed(7).encode_text(["red"]), before)
     with pytest.raises(UserError, match="expected one of the seeds 7, found 8"):
         model.at_seed(8)

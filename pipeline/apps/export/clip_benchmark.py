@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.apps.dual_encoder import DualEncoder, load_model
-from pipeline.apps.encoders import SideEncoder
+from pipeline.apps.dual_encoder import DualEncoder, SideEncoder, load_model
 from pipeline.encoders.libraries import import_library
 from pipeline.errors import MissingExtraError, UserError, exit_with_sentence
 

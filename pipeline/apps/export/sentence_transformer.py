@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.apps.encoders import SideEncoder, load_recorded
+from pipeline.apps.dual_encoder import SideEncoder, load_recorded
 from pipeline.encoders.base import OUTPUT, Encoder, parse_spec
 from pipeline.encoders.hf_family import HfTextEncoder, is_text_tower
 from pipeline.encoders.libraries import fetch, import_library

@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.apps.config import ServeConfig
-from pipeline.apps.dual_encoder import DualEncoder, class_prompts
-from pipeline.apps.encoders import load_recorded
+from pipeline.apps.dual_encoder import DualEncoder, class_prompts, load_recorded
 from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.apps.search import CaptionHit, ImageHit, Searcher
 from pipeline.apps.serve.schemas import (
