@@ -146,6 +146,8 @@ def load_recorded(record: StoreRecord, side: str, device: str = "cpu") -> Encode
 class DualEncoder:
     """Both sides of a run with the encoders that its features came from, each loaded when it is first used.
 
+    Whatever encodes raises a KeyMismatchError where the encoder that loads is not that one.
+
     Args:
         run: The run.
         seed: Which of its seeds; the first where not given.
@@ -194,7 +196,6 @@ class DualEncoder:
         """Return unit vectors [N, d] of N pictures: PIL images, taken as they are, or files, turned upright.
 
         Raises:
-            KeyMismatchError: The encoder that loads is not the one that the features came from.
             UserError: A file is no picture.
         """
         if not images:
@@ -206,7 +207,6 @@ class DualEncoder:
         """Return unit vectors [N, d] of N texts.
 
         Raises:
-            KeyMismatchError: The encoder that loads is not the one that the features came from.
             UserError: A text holds no token.
         """
         if isinstance(texts, str):
@@ -241,7 +241,6 @@ class DualEncoder:
             templates: Sentences with `{c}` or `{}` where the name goes, or class → its own prompts.
 
         Raises:
-            KeyMismatchError: An encoder that loads is not the one that the features came from.
             UserError: No class, a class twice or without a prompt, or a file is no picture.
         """
         prompts, owner = class_prompts(classes, templates)

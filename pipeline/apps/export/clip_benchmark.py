@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.apps.dual_encoder import DualEncoder, SideEncoder, load_model
@@ -98,12 +100,12 @@ def register() -> None:
         raise MissingExtraError("clip_benchmark", "pip install clip-benchmark", "evaluation by it")
     models = import_library("clip_benchmark.models")
 
-    def load(
+    def loaded(
         model_name: str = "", pretrained: str = "", cache_dir: str | None = None, device: str = "cpu"
     ) -> tuple[ClipModel, Transform, Tokenizer]:
         return load_clip(pretrained, device)
 
-    models.TYPE2FUNC[TYPE] = load
+    models.TYPE2FUNC[TYPE] = loaded
     if TYPE not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(TYPE)
 
@@ -111,16 +113,15 @@ def register() -> None:
 def pack(rows: Sequence[Sequence[Tensor]], side: str) -> Tensor:
     """Return N samples, each prepared by E encoders, as one tensor that can be collated and moved.
 
-    With one encoder: stacked, token ids padded. With several: each prepared tensor as (dimensions, shape, values) in
-    float64, which holds token ids exactly, one after the other, padded to the longest.
+    With one encoder: stacked, token ids padded. With several: each sample's tensors as the bytes of safetensors, after
+    their number, padded to the longest.
     """
     if all(len(row) == 1 for row in rows):
         tensors = [row[0] for row in rows]
         if side == "text" and all(each.ndim == 1 and not each.is_floating_point() for each in tensors):
             return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PADDING)
         return torch.stack(tensors)
-    flat = [torch.cat([_described(each) for each in row]) for row in rows]
-    return nn.utils.rnn.pad_sequence(flat, batch_first=True)
+    return nn.utils.rnn.pad_sequence([_as_bytes(row) for row in rows], batch_first=True)
 
 
 def unpack(batch: Tensor, encoders: int, side: str) -> list[list[Tensor]]:
@@ -132,30 +133,21 @@ def unpack(batch: Tensor, encoders: int, side: str) -> list[list[Tensor]]:
     if encoders == 1:
         ids = side == "text" and batch.ndim == 2 and not batch.is_floating_point()
         return [[row[row != PADDING] if ids else row for row in batch]]
-    by_sample = [_restored(row, encoders, side) for row in batch]
-    return [[sample[place] for sample in by_sample] for place in range(encoders)]
-
-
-def _described(tensor: Tensor) -> Tensor:
-    whole = 0.0 if tensor.is_floating_point() else 1.0
-    head = torch.tensor([whole, float(tensor.ndim), *map(float, tensor.shape)], dtype=torch.float64)
-    return torch.cat([head, tensor.double().flatten()])
-
-
-def _restored(row: Tensor, encoders: int, side: str) -> list[Tensor]:
-    found = []
     try:
-        for _ in range(encoders):
-            whole, dimensions = bool(row[0]), int(row[1])
-            shape = [int(size) for size in row[2 : 2 + dimensions]]
-            count = int(torch.tensor(shape).prod())
-            values = row[2 + dimensions : 2 + dimensions + count].reshape(shape)
-            found.append(values.long() if whole else values.float())
-            row = row[2 + dimensions + count :]
-    except (RuntimeError, IndexError) as error:
+        samples = [_of_bytes(row.numpy().tobytes()) for row in batch]
+        return [[sample[str(place)] for sample in samples] for place in range(encoders)]
+    except (SafetensorError, KeyError) as error:
         kind = "transform" if side == "image" else "tokenizer"
-        raise UserError(expected=f"a batch from this model's {kind}", found=f"shape {tuple(row.shape)}") from error
-    return found
+        raise UserError(expected=f"a batch from this model's {kind}", found=f"shape {tuple(batch.shape)}") from error
+
+
+def _as_bytes(tensors: Sequence[Tensor]) -> Tensor:
+    data = save({str(place): each.contiguous() for place, each in enumerate(tensors)})
+    return torch.frombuffer(bytearray(len(data).to_bytes(8, "little") + data), dtype=torch.uint8)
+
+
+def _of_bytes(data: bytes) -> dict[str, Tensor]:
+    return load(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 def main() -> None:
