@@ -48,19 +48,15 @@ class OpenedRun:
 
     def __init__(self, run: AlignedRun, image: Sequence[Place] = (), text: Sequence[Place] = ()) -> None:
         self.run, self._text = run, text
-        if image:
-            self.images = Side.open("image", image, remedy="give the store of the images with --store")
-        else:
-            found = self._trained_on("image")
-            if not found:
-                raise UserError(
-                    expected="the image store that the run was trained on",
-                    found="no such folder",
-                    where=", ".join(str(Path(record.path)) for record in run.stores["image"]),
-                    remedy="say where it lies with --store",
-                )
-            self.images = Side.open("image", found)
-        self._check(self.images)
+        images = self._open("image", image, "give the store of the images with --store")
+        if images is None:
+            raise UserError(
+                expected="the image store that the run was trained on",
+                found="no such folder",
+                where=", ".join(str(Path(record.path)) for record in run.stores["image"]),
+                remedy="say where it lies with --store",
+            )
+        self.images = images
 
     @cached_property
     def texts(self) -> Side | None:
@@ -68,16 +64,10 @@ class OpenedRun:
 
         Equal ids would give such images the captions of other pictures.
         """
-        if self._text:
-            texts = Side.open("text", self._text, remedy="give the store of the captions with --text-store")
-        else:
-            trained = [record.key.get("dataset_digest") for record in self.run.stores["image"]]
-            found = self._trained_on("text")
-            if not found or [store.key.dataset_digest for store in self.images.stores] != trained:
-                return None
-            texts = Side.open("text", found)
-        self._check(texts)
-        return texts
+        trained = [record.key.get("dataset_digest") for record in self.run.stores["image"]]
+        if not self._text and [store.key.dataset_digest for store in self.images.stores] != trained:
+            return None
+        return self._open("text", self._text, "give the store of the captions with --text-store")
 
     @cached_property
     def pictures(self) -> Storage | None:
@@ -116,13 +106,16 @@ class OpenedRun:
             "split": split,
         }
 
-    def _check(self, side: Side) -> None:
-        self.run.check(side.modality, side.keys, side.where, offered=side.offered)
-
-    def _trained_on(self, side: str) -> list[Storage]:
-        """Return where the stores of the training lie; none where one of them is gone."""
-        found = [locate(record.path, self.run.root) for record in self.run.stores[side]]
-        return [path for path in found if path is not None] if all(found) else []
+    def _open(self, name: str, given: Sequence[Place], remedy: str) -> Side | None:
+        """Return the stores that were given, else those of the training; None where one of these is gone."""
+        trained = (locate(record.path, self.run.root) for record in self.run.stores[name])
+        places: Sequence[Place | None] = given or list(trained)
+        found = [place for place in places if place is not None]
+        if len(found) < len(places):
+            return None
+        side = Side.open(name, found, remedy=remedy)
+        self.run.check(name, side.keys, side.where, offered=side.offered)
+        return side
 
 
 def locate(recorded: str, near: Storage) -> Storage | None:

@@ -134,7 +134,8 @@ def unpack(batch: Tensor, encoders: int, side: str) -> list[list[Tensor]]:
         ids = side == "text" and batch.ndim == 2 and not batch.is_floating_point()
         return [[row[row != PADDING] if ids else row for row in batch]]
     try:
-        samples = [_of_bytes(row.numpy().tobytes()) for row in batch]
+        packed = [row.numpy().tobytes() for row in batch]
+        samples = [load(data[8 : 8 + int.from_bytes(data[:8], "little")]) for data in packed]
         return [[sample[str(place)] for sample in samples] for place in range(encoders)]
     except (SafetensorError, KeyError) as error:
         kind = "transform" if side == "image" else "tokenizer"
@@ -144,10 +145,6 @@ def unpack(batch: Tensor, encoders: int, side: str) -> list[list[Tensor]]:
 def _as_bytes(tensors: Sequence[Tensor]) -> Tensor:
     data = save({str(place): each.contiguous() for place, each in enumerate(tensors)})
     return torch.frombuffer(bytearray(len(data).to_bytes(8, "little") + data), dtype=torch.uint8)
-
-
-def _of_bytes(data: bytes) -> dict[str, Tensor]:
-    return load(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ what another form is made of, and `README.md`, the model card. `pipeline.apps.op
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -181,6 +181,7 @@ def model_card(run: AlignedRun, model: Mapping[str, Any], usage: str, numbers: M
         usage: How this form of it is used, as Markdown.
         numbers: What `pipeline evaluate` measured; may be empty.
     """
+    data = {side: _dataset(run, side) for side in SIDES}
     head = f"""---
 library_name: fewpairs
 tags: [image-text, dual-encoder, zero-shot-image-classification, feature-extraction]
@@ -190,16 +191,8 @@ tags: [image-text, dual-encoder, zero-shot-image-classification, feature-extract
 Frozen image and text encoders and two small projectors into one space of {model["dim"]} dimensions, where the cosine of
 a picture and a sentence says how well they fit. The projectors were made by the method `{_plain(model["method"])}`
 (seed {model["seed"]})."""
-    data = {side: _dataset(run, side) for side in SIDES}
-    parts = [
-        head,
-        usage,
-        _encoders(model),
-        _training(model, data["image"]),
-        _numbers(numbers, run),
-        _licences(data.values()),
-    ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    before = [head, usage, _encoders(model), _training(model, data["image"]), _numbers(numbers, run)]
+    return "\n\n".join(part.strip() for part in [*before, _licences(data.values())]) + "\n"
 
 
 def _dataset(run: AlignedRun, side: str) -> dict[str, Any]:
@@ -272,24 +265,20 @@ def _licence(spec: str) -> str:
         return "not recorded"
     if parsed.family == "package" and parsed.name in PACKAGES:
         return PACKAGES[parsed.name].licence
-    return (
-        "of the folder that it lies in" if parsed.folder is not None else "see the publisher's own card of this model"
-    )
+    return "see the publisher's own card of this model" if parsed.folder is None else "of the folder that it lies in"
 
 
 def _table(numbers: Mapping[str, Any], caption: str) -> str:
-    rows = list(_rows(numbers))
-    return "\n".join([f"| {_plain(caption)} | |", "|---|---|", *rows]) if rows else ""
-
-
-def _rows(numbers: Mapping[str, Any]) -> Iterator[str]:
+    """Return a table of the numbers, shares with the spread over seeds beside them; empty where there are none."""
+    rows = []
     for name, value in numbers.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not name.endswith("_std"):
+        if type(value) in (int, float) and not name.endswith("_std"):
             share = "recall" in name or "acc" in name
             spread = numbers.get(f"{name}_std")
             shown = f"{100 * value:.1f} %" if share else f"{value:.4g}"
             spread_shown = f" ± {100 * spread:.1f}" if share and isinstance(spread, float) else ""
-            yield f"| {_plain(name)} | {shown}{spread_shown} |"
+            rows.append(f"| {_plain(name)} | {shown}{spread_shown} |")
+    return "\n".join([f"| {_plain(caption)} | |", "|---|---|", *rows]) if rows else ""
 
 
 def _plain(text: object) -> str:
