@@ -38,6 +38,7 @@ from pipeline.storage.locks import lock
 
 FORMAT = 2
 PLAN, TRAINED, QUERIES = "plan.json", "trained.faiss", "queries.safetensors"
+_OWN = ("part-*.json", "part-*.faiss", "part-*.safetensors", ".*.tmp", ".*.lock")
 BLOCK_ROWS = 2**14
 """Rows that are embedded at once, in every process: another number may change the last bits of a vector."""
 _NO_ROOM = re.compile("No space left|File too large|Disk quota", re.IGNORECASE)
@@ -230,7 +231,7 @@ class IndexParts:
 
     def remove(self) -> None:
         """Remove the folder: records first and the plan last, so that what is left of it on the way is sound."""
-        for pattern in ("part-*.json", "part-*.*", ".*.tmp", ".*.lock", QUERIES, TRAINED, PLAN):
+        for pattern in (*_OWN, QUERIES, TRAINED, PLAN):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
