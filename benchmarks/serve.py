@@ -29,9 +29,8 @@ from benchmarks.alternate import measured
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.projectors.linear import LinearProjector
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import save_projector
+from pipeline.projectors.base import LinearProjector
+from pipeline.projectors.run_record import AlignedRun, save_projector
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore

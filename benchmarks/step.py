@@ -21,7 +21,7 @@ from pipeline.align.methods import make_recipe
 from pipeline.align.objective import Batch, StepContext
 from pipeline.align.recipe import Recipe
 from pipeline.align.train import History, Stepper
-from pipeline.projectors.table import build_projector
+from pipeline.projectors.run_record import build_projector
 
 METHODS = ("info_nce", "modest_align", "variance_aware", "structure", "combined")
 

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedStoreError
+from pipeline.errors import DamagedStoreError, UserError
 
 
 def file_sha256(path: Path) -> str:
@@ -71,6 +71,49 @@ def load_signed(data: bytes, name: str, where: str) -> dict[str, Any]:
     if not sound:
         raise DamagedStoreError(name, "the digest that it carries", "other bytes", where)
     return body
+
+
+def read_file(path: Path, remedy: str) -> bytes:
+    """Return the bytes of a file that has to be there; `remedy` is the advice where it is not.
+
+    Raises:
+        UserError: There is none.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(expected=f"a file {path.name}", found="none", where=str(path.parent), remedy=remedy) from error
+
+
+def read_json(
+    path: Path, kind: str, where: str = "", *, remedy: str = "make it again, or restore it from a copy"
+) -> dict[str, Any]:
+    """Read a JSON object that describes a `kind` of thing.
+
+    Args:
+        path: The file.
+        kind: What it describes, for errors.
+        where: What errors call the file; its path if unsaid.
+        remedy: What errors advise.
+
+    Raises:
+        UserError: The file is missing or is not a JSON object.
+    """
+    where = where or str(path)
+    try:
+        value = json.loads(read_file(path, remedy))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        expected = f"JSON that describes {kind}"
+        raise UserError(expected=expected, found=one_line(error), where=where, remedy=remedy) from error
+    if not isinstance(value, dict):
+        expected = f"a JSON object that describes {kind}"
+        raise UserError(expected=expected, found=type(value).__name__, where=where, remedy=remedy)
+    return value
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error of a library says, on one line of 300 characters at most."""
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

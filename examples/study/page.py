@@ -16,9 +16,8 @@ from examples.study.run import RECORD, finished_sweeps
 from examples.study.statistics import groups_of, rows_that, select
 from examples.study.tables import cost_table, table
 from pipeline.errors import UserError
-from pipeline.files import write_atomically
+from pipeline.files import read_json, write_atomically
 from pipeline.progress import Progress, say, silent
-from pipeline.projectors.table import read_json
 from pipeline.words import duration
 
 

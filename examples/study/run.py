@@ -16,10 +16,9 @@ from examples.study.config import GridSweep, StudyConfig, sweeps_of
 from examples.study.prepare import Extraction, missing_stores, prepare
 from pipeline.errors import PipelineError
 from pipeline.extract.run import extract
-from pipeline.files import write_atomically
+from pipeline.files import read_json, write_atomically
 from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, silent
-from pipeline.projectors.table import read_json
 from pipeline.runtime import installed_version
 from pipeline.storage.open import open_storage
 from pipeline.sweep.cells import cells_of

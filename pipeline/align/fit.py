@@ -24,7 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.projectors.base import Projector, unit_rows
 from pipeline.projectors.closed_form import WITH_RIDGE, ClosedFormFit, InputOptions, fit_closed_form
 from pipeline.projectors.csls import with_csls
-from pipeline.projectors.table import build_projector
+from pipeline.projectors.run_record import build_projector
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 LOWEST, HIGHEST = 1e-5, 1.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import MissingExtraError, PipelineError
+from pipeline.files import one_line
 
 LAST = ("temperature", "learning_rate", "steps", "seconds")
 """What of a seed's record is logged beside its validation metrics."""
@@ -170,7 +171,7 @@ def log_seeds(name: str, run: Path, seeds: Sequence[LoggedSeed]) -> Path:
         except Exception as error:  # whatever another program's library raises, no training is lost by it
             raise PipelineError(
                 expected=f"a log by {name}",
-                found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                found=f"{type(error).__name__}: {one_line(error)}",
                 where=str(folder),
                 remedy="the run itself is complete; leave out log_to to do without a log",
             ) from error

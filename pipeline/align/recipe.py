@@ -270,7 +270,7 @@ class Recipe(ObjectiveOptions):
     start: Literal["random", "cca"] = "random"
     """Where training starts: random projectors, or linear ones filled by ridge CCA."""
     projector: str = "linear"
-    """A name of `pipeline.projectors.table.PROJECTORS`, for both sides unless one of the next two says otherwise."""
+    """A name of `pipeline.projectors.run_record.PROJECTORS`, for both sides unless one of the next two says other."""
     image_projector: str | None = None
     """The image side's own projector: `identity` leaves it as it is (LiT, arXiv 2111.07991; ShareLock, 2410.07173)."""
     text_projector: str | None = None

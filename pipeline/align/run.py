@@ -22,11 +22,10 @@ from pipeline.align.loggers import LoggedSeed, log_seeds, need_logger
 from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
 from pipeline.align.train import Trained
 from pipeline.align.validation import selection_score
-from pipeline.files import spaced_json_digest, write_atomically
+from pipeline.files import read_json, spaced_json_digest, write_atomically
 from pipeline.layers import LayerRef
 from pipeline.progress import Progress, say, silent
-from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun
-from pipeline.projectors.table import read_json, save_projector
+from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun, save_projector
 from pipeline.runtime import installed_version, resolve_device
 from pipeline.storage.contract import Storage
 from pipeline.storage.open import open_storage

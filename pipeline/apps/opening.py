@@ -18,10 +18,10 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.projectors.base import Projector
 from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
-from pipeline.projectors.run_record import AlignedRun, check_record
-from pipeline.projectors.table import pack_projector, read_json, unpack_projector
+from pipeline.projectors.run_record import AlignedRun, check_record, pack_projector, unpack_projector
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.open import is_url, open_recorded, open_storage
 from pipeline.store.views import Rows, Side

@@ -34,13 +34,13 @@ from pipeline.evaluate.queries import (
     value_by_seed,
     zero_shot_direction,
 )
+from pipeline.files import read_json
 from pipeline.metrics.bootstrap import Bootstrap
 from pipeline.metrics.calibration import TopProbabilities, confidences
 from pipeline.metrics.classification import zero_shot_metrics
 from pipeline.metrics.retrieval import Watch, cross_ranks, mean_average_precision
 from pipeline.projectors.csls import nearest_mean, scaled
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import read_json
 from pipeline.store.samples import join
 
 Floats = NDArray[np.float64]

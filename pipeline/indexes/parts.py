@@ -32,9 +32,9 @@ from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, 
 from pipeline.indexes.index import INDEXES, Gallery, Index, add_rows, need_faiss, train
 from pipeline.indexes.recall import Truth
 from pipeline.indexes.stored import ON_DISK, check_digest, merge_lists
-from pipeline.projectors.run_record import key_differences
 from pipeline.storage.local import writing
 from pipeline.storage.locks import lock
+from pipeline.store.key import key_differences
 
 FORMAT = 2
 PLAN, TRAINED, QUERIES = "plan.json", "trained.faiss", "queries.safetensors"

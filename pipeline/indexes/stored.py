@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import file_sha256
+from pipeline.files import file_sha256, read_json
 from pipeline.indexes.index import INDEXES, LINKS, Index, need_faiss
-from pipeline.projectors.run_record import key_differences
-from pipeline.projectors.table import read_json
+from pipeline.store.key import key_differences
 
 FORMAT = 1
 RECORD = "index.json"

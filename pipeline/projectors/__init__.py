@@ -1,5 +1,5 @@
 """Projectors: maps from one frozen encoder's features to the shared space, and the runs that hold them.
 
-`base` is the contract, `table` the choice by name, `files` the files, `run_record` a whole trained run, `closed_form`
-the maps that need no training. Nothing heavy is imported here.
+`base` is the contract with the plain maps, `run_record` the choice by name, the files and a whole trained run,
+`closed_form` what needs no training. Nothing heavy is imported here.
 """

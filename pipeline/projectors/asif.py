@@ -4,13 +4,13 @@ Source: arXiv 2210.01738. Used through `table.PROJECTORS`; `closed_form.fit_clos
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.projectors.base import Projector, require, unit_rows
+from pipeline.projectors.base import Inputs, Projector, require, unit_rows
 from pipeline.projectors.moments import PairStatistics
 
 
@@ -25,24 +25,14 @@ class AsifProjector(Projector):
         d: Number A of anchors.
         top_k: Similarities kept in a row (800 as published; all where there are fewer anchors).
         exponent: Power p (8 as published).
-        normalise_input: See `Projector`.
-        blocks: See `Projector`.
+        inputs: See `Projector`.
     """
 
     name: ClassVar[str] = "asif"
     anchors: Tensor
 
-    def __init__(
-        self,
-        d_in: int,
-        d: int,
-        *,
-        top_k: int = 800,
-        exponent: float = 8.0,
-        normalise_input: str = "none",
-        blocks: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(d_in, d, normalise_input=normalise_input, blocks=blocks)
+    def __init__(self, d_in: int, d: int, *, top_k: int = 800, exponent: float = 8.0, **inputs: Unpack[Inputs]) -> None:
+        super().__init__(d_in, d, **inputs)
         require(isinstance(top_k, int) and top_k >= 1, "top_k of 1 or more", repr(top_k), self.name)
         require(exponent > 0, "a positive exponent", repr(exponent), self.name)
         self.top_k, self.exponent = top_k, float(exponent)

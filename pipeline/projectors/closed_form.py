@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import fit_asif
-from pipeline.projectors.base import Projector
-from pipeline.projectors.linear import AffineProjector
+from pipeline.projectors.base import AffineProjector, Projector
 from pipeline.projectors.moments import PairStatistics, Spectrum, eigh, gram
 
 

@@ -1,32 +1,54 @@
-"""A trained run on the disk: `run.json` beside one folder of projectors per seed.
+"""Projectors on the disk: each as two files, and a trained run, `run.json` beside one folder of projectors per seed.
 
-`AlignedRun.write` makes one, `AlignedRun.open` opens it; then `run.check("image", [key], where)` refuses features of
-another key and `run.encode("image", features, seed)` embeds them. What `run.json` says is checked here as well.
+    projector = build_projector("linear", {"d_in": 384, "d": 512})
+    save_projector(folder, "image", projector); projector = load_projector(folder, "image")
+
+A projector is `<side>.safetensors` with the tensors and `<side>.json` with what they mean: a name of the table and its
+settings. No pickle. `AlignedRun.write` makes a run, `AlignedRun.open` opens it; then `run.check("image", [key], where)`
+refuses features of another key and `run.encode("image", features, seed)` embeds them.
 """
 
+import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.config import build
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import write_atomically
+from pipeline.files import one_line, read_file, read_json, write_atomically
 from pipeline.layers import LayerRef, parse_label
-from pipeline.projectors.base import Projector
-from pipeline.projectors.table import load_projector, read_json
+from pipeline.projectors import base as maps
+from pipeline.projectors.asif import AsifProjector
+from pipeline.projectors.base import Inputs, Projector, embed_blocks
+from pipeline.projectors.csls import CslsProjector
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.open import open_storage
+from pipeline.store.key import key_differences
 from pipeline.words import count
 
-FORMAT = 1
-SIDES = ("image", "text")
-REMEDY = "run `pipeline align` again to make a whole run"
 T = TypeVar("T")
+
+PROJECTORS: dict[str, type[Projector]] = {
+    "linear": maps.LinearProjector,
+    "residual_mlp": maps.ResidualMLPProjector,
+    "residual_low_rank": maps.ResidualLowRankProjector,
+    "identity": maps.IdentityProjector,
+    "affine": maps.AffineProjector,
+    "asif": AsifProjector,
+}
+WRAPPERS: dict[str, type[Projector]] = {"csls": CslsProjector}
+"""Projectors around another one: their setting `base` is {"projector": name, "settings": {...}}."""
+FORMAT = 1
+"""Of a projector's JSON and of run.json."""
+REMEDY = "run `pipeline align` again, or restore all files of the run"
+SIDES = ("image", "text")
 DEFAULT_TEMPERATURE = 0.07
 """Divides the scores of runs of older versions, which recorded none."""
 DEFAULT, OWN = "default", "own"
@@ -34,6 +56,129 @@ RUN_FILES = ("run.json", "layer_pairs.json", "seed-*/*")
 """What a run's folder is made of, as patterns."""
 # The data set is what a run is applied to; every other field of a key says what the features are.
 OTHER_DATA = ("dataset_digest",)
+
+
+def build_projector(name: str, settings: Mapping[str, Any], *, where: str = "") -> Projector:
+    """Make the projector of that name from its settings.
+
+    Raises:
+        UnknownNameError: No such projector, or a setting that it does not have.
+        UserError: A setting is missing or has an impossible value.
+    """
+    table = {**PROJECTORS, **WRAPPERS}
+    if name not in table:
+        raise UnknownNameError("projector", name, PROJECTORS, where)
+    parameters = {**inspect.signature(table[name]).parameters}
+    known = [*parameters, *(Inputs.__annotations__ if parameters.pop("inputs", None) else ())]
+    for setting in settings:
+        if setting not in known:
+            raise UnknownNameError(f"setting of the {name} projector", setting, known, where)
+    missing = [each for each, spec in parameters.items() if spec.default is spec.empty and each not in settings]
+    if missing:
+        raise UserError(expected=f"the settings {', '.join(missing)}", found="none", where=where or f"{name} projector")
+    if name in WRAPPERS:
+        settings = {**settings, "base": _base(settings["base"], name, where)}
+    try:
+        return table[name](**settings)
+    except TypeError as error:
+        raise UserError(expected=f"settings of a {name} projector", found=str(error), where=where) from error
+
+
+def _base(about: object, name: str, where: str) -> Projector:
+    """Make the projector that another one wraps."""
+    if not isinstance(about, Mapping) or set(about) != {"projector", "settings"} or about["projector"] in WRAPPERS:
+        expected = f"the projector that {name} wraps, as its name and settings"
+        raise UserError(expected=expected, found=str(about)[:120], where=where)
+    return build_projector(str(about["projector"]), about["settings"], where=where)
+
+
+def save_projector(folder: Path, side: str, projector: Projector) -> None:
+    """Write a projector as `<side>.safetensors` and `<side>.json`, each put in place by rename, the JSON last.
+
+    The JSON carries the sha256 of the tensors, so a mixture of two runs is noticed.
+
+    Raises:
+        UserError: A weight is NaN or infinite: the training diverged.
+    """
+    about, data = pack_projector(projector, side)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{side}.safetensors", data)
+    write_atomically(folder / f"{side}.json", (json.dumps({"format": FORMAT, **about}, indent=2) + "\n").encode())
+
+
+def load_projector(folder: Path, side: str, where: str = "") -> Projector:
+    """Read a projector back, in evaluation mode, on the CPU.
+
+    Args:
+        folder: Where its files lie.
+        side: Which of the folder's projectors.
+        where: What errors call the folder; its path if unsaid.
+
+    Raises:
+        UserError: A file is missing, damaged, of another format, or the two do not belong together.
+        UnknownNameError: The JSON names a projector or a setting that does not exist.
+    """
+    where = f"{where or folder}/{side}.json"
+    about = read_json(folder / f"{side}.json", "a projector", where, remedy=REMEDY)
+    if about.get("format") != FORMAT:
+        raise _damaged(where, f"format {FORMAT}", repr(about.get("format")))
+    return unpack_projector(about, where, folder / f"{side}.safetensors")
+
+
+def pack_projector(projector: Projector, side: str) -> tuple[dict[str, Any], bytes]:
+    """Return what describes a projector, as JSON values, and its tensors as the bytes of a safetensors file.
+
+    Raises:
+        UserError: A weight is NaN or infinite: the training diverged.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            remedy = "lower the learning rate or look for non-finite features"
+            raise UserError(expected="finite weights", found=f"NaN or infinity in {name}", where=side, remedy=remedy)
+    data: bytes = save(tensors)
+    about = {
+        "projector": projector.name,
+        "settings": projector.settings(),
+        "d_in": projector.d_in,
+        "d": projector.d,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    return about, data
+
+
+def unpack_projector(about: Mapping[str, Any], where: str, tensors_path: Path) -> Projector:
+    """Build a projector from what describes it and its safetensors file, in evaluation mode, on the CPU.
+
+    Args:
+        about: What `pack_projector` gave.
+        where: Where that was read, for errors.
+        tensors_path: The file.
+
+    Raises:
+        UserError: The file is missing or damaged, or does not belong to the description.
+        UnknownNameError: There is no such projector or setting.
+    """
+    kinds: dict[str, type] = {"projector": str, "settings": dict, "d_in": int, "d": int, "sha256": str}
+    for name, kind in kinds.items():
+        if not isinstance(about.get(name), kind):
+            raise _damaged(where, f"the field {name} ({kind.__name__})", repr(about.get(name)))
+    data = read_file(tensors_path, REMEDY)
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise _damaged(tensors_path, f"the sha256 {about['sha256']}", "other bytes")
+    with torch.device("meta"):  # no memory and no random numbers are spent before the tensors are known to fit
+        projector = build_projector(about["projector"], about["settings"], where=where)
+    if (projector.d_in, projector.d) != (about["d_in"], about["d"]):
+        raise _damaged(where, f"d_in {about['d_in']} and d {about['d']}", f"{projector.d_in} and {projector.d}")
+    try:
+        projector.load_state_dict(load(data), strict=True, assign=True)
+    except Exception as error:
+        raise _damaged(tensors_path, f"the tensors of a {projector.name} projector", one_line(error)) from error
+    return projector.eval()
+
+
+def _damaged(path: Path | str, expected: str, found: str) -> UserError:
+    return UserError(expected=expected, found=found, where=str(path), remedy=REMEDY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +209,6 @@ class SeedRecord:
     """Metrics on the validation split, as fractions."""
     steps: int = 0
     """Optimiser steps; 0 for a closed form."""
-    seconds: float = 0.0
-    """Wall time."""
 
     def __post_init__(self) -> None:
         """Refuse a folder outside the run's."""
@@ -125,7 +268,7 @@ class AlignedRun:
             found = root.absent() or "no run.json in it"
             remedy = "make one with `pipeline align`"
             raise UserError(expected="a finished run's folder", found=found, where=str(root), remedy=remedy)
-        return cls(root, read_json(file, "a run", str(root / "run.json")))
+        return cls(root, read_json(file, "a run", str(root / "run.json"), remedy=REMEDY))
 
     @classmethod
     def write(cls, place: Place, record: Mapping[str, Any]) -> "AlignedRun":
@@ -181,16 +324,7 @@ class AlignedRun:
             UserError: The width is not the projector's, or a value is not finite.
         """
         projector = self.projector(side, seed).to(device).eval()
-        projector.check_width(features)
-        result = torch.empty(len(features), projector.d)
-        with torch.no_grad():
-            for start in range(0, len(features), rows):
-                block = projector(features[start : start + rows].to(device))
-                if not torch.isfinite(block).all():
-                    found = f"NaN or infinity in the {side} features, in or after row {start}"
-                    raise UserError(expected="finite features", found=found, where=str(self.root))
-                result[start : start + rows] = block
-        return result
+        return embed_blocks(projector, features, rows=rows, where=f"{self.root}, {side} side")
 
     def refs(self, side: str) -> list[LayerRef]:
         """Return the layers that the run concatenates, in its order.
@@ -238,7 +372,7 @@ class AlignedRun:
             (f"{side}[{index}].{name}" if len(known) > 1 else name, trained, offered)
             for index, (store, key) in enumerate(zip(known, keys, strict=True))
             for name, trained, offered in key_differences(store.key, key)
-            if not _is_under(name, ignore)
+            if not any(f"{name}.".startswith(f"{field}.") for field in ignore)
         ]
         if differences:
             remedy = f"extract the {side} features as the run {self.root.name!r} had them, or align these anew"
@@ -280,6 +414,24 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
         raise UserError(expected="the record of a run", found="; ".join(problems), where=where, remedy=REMEDY)
 
 
+def _problems(record: Mapping[str, Any]) -> Iterator[str]:
+    kinds = {"method": str, "config": dict, "layers": dict, "stores": dict, "dim": int, "seeds": list}
+    if record.get("format") != FORMAT:
+        yield f"format should be {FORMAT}, not {record.get('format')!r}"
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            yield f"{name} should be {kind.__name__}, not {record.get(name)!r}"
+    if record.get("seeds") == []:
+        yield "seeds is empty"
+    for name, kind in (("layers", str), ("stores", dict)):
+        for side in SIDES if isinstance(record.get(name), dict) else ():
+            entries = record[name].get(side)
+            if not isinstance(entries, list) or not entries:
+                yield f"{name}.{side} should be a list that is not empty"
+            elif not all(isinstance(entry, kind) for entry in entries):
+                yield f"{name}.{side} should hold {kind.__name__} entries only"
+
+
 def fill(cls: type[T], entry: Any, where: str) -> T:
     """Make a record from one JSON object; fields that this version does not know are passed over.
 
@@ -292,46 +444,6 @@ def fill(cls: type[T], entry: Any, where: str) -> T:
     return build(cls, {name: value for name, value in entry.items() if name in names}, where=where)
 
 
-def key_differences(expected: Any, found: Any, path: str = "") -> list[tuple[str, str, str]]:
-    """Return (dotted field, expected, found) wherever two keys, as JSON, differ."""
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        prefix = f"{path}." if path else ""
-        return [
-            entry
-            for name in sorted({*expected, *found})
-            for entry in key_differences(expected.get(name, "nothing"), found.get(name, "nothing"), f"{prefix}{name}")
-        ]
-    if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
-        expected, found = list(expected), list(found)
-    return [] if expected == found else [(path, str(expected), str(found))]
-
-
-def _problems(record: Mapping[str, Any]) -> Iterator[str]:
-    kinds = {"method": str, "config": dict, "layers": dict, "stores": dict, "dim": int, "seeds": list}
-    if record.get("format") != FORMAT:
-        yield f"format should be {FORMAT}, not {record.get('format')!r}"
-    for name, kind in kinds.items():
-        if not isinstance(record.get(name), kind):
-            yield f"{name} should be {kind.__name__}, not {record.get(name)!r}"
-    if record.get("seeds") == []:
-        yield "seeds is empty"
-    yield from _side_problems("layers", record.get("layers"), str)
-    yield from _side_problems("stores", record.get("stores"), dict)
-
-
-def _side_problems(name: str, sides: Any, kind: type) -> Iterator[str]:
-    for side in SIDES if isinstance(sides, Mapping) else ():
-        entries: Any = sides.get(side)
-        if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
-            yield f"{name}.{side} should be a list that is not empty"
-        elif not all(isinstance(entry, kind) for entry in entries):
-            yield f"{name}.{side} should hold {kind.__name__} entries only"
-
-
 def _check_side(side: str) -> None:
     if side not in SIDES:
         raise UserError(expected="the side image or text", found=repr(side))
-
-
-def _is_under(name: str, fields: Sequence[str]) -> bool:
-    return any(name == field or name.startswith(f"{field}.") for field in fields)

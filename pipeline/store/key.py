@@ -117,7 +117,7 @@ class FeatureKey:
 
     def differences(self, other: "FeatureKey") -> list[tuple[str, str, str]]:
         """Return (dotted field, value here, value there) of each field that differs; empty if the keys are equal."""
-        return _differences(self.to_json(), other.to_json(), "")
+        return key_differences(self.to_json(), other.to_json())
 
     def require(self, found: "FeatureKey", where: str, remedy: str) -> None:
         """Check that features of another key are not taken for these.
@@ -137,11 +137,12 @@ def _plain(name: str, value: Any) -> Any:
         raise UserError(expected=f"JSON data in the key's field {name}", found=str(error)) from error
 
 
-def _differences(ours: Any, theirs: Any, path: str) -> list[tuple[str, str, str]]:
+def key_differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, str, str]]:
+    """Return (dotted field, value of ours, value of theirs) wherever two JSON values differ, values as JSON."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = sorted(ours.keys() | theirs.keys())
         pairs = ((name, ours.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in names)
-        return [found for name, a, b in pairs for found in _differences(a, b, f"{path}.{name}" if path else name)]
+        return [found for name, a, b in pairs for found in key_differences(a, b, f"{path}.{name}" if path else name)]
     if type(ours) is type(theirs) and ours == theirs:
         return []
     return [(path, _shown(ours), _shown(theirs))]

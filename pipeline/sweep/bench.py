@@ -24,9 +24,8 @@ from pipeline.align.run import known_scores, layers_digest, save_scores
 from pipeline.align.train import Trained
 from pipeline.errors import UserError
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
-from pipeline.files import write_atomically
+from pipeline.files import read_json, write_atomically
 from pipeline.layers import LayerRef
-from pipeline.projectors.table import read_json
 from pipeline.runtime import resolve_device
 from pipeline.store.views import Rows, Side
 from pipeline.sweep.cells import Cell

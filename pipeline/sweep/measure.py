@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import PipelineError
 from pipeline.evaluate.calibrate import BINS
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, zero_shot_direction
 from pipeline.metrics.calibration import TopProbabilities, confidences, reliability
 from pipeline.metrics.classification import classifier, zero_shot_metrics
 from pipeline.metrics.retrieval import cross_ranks, ranks
 from pipeline.metrics.similarity import continuity, modality_gap, trustworthiness
+from pipeline.projectors.base import embed_blocks
 from pipeline.sweep.bench import AlignedCell, Workbench
 
 Ranks = NDArray[np.int64]
@@ -27,7 +27,6 @@ Measured = tuple[dict[str, float], dict[str, Ranks]]
 CUTS = (1, 5, 10)
 NEIGHBOURS = 5
 GEOMETRY_ROWS = 500
-BLOCK = 8192
 
 
 def measure(bench: Workbench, aligned: AlignedCell) -> Measured:
@@ -38,7 +37,7 @@ def measure(bench: Workbench, aligned: AlignedCell) -> Measured:
         after `noise 0.5: ` and the like), and direction → ranks of all queries.
 
     Raises:
-        PipelineError: Embeddings are not finite.
+        UserError: Embeddings are not finite.
     """
     features = bench.features(aligned.layers)
     if bench.test is None or features.test is None:
@@ -64,19 +63,13 @@ def measure(bench: Workbench, aligned: AlignedCell) -> Measured:
 
 
 def embed(aligned: AlignedCell, modality: str, features_ND: Tensor) -> Tensor:
-    """Return unit-length embeddings [N, d] on the CPU, block by block as `AlignedRun.encode` does.
+    """Return unit-length embeddings [N, d] on the CPU.
 
     Raises:
-        PipelineError: One is not finite.
+        UserError: One is not finite.
     """
     projector = (aligned.trained.image if modality == "image" else aligned.trained.text).eval()
-    device = next(iter(projector.state_dict().values()), torch.empty(0)).device
-    with torch.no_grad():
-        embedded = torch.cat([projector(block.to(device)).cpu() for block in torch.split(features_ND, BLOCK)])
-    if not torch.isfinite(embedded).all():
-        where = f"{aligned.cell.name}, {modality} side"
-        raise PipelineError(expected="finite embeddings", found="NaN or infinity", where=where)
-    return embedded
+    return embed_blocks(projector, features_ND, where=f"{aligned.cell.name}, {modality} side")
 
 
 def recalls(by_direction: Mapping[str, Ranks]) -> dict[str, float]:

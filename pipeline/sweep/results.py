@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.evaluate.data import TestPairs
-from pipeline.files import write_atomically
+from pipeline.files import read_json, write_atomically
 from pipeline.layers import LayerRef
-from pipeline.projectors.table import read_json
 from pipeline.sweep.bench import Workbench
 from pipeline.sweep.cells import Cell
 

@@ -21,6 +21,7 @@ from pipeline.align.layer_choice import ChosenLayers
 from pipeline.align.run import record_of, save_seed
 from pipeline.align.train import Trained, planned_steps
 from pipeline.errors import PipelineError
+from pipeline.files import one_line
 from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, Update, say, silent
 from pipeline.projectors.run_record import AlignedRun
@@ -251,7 +252,7 @@ def do_cell(task: Task) -> Done:
     except PipelineError as error:
         return Done(None, error.sentence())
     except (RuntimeError, ValueError, ArithmeticError) as error:  # one cell of a thousand must not stop the rest
-        return Done(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return Done(None, f"{type(error).__name__}: {one_line(error)}")
 
 
 def _workbench(config: SweepConfig) -> Workbench:

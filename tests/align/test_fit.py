@@ -18,9 +18,8 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
 from pipeline.metrics.arrays import matrix
 from pipeline.progress import Update
-from pipeline.projectors.base import unit_rows
+from pipeline.projectors.base import IdentityProjector, LinearProjector, unit_rows
 from pipeline.projectors.csls import CslsProjector
-from pipeline.projectors.linear import IdentityProjector, LinearProjector
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.reader import FeatureStore
 from tests.align.conftest import WIDTHS, Stores

@@ -22,7 +22,7 @@ from pipeline.align.recipe import (
     TemperatureOptions,
 )
 from pipeline.errors import UserError
-from pipeline.projectors.table import build_projector
+from pipeline.projectors.run_record import build_projector
 from tests.align.losses.test_structure import slow_neighbourhoods, slow_structure
 
 TRAINABLE = ["linear", "residual_mlp", "residual_low_rank", "affine"]

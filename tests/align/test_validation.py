@@ -6,7 +6,7 @@ import torch
 from pipeline.align.pairs import PairFeatures
 from pipeline.align.validation import quick_recalls, selection_score, validate
 from pipeline.errors import UserError
-from pipeline.projectors.table import build_projector
+from pipeline.projectors.run_record import build_projector
 
 
 def pairs(images: int, counts: torch.Tensor, seed: int = 0) -> PairFeatures:

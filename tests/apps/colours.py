@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline.projectors.linear import IdentityProjector
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import save_projector
+from pipeline.projectors.base import IdentityProjector
+from pipeline.projectors.run_record import AlignedRun, save_projector
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore

@@ -121,7 +121,7 @@ def test_it_is_searched_wherever_it_lies(folder: Path) -> None:
 def test_a_split_is_cut_at_the_shards_too(folder: Path) -> None:
     made = build(config(folder, split="test", parts=8))
     assert (made["rows"], made["build"]["parts"]) == (120, 8)
-    with pytest.raises(KeyMismatchError, match="expected split = test, found split = None"):
+    with pytest.raises(KeyMismatchError, match='expected split = "test", found split = null'):
         Searcher.open(SearchConfig(run=folder / "run", index=folder / "index")).find_images(torch.eye(4), 1)
 
 

@@ -14,9 +14,8 @@ from pipeline.apps.indexing import build as build_by
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, MissingExtraError, UserError
 from pipeline.indexes import index as indexes
-from pipeline.projectors.linear import IdentityProjector, LinearProjector
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import save_projector
+from pipeline.projectors.base import IdentityProjector, LinearProjector
+from pipeline.projectors.run_record import AlignedRun, save_projector
 from pipeline.store.samples import Samples
 from tests.apps.colours import write_store
 from tests.commands.running import done, refused
@@ -121,13 +120,13 @@ def test_a_split_has_an_index_of_its_own(run: Path, tmp_path: Path) -> None:
     vectors = torch.eye(3)
     ours = Searcher.open(SearchConfig(run=run, split="test", index=tmp_path / "index"))
     assert found(ours, vectors) == found(Searcher.open(SearchConfig(run=run, split="test")), vectors)
-    with pytest.raises(KeyMismatchError, match="expected split = test, found split = None"):
+    with pytest.raises(KeyMismatchError, match='expected split = "test", found split = null'):
         found(Searcher.open(SearchConfig(run=run, index=tmp_path / "index")), vectors)
 
 
 def test_another_projector_or_other_features_are_a_miss(run: Path, tmp_path: Path) -> None:
     build(run, tmp_path / "index")
-    with pytest.raises(KeyMismatchError, match=r"expected projector = \w{64}, found projector"):
+    with pytest.raises(KeyMismatchError, match=r'expected projector = "\w{64}", found projector'):
         found(Searcher.open(SearchConfig(run=run, seed=8, index=tmp_path / "index")), torch.eye(3))
     other = make(tmp_path / "other", 2405)
     with pytest.raises(KeyMismatchError, match=r"expected features = .*content_digest.* found features"):

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.projectors.linear import LinearProjector
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import save_projector
+from pipeline.projectors.base import LinearProjector
+from pipeline.projectors.run_record import AlignedRun, save_projector
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import Header
 from pipeline.store.reader import FeatureStore

@@ -147,8 +147,8 @@ def test_a_part_that_a_living_process_makes_is_left_to_it(parts: IndexParts, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"of": {**OF, "features": "bb"}}, "expected of.features = aa, found of.features = bb"),
-        ({"kind": "sq8"}, "expected kind = ivf, found kind = sq8"),
+        ({"of": {**OF, "features": "bb"}}, 'expected of.features = "aa", found of.features = "bb"'),
+        ({"kind": "sq8"}, 'expected kind = "ivf", found kind = "sq8"'),
         ({"parts": 2}, "expected parts = 3, found parts = 2"),
         ({"seed": 5, "k": 3}, "expected k = 10, seed = 0, found k = 3, seed = 5"),
         ({"units": (0, 800, *UNITS[2:])}, "expected units = "),

@@ -69,9 +69,9 @@ def test_a_changed_byte_is_never_opened(name: str, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"projector": "dd"}, "expected projector = cc, found projector = dd"),
+        ({"projector": "dd"}, 'expected projector = "cc", found projector = "dd"'),
         ({"features": [{"key_digest": "xx", "content_digest": "bb"}]}, "expected features = .*aa.* found .*xx"),
-        ({"split": "test"}, "expected split = None, found split = test"),
+        ({"split": "test"}, 'expected split = null, found split = "test"'),
     ],
 )
 def test_an_index_of_something_else_is_a_miss_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

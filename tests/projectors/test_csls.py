@@ -13,7 +13,7 @@ from pipeline.errors import UnknownNameError, UserError
 from pipeline.metrics.retrieval import cross_ranks
 from pipeline.projectors.base import Projector, unit_rows
 from pipeline.projectors.csls import CslsProjector, nearest_mean, scaled, with_csls
-from pipeline.projectors.table import PROJECTORS, build_projector, load_projector, save_projector
+from pipeline.projectors.run_record import PROJECTORS, build_projector, load_projector, save_projector
 
 BASE = {"projector": "linear", "settings": {"d_in": 6, "d": 5}}
 

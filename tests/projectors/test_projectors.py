@@ -8,10 +8,17 @@ from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import AsifProjector
-from pipeline.projectors.base import InputNormalisation, Projector, unit_rows
-from pipeline.projectors.linear import AffineProjector, IdentityProjector, LinearProjector
-from pipeline.projectors.residual import ResidualLowRankProjector, ResidualMLPProjector
-from pipeline.projectors.table import PROJECTORS, build_projector
+from pipeline.projectors.base import (
+    AffineProjector,
+    IdentityProjector,
+    InputNormalisation,
+    LinearProjector,
+    Projector,
+    ResidualLowRankProjector,
+    ResidualMLPProjector,
+    unit_rows,
+)
+from pipeline.projectors.run_record import PROJECTORS, build_projector
 
 D = 12
 

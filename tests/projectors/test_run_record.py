@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import KeyMismatchError, UserError
-from pipeline.projectors.linear import LinearProjector
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import save_projector
+from pipeline.projectors.base import LinearProjector
+from pipeline.projectors.run_record import AlignedRun, save_projector
 
 KEY: dict[str, Any] = {
     "format": 1,
@@ -101,15 +100,17 @@ def test_another_data_set_of_the_same_key_is_welcome(run: AlignedRun) -> None:
 
 def test_another_key_is_refused_and_each_field_named(run: AlignedRun) -> None:
     other = {**KEY, "pooling": "cls", "preprocessing": {"size": [336, 336]}}
-    with pytest.raises(KeyMismatchError, match=r"store-b: expected .*pooling = auto.*found .*pooling = cls") as caught:
+    with pytest.raises(
+        KeyMismatchError, match=r'store-b: expected .*pooling = "auto".*found .*pooling = "cls"'
+    ) as caught:
         run.check("image", [other], where="store-b")
     assert caught.value.differences == (
-        ("pooling", "auto", "cls"),
-        ("preprocessing.mean", "0.5", "nothing"),
+        ("pooling", '"auto"', '"cls"'),
+        ("preprocessing.mean", "0.5", "(absent)"),
         ("preprocessing.size", "[224, 224]", "[336, 336]"),
     )
     run.check("image", [other], ignore=("dataset_digest", "pooling", "preprocessing"))
-    with pytest.raises(KeyMismatchError, match="dataset_digest = aaaa"):
+    with pytest.raises(KeyMismatchError, match='dataset_digest = "aaaa"'):
         run.check("image", [{**KEY, "dataset_digest": "bbbb"}], ignore=())
 
 
@@ -121,7 +122,7 @@ def test_another_number_of_stores_is_refused(run: AlignedRun) -> None:
 def test_with_several_stores_the_error_says_which(run: AlignedRun) -> None:
     stores = {**record()["stores"], "image": record()["stores"]["image"] * 2}
     stacked = AlignedRun.write(run.folder, record(stores=stores))
-    with pytest.raises(KeyMismatchError, match=r"image\[1\].encoder.weights = 1234"):
+    with pytest.raises(KeyMismatchError, match=r'image\[1\].encoder.weights = "1234"'):
         stacked.check("image", [KEY, {**KEY, "encoder": {"name": "vit", "weights": "9999"}}])
 
 

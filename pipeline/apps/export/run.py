@@ -18,9 +18,8 @@ from pipeline.apps.output_folder import OutputFolder, files_of
 from pipeline.encoders.base import parse_spec
 from pipeline.encoders.packages import PACKAGES
 from pipeline.errors import PipelineError, UnknownNameError, UserError
-from pipeline.files import file_sha256
-from pipeline.projectors.run_record import SIDES, AlignedRun
-from pipeline.projectors.table import pack_projector, read_json
+from pipeline.files import file_sha256, read_json
+from pipeline.projectors.run_record import SIDES, AlignedRun, pack_projector
 from pipeline.storage.contract import Place
 
 FORMATS = {

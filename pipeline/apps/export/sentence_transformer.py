@@ -21,8 +21,7 @@ from pipeline.encoders.hf_family import HfTextEncoder, is_text_tower
 from pipeline.encoders.libraries import fetch, import_library
 from pipeline.encoders.st_family import SentenceEncoder
 from pipeline.errors import UserError
-from pipeline.projectors.base import Projector
-from pipeline.projectors.linear import AffineProjector, IdentityProjector, LinearProjector
+from pipeline.projectors.base import AffineProjector, IdentityProjector, LinearProjector, Projector
 from pipeline.projectors.run_record import AlignedRun, StoreRecord
 
 TOLERANCE = 1e-5

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.encoders.load import load_encoder
-from pipeline.projectors.run_record import AlignedRun
-from pipeline.projectors.table import build_projector, save_projector
+from pipeline.projectors.run_record import AlignedRun, build_projector, save_projector
 
 COLOURS, WORDS = "tests.apps.tiny:Colours", "tests.apps.tiny:Words"
 SEED = 7

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from pipeline.errors import UnknownNameError, UserError
+from pipeline.files import read_json
 from pipeline.projectors.asif import AsifProjector
-from pipeline.projectors.linear import LinearProjector
-from pipeline.projectors.table import (
+from pipeline.projectors.base import LinearProjector
+from pipeline.projectors.run_record import (
     PROJECTORS,
     build_projector,
     load_projector,
-    read_json,
     save_projector,
 )
 
