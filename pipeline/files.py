@@ -19,6 +19,9 @@ from typing import Any
 
 from pipeline.errors import DamagedStoreError, UserError
 
+_ABSENT = object()
+_SHOWN = 120
+
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
@@ -43,6 +46,24 @@ def spaced_json_digest(value: Any) -> str:
     The keys of encoders and finished seeds carry it. Anything new takes `json_digest`.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def json_differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, str, str]]:
+    """Return (dotted field, value of ours, value of theirs) wherever two JSON values differ, values as JSON."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(ours.keys() | theirs.keys())
+        pairs = ((name, ours.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in names)
+        return [found for name, a, b in pairs for found in json_differences(a, b, f"{path}.{name}" if path else name)]
+    if type(ours) is type(theirs) and ours == theirs:
+        return []
+    return [(path, _shown(ours), _shown(theirs))]
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "(absent)"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def dump_signed(value: Mapping[str, Any]) -> bytes:

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from pipeline import files
 from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UserError
+from pipeline.files import json_differences
 from pipeline.indexes.index import INDEXES, Gallery, Index, add_rows, need_faiss, train
 from pipeline.indexes.recall import Truth
 from pipeline.indexes.stored import ON_DISK, check_digest, merge_lists
 from pipeline.storage.local import writing
 from pipeline.storage.locks import lock
-from pipeline.store.key import key_differences
 
 FORMAT = 2
 PLAN, TRAINED, QUERIES = "plan.json", "trained.faiss", "queries.safetensors"
@@ -250,7 +250,7 @@ class IndexParts:
             expected = "a plan that is what was written"
             raise UserError(expected=expected, found="other bytes", where=str(path), remedy=remedy) from error
         asked = {"format": FORMAT, **self.wanted.to_json()}
-        differences = key_differences({"format": said.get("format"), **said.get("wanted", {})}, asked)
+        differences = json_differences({"format": said.get("format"), **said.get("wanted", {})}, asked)
         if differences:
             remedy = f"give the options that it was begun with, or {remedy}"
             raise KeyMismatchError(differences, str(self.folder), remedy)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import file_sha256, read_json
+from pipeline.files import file_sha256, json_differences, read_json
 from pipeline.indexes.index import INDEXES, LINKS, Index, need_faiss
-from pipeline.store.key import key_differences
 
 FORMAT = 1
 RECORD = "index.json"
@@ -87,7 +86,7 @@ def read_index(folder: Path, of: Mapping[str, Any]) -> Index:
         UserError: A file is missing or not the recorded one, or the index is not what its record says.
     """
     record = read_record(folder)
-    differences = key_differences(record["of"], json.loads(json.dumps(of)))
+    differences = json_differences(record["of"], json.loads(json.dumps(of)))
     if differences:
         raise KeyMismatchError(differences, str(folder), f"{_REMEDY}: it is of other features or another projector")
     storable = {name: kind for name, kind in INDEXES.items() if kind.recipe}

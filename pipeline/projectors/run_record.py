@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.config import build
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import one_line, read_file, read_json, write_atomically
+from pipeline.files import json_differences, one_line, read_file, read_json, write_atomically
 from pipeline.layers import LayerRef, parse_label
 from pipeline.projectors import base as maps
 from pipeline.projectors.asif import AsifProjector
@@ -30,7 +30,6 @@ from pipeline.projectors.base import Inputs, Projector, embed_blocks
 from pipeline.projectors.csls import CslsProjector
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.open import open_storage
-from pipeline.store.key import key_differences
 from pipeline.words import count
 
 T = TypeVar("T")
@@ -371,7 +370,7 @@ class AlignedRun:
         differences = [
             (f"{side}[{index}].{name}" if len(known) > 1 else name, trained, offered)
             for index, (store, key) in enumerate(zip(known, keys, strict=True))
-            for name, trained, offered in key_differences(store.key, key)
+            for name, trained, offered in json_differences(store.key, key)
             if not any(f"{name}.".startswith(f"{field}.") for field in ignore)
         ]
         if differences:

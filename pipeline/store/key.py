@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import json_digest
+from pipeline.files import json_differences, json_digest
 
 FORMAT = 1
 """Version of the store's layout and of what the key means."""
 
 MODALITIES = ("image", "text")
-_ABSENT = object()
-_SHOWN = 120
 
 Features = NDArray[np.generic]
 """Features [N, D] in a numpy type that carries a storage dtype's bits."""
@@ -117,7 +115,7 @@ class FeatureKey:
 
     def differences(self, other: "FeatureKey") -> list[tuple[str, str, str]]:
         """Return (dotted field, value here, value there) of each field that differs; empty if the keys are equal."""
-        return key_differences(self.to_json(), other.to_json())
+        return json_differences(self.to_json(), other.to_json())
 
     def require(self, found: "FeatureKey", where: str, remedy: str) -> None:
         """Check that features of another key are not taken for these.
@@ -135,21 +133,3 @@ def _plain(name: str, value: Any) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UserError(expected=f"JSON data in the key's field {name}", found=str(error)) from error
-
-
-def key_differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, str, str]]:
-    """Return (dotted field, value of ours, value of theirs) wherever two JSON values differ, values as JSON."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = sorted(ours.keys() | theirs.keys())
-        pairs = ((name, ours.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in names)
-        return [found for name, a, b in pairs for found in key_differences(a, b, f"{path}.{name}" if path else name)]
-    if type(ours) is type(theirs) and ours == theirs:
-        return []
-    return [(path, _shown(ours), _shown(theirs))]
-
-
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
-        return "(absent)"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
