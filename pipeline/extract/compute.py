@@ -22,9 +22,10 @@ from torch import Tensor
 
 from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.items import Items, Prepared, Preparing
 from pipeline.progress import Meter
-from pipeline.runtime import Share, torch_dtype
+from pipeline.runtime import torch_dtype
 from pipeline.storage.contract import Storage
 from pipeline.storage.local import writing
 from pipeline.store.commit import PendingShard, committed
@@ -60,9 +61,8 @@ class Computation:
         items: What it is made of.
         forward: The encoder at work.
         preparing: What decodes or tokenises.
-        max_rejected: Share of the items that may be broken.
+        config: Which worker of how many this is, and the share of the items that may be broken.
         meter: Is told of finished rows.
-        share: Which shards are taken first.
         events: Is told of every shard.
     """
 
@@ -70,9 +70,8 @@ class Computation:
     items: Items
     forward: "Forward"
     preparing: Preparing
-    max_rejected: float
+    config: ExtractConfig
     meter: Meter
-    share: Share
     events: EventLog
     shards: set[int] = field(default_factory=set)
     """Shards that this run computed (some layers of)."""
@@ -97,7 +96,7 @@ class Computation:
         wait = _POLL
         self.meter.begin(self._others.watch(self.writer.pending(self.forward.layers)))
         while left := self.writer.pending(self.forward.layers):
-            if self._pass(in_turn(left, self.writer.header.shards, self.share.index, self.share.count)):
+            if self._pass(in_turn(left, self.writer.header.shards, self.config.worker_index, self.config.num_workers)):
                 wait = _POLL
             else:
                 self.events.touch()
@@ -206,7 +205,7 @@ class Computation:
         self.rejected |= dict(rejected)
         root, found = self.writer.root, list(self.rejected.items())
         try:
-            self.items.require_sound(found, self.max_rejected, str(root / REJECTED))
+            self.items.require_sound(found, self.config.max_rejected, str(root / REJECTED))
         except UserError:
             if root.stat(MANIFEST) is None:  # a finished store has its whole table already
                 with writing(root, REJECTED):
@@ -248,7 +247,7 @@ def in_turn(pending: Sequence[PendingShard], shards: int, index: int, count: int
 class OtherWorkers:
     """Counts the rows of shards that were pending when this worker began and that others have committed since.
 
-    Make it first and ask what is pending then: a shard that is committed in between is done, and not counted here.
+    Made first, and told then what is pending: a shard that is committed in between is done, and not counted here.
 
     Args:
         root: The store.

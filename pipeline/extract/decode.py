@@ -92,9 +92,7 @@ def decode_bytes(
         raise RejectedInputError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            orientation = _refuse(image, min(max_pixels, MAX_PIXELS), turn)
-            decoded = _reduced(image, reduction, orientation) if reduction else _to_rgb(image)
-            return _upright(decoded, orientation) if turn else decoded
+            return _decoded(image, reduction, _refuse(image, min(max_pixels, MAX_PIXELS), turn))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedInputError(f"too many pixels (limit {MAX_PIXELS:,}): a decompression bomb?") from error
     except UnidentifiedImageError as error:
@@ -124,26 +122,18 @@ def _refuse(image: Image.Image, max_pixels: int, turn: bool) -> int:
     return int(orientation) if orientation in _TURNS and image.format != "TIFF" else 1  # Pillow turns TIFFs by itself
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    if orientation == 1:
-        return image
-    turned = image.transpose(_TURNS[orientation])
-    before = image.info.get(REDUCED)
-    if before is not None and turned.size != image.size:
-        turned.info[REDUCED] = Reduced(width=before.height, height=before.width, times=before.times)
-    return turned
-
-
-def _reduced(image: Image.Image, reduction: Reduction, orientation: int) -> Image.Image:
-    width, height = image.size
-    upright = (height, width) if orientation >= _LIES else (width, height)
-    times = reduction(*upright) if image.format in ("JPEG", "MPO") else 1
-    if times == 1:
-        return _to_rgb(image)
-    image.draft(None, (width // times, height // times))
-    smaller = _to_rgb(image)
-    smaller.info[REDUCED] = Reduced(width=width, height=height, times=times)
-    return smaller
+def _decoded(image: Image.Image, reduction: Reduction | None, orientation: int) -> Image.Image:
+    """Return an opened image upright and as RGB; of a large JPEG the smaller one that `reduction` asks for."""
+    upright = image.size[::-1] if orientation >= _LIES else image.size
+    times = reduction(*upright) if reduction and image.format in ("JPEG", "MPO") else 1
+    if times > 1:
+        image.draft(None, (image.width // times, image.height // times))
+    decoded = _to_rgb(image)
+    if orientation in _TURNS:
+        decoded = decoded.transpose(_TURNS[orientation])
+    if times > 1:
+        decoded.info[REDUCED] = Reduced(width=upright[0], height=upright[1], times=times)
+    return decoded
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from pipeline.extract.items import Items, Job, Preparing, feature_key, jobs_of, 
 from pipeline.extract.receipt import RECEIPT, prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.layers import select_layers
 from pipeline.progress import Meter, Progress, Update, silent
-from pipeline.runtime import Share, free_disk, keep_freed_memory
+from pipeline.runtime import free_disk, keep_freed_memory
 from pipeline.storage.contract import Storage
 from pipeline.storage.leases import Leases, this_process
 from pipeline.storage.open import open_storage
@@ -333,16 +333,14 @@ class _Making:
         from pipeline.extract.compute import Computation, Forward
 
         config, items = self.config, self.job.items
-        rows_a_pass = config.rows_a_pass(self.encoder.modality)
         work = Computation(
             writer=writer,
             items=items,
-            forward=Forward(self.encoder, self.layers, config.storage, rows_a_pass),
+            forward=Forward(self.encoder, self.layers, config.storage, config.rows_a_pass(self.encoder.modality)),
             preparing=preparing,
-            max_rejected=config.max_rejected,
+            config=config,
             meter=Meter(self.progress, items.what, cost.rows, cost.rows - cost.missing_rows),
             events=events,
-            share=Share(index=config.worker_index, count=config.num_workers),
         )
         work.run()
         for note in work.forward.notes:

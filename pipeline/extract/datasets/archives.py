@@ -20,7 +20,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -135,7 +135,7 @@ def read_image_parquet(source: str, options: ImportOptions) -> Records:
 
 PREFIX = "hf:"
 _ID = re.compile(
-    r"(?P<path>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[^/@#]+))?(?:@(?P<revision>[^@#]+))?(?:#(?P<split>[^#]+))?", re.ASCII
+    r"(?P<path>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<name>[^/@#]+))?(?:@(?P<revision>[^@#]+))?(?:#(?P<split>[^#]+))?", re.ASCII
 )
 
 
@@ -210,22 +210,8 @@ def _arrow(path: Path) -> Any:
         return pa.ipc.open_stream(source).read_all()
 
 
-@dataclass(frozen=True)
-class HubId:
-    """A parsed id, as `datasets.load_dataset` takes it."""
-
-    path: str
-    """ORG/NAME, or NAME alone for the oldest sets."""
-    config: str | None = None
-    """One of the set's configurations."""
-    revision: str | None = None
-    """Branch, tag or commit."""
-    split: str | None = None
-    """A split, such as `test` or `train[:1000]`."""
-
-
-def parse_id(source: str) -> HubId:
-    """Cut `hf:ORG/NAME[/CONFIG][@REVISION][#SPLIT]` into its parts.
+def parse_id(source: str) -> dict[str, str | None]:
+    """Return `hf:ORG/NAME[/CONFIG][@REVISION][#SPLIT]` as the arguments of `datasets.load_dataset`.
 
     Raises:
         UserError: It is not of that form.
@@ -233,18 +219,17 @@ def parse_id(source: str) -> HubId:
     match = _ID.fullmatch(source.removeprefix(PREFIX))
     if not match or ".." in match["path"]:
         raise UserError(expected="hf:ORG/NAME[/CONFIG][@REVISION][#SPLIT]", found=repr(source), where="the source")
-    return HubId(**match.groupdict())
+    return match.groupdict()
 
 
 def _read_hub(source: str, options: ImportOptions) -> Records:
-    name = parse_id(source)
-    library = _library()
+    parts, library = parse_id(source), _library()
     try:
-        loaded = library.load_dataset(name.path, name=name.config, revision=name.revision, split=name.split)
+        loaded = library.load_dataset(**parts)
     except Exception as error:  # the library raises some fifty kinds, its own and those of what it is made of
         said, *_ = [*str(error).strip().splitlines(), ""]
         raise UserError(
-            expected=f"the data set {name.path}",
+            expected=f"the data set {parts['path']}",
             found=f"{type(error).__name__}: {said}" if said else type(error).__name__,
             where=source,
             remedy="check id and network; or save it elsewhere with save_to_disk and import that folder",

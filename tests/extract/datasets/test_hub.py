@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import MissingExtraError, UserError
-from pipeline.extract.datasets.archives import HubId, parse_id
+from pipeline.extract.datasets.archives import parse_id
 from pipeline.extract.datasets.importers import import_dataset
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.datasets.records import ImportOptions
@@ -72,14 +72,14 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
-        ("hf:mnist", HubId("mnist")),
-        ("hf:org/name", HubId("org/name")),
-        ("hf:org/name/plain@v1.0#test[:10]", HubId("org/name", "plain", "v1.0", "test[:10]")),
-        ("hf:org/name@refs/convert/parquet", HubId("org/name", None, "refs/convert/parquet")),
+        ("hf:mnist", ("mnist", None, None, None)),
+        ("hf:org/name", ("org/name", None, None, None)),
+        ("hf:org/name/plain@v1.0#test[:10]", ("org/name", "plain", "v1.0", "test[:10]")),
+        ("hf:org/name@refs/convert/parquet", ("org/name", None, "refs/convert/parquet", None)),
     ],
 )
-def test_ids(source: str, parts: HubId) -> None:
-    assert parse_id(source) == parts
+def test_ids(source: str, parts: tuple[str | None, ...]) -> None:
+    assert parse_id(source) == dict(zip(("path", "name", "revision", "split"), parts, strict=True))
 
 
 @pytest.mark.parametrize("source", ["hf:", "hf:a/b/c/d", "hf:../etc", "hf:/etc/x", "hf:a b", "hf:a@", "hf:a#"])
