@@ -25,17 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.encoders.base import LoadOptions, Spec
-from pipeline.encoders.image_model import (
-    INTERPOLATIONS,
-    ImageInfo,
-    ImageModel,
-    ImageTransform,
-    Resize,
-    colour,
-    token_pools,
-)
+from pipeline.encoders.image_model import ImageInfo, ImageModel, ImageTransform, Resize, colour, token_pools
 from pipeline.encoders.libraries import config_digest, fetch, import_library, opening, weight_files, weights_sha256
-from pipeline.encoders.text_model import DECODER_POOLS, TEXT_POOLS, TextInfo, TextModel, TextTokenizer, length_limit
+from pipeline.encoders.text_model import TextInfo, TextModel, TextTokenizer, length_limit
 from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, TorchEncoder
 from pipeline.errors import UserError
 
@@ -44,6 +36,13 @@ VERSION = 1
 
 DENSE_POOLERS = ("vit", "deit", "yolos")
 """Vision models whose pooler is a layer that most checkpoints lack: left out, `output` is the class token."""
+
+TEXT_POOLS = ("cls", "mean", "eos")
+DECODER_POOLS = ("mean", "eos")
+"""Without the first token, which has seen nothing but itself."""
+
+FIXED_LENGTH = ("siglip_text_model", "siglip2_text_model")
+"""Text towers that were trained on texts padded to the full length, without a mask."""
 
 
 def load(spec: Spec, options: LoadOptions) -> ImageModel | TextModel:
@@ -171,10 +170,6 @@ def _prefix(tower: Any) -> tuple[int, bool]:
     return int(has_class_token) + int("distillation_token" in shapes) + int(registers), has_class_token
 
 
-FIXED_LENGTH = ("siglip_text_model", "siglip2_text_model")
-"""Text towers that were trained on texts padded to the full length, without a mask."""
-
-
 class HfTextEncoder(TextModel):
     """A text model of transformers, or the text tower of a two-tower model."""
 
@@ -268,13 +263,13 @@ def from_processor(processor: Any, *, where: str) -> ImageTransform:
         resize, aim = "squash", (size["height"], size["width"])
     else:
         raise UserError(expected="a size of height and width, or of the shortest edge", found=str(size), where=where)
-    names = {int(value): name for name, value in INTERPOLATIONS.items()}
+    resampling = Image.Resampling.BILINEAR if processor.resample is None else Image.Resampling(processor.resample)
     transform = ImageTransform(
         resize=resize,
         size=aim,
         crop=crop,
         rounding="floor",
-        interpolation=names[int(processor.resample)] if processor.resample is not None else "bilinear",
+        interpolation=resampling.name.lower(),
         mean=colour(processor.image_mean if processor.do_normalize else 0),
         std=colour(processor.image_std if processor.do_normalize else 1),
         divisor=round(1 / processor.rescale_factor, 9) if processor.do_rescale else 1.0,

@@ -105,10 +105,6 @@ def _slow(tokenizer: Any, max_length: int) -> tuple[Callable[[str], list[int]], 
     return encode, spaced_json_digest(words)
 
 
-TEXT_POOLS = ("cls", "mean", "eos")
-DECODER_POOLS = ("mean", "eos")
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextInfo(ModelInfo):
     """What a family says about one model of texts."""

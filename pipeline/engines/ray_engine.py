@@ -186,7 +186,13 @@ class RayEngine(Engine):
         try:
             return result_of(self._ray, call)
         except self._ray.exceptions.RayError as error:
-            raise _given_up(error) from error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise PipelineError(
+                expected="workers that live",
+                found=f"{_RETRIES + 1} that died: {lines[-1] if lines else type(error).__name__}",
+                where="--engine ray",
+                remedy="where memory ran out use fewer or larger workers (--workers, --jobs); what was finished stays",
+            ) from error
 
 
 # ---- in a worker -----------------------------------------------------------------------------------------------------
@@ -399,14 +405,4 @@ def _joined(results: Sequence[ExtractResult]) -> ExtractResult:
         skipped_shards=max(shards - computed, 0),
         cost=max(costs, key=lambda cost: cost.missing_rows, default=None),
         classes=_joined(classes) if classes else None,
-    )
-
-
-def _given_up(error: Exception) -> PipelineError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return PipelineError(
-        expected="workers that live",
-        found=f"{_RETRIES + 1} that died: {lines[-1] if lines else type(error).__name__}",
-        where="--engine ray",
-        remedy="where memory ran out use fewer or larger workers (--workers, --jobs); what was finished stays",
     )
