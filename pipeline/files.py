@@ -1,13 +1,18 @@
-"""Digests of files and of JSON, JSON that carries its own digest, and files that are written whole or not at all.
+"""Digests of files and of JSON, JSON that carries its own digest, files that are written whole or not at all, locks.
 
 An atomic write is: a temp file in the same folder, its bytes, fsync, rename, fsync of the folder. Every step is a
 function of its own, looked up in this module, so that tests can kill the process at each.
 
 sha256 names content for good. Signed JSON ends with a digest of itself and must be byte for byte what this module would
 write, so that any flipped byte is seen.
+
+The kernel releases a lock (flock) when its process dies, so that nothing stale is ever waited for. A lock file exists
+while the lock is held and is removed by its holder; whoever gets the lock of a file that is no longer at its path tries
+again.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -190,3 +195,81 @@ def write_atomically(
         sync_file(path)
         publish(path, target)
         sync_folder(target.parent)
+
+
+# ---- locks -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock(path: Path, *, block: bool = True) -> Iterator[bool]:
+    """Hold the lock at `path`; yields False at once if it is taken and `block` is false."""
+    descriptor = open_locked(path, block=block)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def open_locked(path: Path, *, block: bool) -> int | None:
+    """Open (or create) a file, lock it, and return its descriptor; None if it is taken and `block` is false."""
+    try:
+        return _locked(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return None
+
+
+def share(path: Path) -> int | None:
+    """Open a file that is there, wait for a shared lock on it and return its descriptor; None if the file is gone."""
+    try:
+        return _locked(path, os.O_RDONLY, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Lock a file that is there and stays; yields False at once if anybody shares it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether a live process holds the lock of an existing file."""
+    try:
+        with alone(path) as free:
+            return not free
+    except FileNotFoundError:
+        return False
+
+
+def same_file(descriptor: int, path: Path) -> bool:
+    """Say whether an open descriptor is still the file at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _locked(path: Path, flags: int, how: int) -> int:
+    while True:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, how)
+            if same_file(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

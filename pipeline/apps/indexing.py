@@ -23,12 +23,12 @@ from pipeline.apps.config import IndexConfig
 from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.apps.output_folder import OutputFolder
 from pipeline.errors import UserError
+from pipeline.files import lock
 from pipeline.indexes.index import INDEXES, Gallery, Index, Kind, add_rows, choose_kind, need_faiss, train
 from pipeline.indexes.parts import IndexParts, Wanted
 from pipeline.indexes.recall import Truth, measure
 from pipeline.indexes.stored import RECORD, read_record, write_index
 from pipeline.runtime import Share
-from pipeline.storage.locks import lock
 from pipeline.store.samples import join
 
 QUERIES = 1000

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.files import publish, sync_file, sync_folder
-from pipeline.storage.locks import lock
+from pipeline.files import lock, publish, sync_file, sync_folder
 
 LOCK, WRITING, READY, MOVING = ".report.lock", ".report.writing", ".report.ready", ".report.moving"
 MARK = "metrics.json"

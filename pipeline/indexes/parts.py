@@ -29,12 +29,11 @@ from torch import Tensor
 
 from pipeline import files
 from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UserError
-from pipeline.files import json_differences
+from pipeline.files import json_differences, lock
 from pipeline.indexes.index import INDEXES, Gallery, Index, add_rows, need_faiss, train
 from pipeline.indexes.recall import Truth
 from pipeline.indexes.stored import ON_DISK, check_digest, merge_lists
 from pipeline.storage.local import writing
-from pipeline.storage.locks import lock
 
 FORMAT = 2
 PLAN, TRAINED, QUERIES = "plan.json", "trained.faiss", "queries.safetensors"

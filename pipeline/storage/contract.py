@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeAlias
 
-from pipeline.storage.locks import lock
+from pipeline.files import lock
 
 
 class Stored(NamedTuple):

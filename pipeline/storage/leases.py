@@ -25,8 +25,8 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 
 from pipeline.errors import PipelineError
+from pipeline.files import is_locked
 from pipeline.storage.contract import Storage
-from pipeline.storage.locks import is_locked
 
 LEASE_SECONDS = 60.0
 BEATS = 4

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import PipelineError, UserError
+from pipeline.files import is_locked, lock, open_locked, same_file
 from pipeline.runtime import free_disk
 from pipeline.storage.contract import Content, Storage, Stored
 from pipeline.storage.leases import STORE, Thing, is_lock, leased_elsewhere, sweep_leases
-from pipeline.storage.locks import is_locked, lock, open_locked, same_file
 from pipeline.words import size
 
 _TEMP = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")

@@ -5,10 +5,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
+from pipeline.files import alone, is_locked
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.leases import STORE, is_lock, leased_elsewhere, leased_thing, lock_name, sightings
 from pipeline.storage.local import is_temp, stale_temp_files, writing
-from pipeline.storage.locks import alone, is_locked
 from pipeline.storage.open import is_url, open_storage
 from pipeline.store.events import EVENTS, event_files
 from pipeline.store.manifest import (

@@ -24,9 +24,9 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import PipelineError, UserError
+from pipeline.files import is_locked, open_locked
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.leases import Holder, Sighting, lock_name, sightings, this_process
-from pipeline.storage.locks import is_locked, open_locked
 from pipeline.storage.open import open_storage
 from pipeline.store.commit import committed, missing_layers
 from pipeline.store.manifest import HEADER, MANIFEST, ShardFile, read_header

@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownNameError, UserError
-from pipeline.files import file_sha256
+from pipeline.files import file_sha256, is_locked
 from pipeline.storage.contract import Place, Storage, Stored
 from pipeline.storage.leases import STORE, lock_name
-from pipeline.storage.locks import is_locked
 from pipeline.storage.open import open_storage
 from pipeline.store.commit import committed
 from pipeline.store.key import FeatureKey, Features, storage_dtype

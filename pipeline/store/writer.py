@@ -32,11 +32,10 @@ from pipeline.errors import (
     UnknownNameError,
     UserError,
 )
-from pipeline.files import dump_signed, file_sha256
+from pipeline.files import dump_signed, file_sha256, share
 from pipeline.storage.contract import Place, Storage, Stored
 from pipeline.storage.leases import STORE, Lease, Leases, lock_name
 from pipeline.storage.local import sweep, writing
-from pipeline.storage.locks import share
 from pipeline.storage.open import open_storage
 from pipeline.store.commit import (
     PendingShard,

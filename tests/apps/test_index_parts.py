@@ -15,9 +15,9 @@ from pipeline.apps.config import SearchConfig
 from pipeline.apps.indexing import Subject, build, in_turn, make_parts
 from pipeline.apps.search import Searcher
 from pipeline.errors import KeyMismatchError, UserError
+from pipeline.files import lock
 from pipeline.indexes.stored import read_index
 from pipeline.runtime import Share
-from pipeline.storage.locks import lock
 from pipeline.store import shards
 from tests.apps.index_runs import ROWS, config, index_bytes, write_run
 from tests.commands.running import done, refused

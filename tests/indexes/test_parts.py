@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import KeyMismatchError, PipelineError, UserError
+from pipeline.files import lock
 from pipeline.indexes import parts as building
 from pipeline.indexes.index import Gallery
 from pipeline.indexes.parts import PLAN, IndexParts, Wanted
 from pipeline.indexes.recall import recalls
 from pipeline.indexes.stored import FAISS, ON_DISK, read_index, write_index
-from pipeline.storage.locks import lock
 from tests.indexes.test_kinds import unit
 
 faiss: Any = pytest.importorskip("faiss")

@@ -20,10 +20,10 @@ from pipeline.errors import (
     UnknownNameError,
     UserError,
 )
+from pipeline.files import lock
 from pipeline.storage import local
 from pipeline.storage.leases import lock_name
 from pipeline.storage.local import temp_file
-from pipeline.storage.locks import lock
 from pipeline.store import commit
 from pipeline.store.cleaning import gc as collect
 from pipeline.store.commit import PendingShard
