@@ -1,4 +1,4 @@
-"""Digests, signed JSON and atomic writes; locks exclude each other, leave nothing behind, and die with their process."""
+"""Digests, signed JSON, atomic writes; locks exclude each other, leave nothing behind and die with their process."""
 
 import hashlib
 import json

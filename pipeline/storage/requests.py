@@ -28,37 +28,33 @@ FIRST_WAIT = 0.25
 LONGEST_WAIT = 20.0
 """Seconds. Waits double and are drawn between half and the whole, so that many do not come back together."""
 
-_ERRNO = frozenset(
-    getattr(errno, name)
-    for name in ("EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EPIPE", "EREMOTEIO", "ETIMEDOUT")
-    if hasattr(errno, name)
-)
-_NAMES = frozenset(
-    {
-        "ClientConnectionError",
-        "ClientPayloadError",
-        "ConnectionClosedError",
-        "ConnectionError",
-        "HTTPClientError",
-        "IncompleteRead",
-        "IncompleteReadError",
-        "ResponseStreamingError",
-        "ServerTimeoutError",
-    }
-)
+_ERRNO = {errno.EAGAIN, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY)}
+"""Beside those that Python makes a ConnectionError or TimeoutError of."""
+_NAMES = {
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ConnectionClosedError",
+    "ConnectionError",
+    "HTTPClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ResponseStreamingError",
+    "ServerTimeoutError",
+}
 """Errors of botocore, aiohttp and http.client, by name, so that none of them is imported for it."""
 
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
 """Protocol → the package that speaks it, and the extra that installs it."""
-_S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1, "mode": "standard"}}}
+_S3 = ("s3", "s3a")
+_ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1, "mode": "standard"}}}
 """Retries are this package's own: three layers of them would wait for minutes at a wrong endpoint."""
-_CREDENTIALS = (
+_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
     "ProfileNotFound",
     "TokenRetrievalError",
     "RefreshError",
-)
+}
 
 _TOKENS = ("ETag", "etag", "md5Hash", "generation", "mtime", "created", "LastModified", "last_modified")
 
@@ -75,12 +71,8 @@ class Requests:
     def __init__(self, url: str) -> None:
         self.url = url
         self.protocol, _, rest = url.partition("://")
+        self.conditional = self.protocol in _S3  # the store itself keeps conditions on replacing
         self._root = f"/{rest.strip('/')}" if self.protocol == "memory" else rest
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the store itself keeps conditions on replacing."""
-        return self.protocol in ("s3", "s3a")
 
     def list(self, prefix: str = "") -> dict[str, Stored]:
         """Return every object whose name begins with a prefix, folders below included; none where there is none.
@@ -134,18 +126,14 @@ class Requests:
 
         A request whose answer was lost is sent again and finds its own bytes: that counts as done.
         """
-
-        def send() -> None:
-            self._fs.pipe_file(self._path(name), data, mode="create")
-
-        done = self._on_condition(send, name)
-        if done is None and (done := self.stat(name) is None):
-            self.write(name, data)
-        return done or self.read(name) == data
+        sent = self._send(name, data, {"mode": "create"}, lambda there: there is None)
+        return sent or self.read(name) == data
 
     def replace(self, name: str, data: bytes, token: str) -> bool:
         """Put bytes in the place of the object of this token; False if it is another by now."""
-        return self._replace(name, data, token) or self.read(name) == data
+        condition = {"IfMatch": token} if self.conditional else {}
+        sent = self._send(name, data, condition, lambda there: there is not None and there.token == token)
+        return sent or self.read(name) == data
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects one after the other; those that are not there are passed over."""
@@ -155,33 +143,29 @@ class Requests:
             except FileNotFoundError:
                 continue
 
-    def _replace(self, name: str, data: bytes, token: str) -> bool:
-        def send() -> None:
-            self._fs.pipe_file(self._path(name), data, IfMatch=token)
+    def _send(
+        self, name: str, data: bytes, condition: Mapping[str, str], holds: Callable[[Stored | None], bool]
+    ) -> bool:
+        """Put bytes on a condition that the store keeps; where it knows none, look whether it holds, then write."""
 
-        done = self._on_condition(send, name) if self.conditional else None
-        if done is None:
-            now = self.stat(name)
-            done = now is not None and now.token == token
-            if done:
-                self.write(name, data)
-        return done
-
-    def _on_condition(self, send: Callable[[], None], name: str) -> bool | None:
-        """Send a conditional request: done, refused (False), or None where the store knows no conditions."""
-
-        def answer() -> bool | None:
+        def send() -> bool | None:
             try:
-                send()
+                self._fs.pipe_file(self._path(name), data, **condition)
             except (OSError, NotImplementedError) as error:
-                if is_unknown(error):
+                if isinstance(error, NotImplementedError) or _status(error) == 501:
                     return None
-                if is_conflict(error) or isinstance(error, FileNotFoundError):
+                if isinstance(error, FileExistsError | FileNotFoundError) or _status(error) == 412:
                     return False
                 raise
             return True
 
-        return asked(answer, self._url(name))
+        sent = asked(send, self._url(name)) if condition else None
+        if sent is not None:
+            return sent
+        held = holds(self.stat(name))
+        if held:
+            self.write(name, data)
+        return held
 
     @property
     def _fs(self) -> Any:
@@ -224,7 +208,7 @@ def filesystem(protocol: str) -> Any:
     import fsspec
 
     try:
-        found = fsspec.filesystem(protocol, use_listings_cache=False, **(_S3 if _is_s3(protocol) else {}))
+        found = fsspec.filesystem(protocol, use_listings_cache=False, **(_ONCE if protocol in _S3 else {}))
     except ImportError as error:
         package, extra = _EXTRAS.get(protocol, ("", ""))
         install = f"pip install 'fewpairs[{extra}]'" if extra else "pip install the package that fsspec names"
@@ -233,7 +217,7 @@ def filesystem(protocol: str) -> Any:
     except ValueError as error:
         expected = "a protocol that fsspec knows, such as s3 or gs"
         raise UserError(expected=expected, found=repr(protocol), where=f"{protocol}://") from error
-    if _is_s3(protocol):
+    if protocol in _S3:
         found.retries = 1
     return found
 
@@ -257,29 +241,14 @@ def asked(action: Callable[[], T], url: str) -> T:
         raise _explained(error, url) from error
 
 
-def is_conflict(error: BaseException) -> bool:
-    """Say whether a conditional request was refused because the object is another (HTTP 412)."""
-    metadata = _response(error).get("ResponseMetadata", {})
-    return isinstance(error, FileExistsError) or bool(metadata.get("HTTPStatusCode") == 412)
-
-
-def is_unknown(error: BaseException) -> bool:
-    """Say whether a request was refused because the store does not know its kind (HTTP 501)."""
-    metadata = _response(error).get("ResponseMetadata", {})
-    return isinstance(error, NotImplementedError) or bool(metadata.get("HTTPStatusCode") == 501)
-
-
-def _is_s3(protocol: str) -> bool:
-    return protocol in ("s3", "s3a")
-
-
 def _is_bucket(error: BaseException) -> bool:
-    return bool(_response(error).get("Error", {}).get("Code") == "NoSuchBucket")
+    return any(each.get("Error", {}).get("Code") == "NoSuchBucket" for each in _responses(error))
 
 
-def _response(error: BaseException) -> dict[str, Any]:
-    found = getattr(error.__cause__, "response", None)
-    return found if isinstance(found, dict) else {}
+def _responses(error: BaseException) -> list[dict[str, Any]]:
+    """Return what botocore keeps of the answer, in the error or in the one that it was made of."""
+    found = (getattr(each, "response", None) for each in (error, error.__cause__))
+    return [each for each in found if isinstance(each, dict)]
 
 
 def _explained(error: Exception, url: str) -> PipelineError:
@@ -291,7 +260,7 @@ def _explained(error: Exception, url: str) -> PipelineError:
     if isinstance(error, PermissionError):
         remedy = "check the credentials and what they may do there"
         return UserError(expected="permission", found=f"access denied ({reason})", where=url, remedy=remedy)
-    if names & set(_CREDENTIALS):
+    if names & _CREDENTIALS:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or what the store's own client reads"
         return UserError(expected="credentials", found=f"none that can be used ({reason})", where=url, remedy=remedy)
     if is_transient(error):
@@ -335,14 +304,6 @@ def retrying(action: Callable[[], T], what: str, wait: Callable[[float], None] =
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status that an error carries, or the one that it was made of."""
-    for each in (error, error.__cause__):
-        response = getattr(each, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if isinstance(status, int) and status >= 400:
-                return status
-        for name in ("status", "code"):
-            value = getattr(each, name, None)
-            if isinstance(value, int) and 400 <= value < 600:
-                return value
-    return None
+    said = [each.get("ResponseMetadata", {}).get("HTTPStatusCode") for each in _responses(error)]
+    said += [getattr(each, name, None) for each in (error, error.__cause__) for name in ("status", "code")]
+    return next((status for status in said if isinstance(status, int) and 400 <= status < 600), None)
