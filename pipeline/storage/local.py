@@ -96,12 +96,14 @@ class LocalStorage(Storage):
         target = self.here / name
         with temp_file(target) as temp:
             files.write_bytes(temp, data)
-            files.sync_file(temp)
+            if _lasts(name):
+                files.sync_file(temp)
             if not link_new(temp, target):
                 with suppress(FileNotFoundError):  # deleted since
                     return target.read_bytes() == data
                 return False
-            files.sync_folder(target.parent)
+            if _lasts(name):
+                files.sync_folder(target.parent)
         return True
 
     def put_if(self, name: str, data: bytes, token: str) -> bool:
@@ -138,7 +140,8 @@ class LocalStorage(Storage):
             path = self.here / name
             if os.path.lexists(path):
                 path.unlink(missing_ok=True)
-                files.sync_folder(path.parent)
+                if _lasts(name):
+                    files.sync_folder(path.parent)
 
     def pull(self, own: Sequence[str]) -> Path:
         """Return the folder itself."""
@@ -160,6 +163,11 @@ def _files(folder: Path, prefix: str, deep: bool) -> Iterator[tuple[str, Path]]:
                     yield from ((f"{entry.name}/{name}", path) for name, path in inner)
             elif entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False):
                 yield entry.name, Path(entry.path)
+
+
+def _lasts(name: str) -> bool:
+    """Say whether a file is to survive a crash of the machine; a lease, which has a hidden name, need not."""
+    return not name.startswith(".")
 
 
 def _stored(path: Path) -> Stored | None:

@@ -211,9 +211,7 @@ def status(place: Place) -> list[ShardStatus]:
     Raises:
         UserError: The folder is no store.
     """
-    root = open_storage(place)
-    files, leases = _committed(root), sightings(root)
-    return _shards(root, files, leases, _workers(root, leases))
+    return _look(open_storage(place))[2]
 
 
 def summary(place: Place) -> Summary:
@@ -223,13 +221,10 @@ def summary(place: Place) -> Summary:
         UserError: The folder is no store.
     """
     root = open_storage(place)
-    files, leases = _committed(root), sightings(root)
-    runs = _workers(root, leases)
-    shards = _shards(root, files, leases, runs)
+    files, runs, shards = _look(root)
     counts = Counter(shard.state for shard in shards)
     done = sum(shard.stop - shard.start for shard in shards if shard.state == "done")
     rate, items = _rate(runs), shards[-1].stop
-    records = [file for index in sorted(files) for file in files[index]]
     return Summary(
         shards=len(shards),
         done=counts["done"],
@@ -240,7 +235,7 @@ def summary(place: Place) -> Summary:
         rate=rate,
         eta=(items - done) / rate if rate else None,
         finished=root.stat(MANIFEST) is not None and done == items,
-        rejected=dict(Counter(reason for file in first_files(records) for _, reason in file.rejected).most_common()),
+        rejected=dict(Counter(reason for file in first_files(files) for _, reason in file.rejected).most_common()),
         failures=dict(Counter(run.failure for run in runs if run.failure).most_common()),
         workers=[run.status for run in runs],
     )
@@ -261,16 +256,31 @@ class _Run:
         return str(last.get("reason", "")) if last["event"] == "failed" else ""
 
 
-def _committed(root: Storage) -> dict[int, list[ShardFile]]:
+def _look(root: Storage) -> tuple[list[ShardFile], list[_Run], list[ShardStatus]]:
+    """Return the committed files, the runs, and the shards of a store as they are now."""
     if HEADER not in root.list():
         raise UserError(expected="a feature store", found="no store.json", where=str(root))
-    return committed(root, read_header(root))
+    header = read_header(root)
+    files, leases = committed(root, header), sightings(root)
+    records, runs = [file for own in files.values() for file in own], _runs(root, leases)
+    asked = [str(name) for run in runs if run.alive for name in run.events[0].get("layers", ())]
+    names = tuple(dict.fromkeys([*(layer.name for file in records for layer in file.layers), *asked]))
+    holders = {seen.thing: seen for seen in leases if not seen.dead}
+    shards = []
+    for index in range(header.shards):
+        missing, seen = missing_layers(files.get(index, ()), names), holders.get(index)
+        held = tuple(name for name in names if name not in missing)
+        state, record = "done" if index in files and not missing else "missing", seen.record if seen else None
+        alive = seen is not None and seen.silent <= _SILENT * (record.seconds if record else 0.0)
+        if is_locked(root.here / lock_name(index)) or alive:
+            holder = (record.holder.name, record.since) if record else ()
+            shards.append(ShardStatus(index, *header.span(index), "leased", held, *holder))
+        else:
+            shards.append(ShardStatus(index, *header.span(index), state, held))
+    return records, runs, shards
 
 
-# ---- workers ---------------------------------------------------------------------------------------------------------
-
-
-def _workers(root: Storage, leases: Sequence[Sighting]) -> list[_Run]:
+def _runs(root: Storage, leases: Sequence[Sighting]) -> list[_Run]:
     kernel = this_process().kernel
     found = []
     for path in event_files(root):
@@ -311,40 +321,3 @@ def _rate(runs: Sequence[_Run]) -> float | None:
     busy = [seconds_of(run.events[0]) for run in runs if run.alive or seconds_of(run.events[-1]) > now - window]
     items = sum(int(event.get("items", 0)) for event in recent)
     return items / max(now - max(min(busy), now - window), 1e-3) if items else None
-
-
-# ---- shards ----------------------------------------------------------------------------------------------------------
-
-
-def _shards(
-    root: Storage, files: Mapping[int, Sequence[ShardFile]], leases: Sequence[Sighting], runs: Sequence[_Run]
-) -> list[ShardStatus]:
-    header = read_header(root)
-    stored = [layer.name for own in files.values() for file in own for layer in file.layers]
-    asked = [str(name) for run in runs if run.alive for name in run.events[0].get("layers", ())]
-    names = tuple(dict.fromkeys([*stored, *asked]))
-    holders = {seen.thing: seen for seen in leases if not seen.dead}
-    return [
-        _shard(root, index, header.span(index), files.get(index, []), names, holders.get(index))
-        for index in range(header.shards)
-    ]
-
-
-def _shard(
-    root: Storage,
-    index: int,
-    span: tuple[int, int],
-    files: Sequence[ShardFile],
-    names: tuple[str, ...],
-    seen: Sighting | None,
-) -> ShardStatus:
-    missing = missing_layers(files, names)
-    held = tuple(name for name in names if name not in missing)
-    state = "done" if files and not missing else "missing"
-    record = seen.record if seen else None
-    alive = seen is not None and seen.silent <= _SILENT * (record.seconds if record else 0.0)
-    if is_locked(root.here / lock_name(index)) or alive:
-        return ShardStatus(
-            index, *span, "leased", held, record.holder.name if record else None, record.since if record else None
-        )
-    return ShardStatus(index, *span, state, held)

@@ -133,9 +133,7 @@ def _diff_layers(a: FeatureStore, b: FeatureStore) -> list[str]:
     ours, theirs = ({layer.name: layer for layer in store.layers} for store in (a, b))
     sentences = [f"layer {name}: only in the first" for name in ours if name not in theirs]
     sentences += [f"layer {name}: only in the second" for name in theirs if name not in ours]
-    for name in ours:
-        if name not in theirs:
-            continue
+    for name in [name for name in ours if name in theirs]:
         x, y = ours[name], theirs[name]
         if (x.width, x.dtype) != (y.width, y.dtype):
             sentences.append(f"layer {name}: {x.width} {x.dtype} in the first and {y.width} {y.dtype} in the second")

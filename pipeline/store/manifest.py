@@ -131,13 +131,8 @@ class Header:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Header":
         """Rebuild a header."""
-        return cls(
-            key=FeatureKey.from_json(data["key"]),
-            items=data["items"],
-            shard_rows=data["shard_rows"],
-            file_format=data["file_format"],
-            layer_names=tuple(data["layer_names"]),
-        )
+        plain = {name: data[name] for name in ("items", "shard_rows", "file_format")}
+        return cls(key=FeatureKey.from_json(data["key"]), layer_names=tuple(data["layer_names"]), **plain)
 
 
 @dataclass(frozen=True, kw_only=True)

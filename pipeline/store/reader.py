@@ -241,13 +241,11 @@ class FeatureStore:
         shards = self._shards(layer)
         starts = np.cumsum([0, *(shard.rows for shard in shards)])
         which = np.searchsorted(starts, rows, side="right") - 1
-        touched = np.unique(which)
-        if not len(touched):
-            return np.empty((0, info.width), storage_dtype(info.dtype).numpy)
-        counts = [shards[index].rows for index in touched]
-        first = np.cumsum([0, *counts[:-1]])[np.searchsorted(touched, which)]
-        views = [view for index in touched for view in self._view(shards[index])]
-        return gather(views, rows - starts[which] + first)
+        out = np.empty((len(rows), info.width), storage_dtype(info.dtype).numpy)
+        for index in np.unique(which):
+            chosen = which == index
+            out[chosen] = gather(self._view(shards[index]), rows[chosen] - starts[index])
+        return out
 
     def _stage(self, layer: str) -> list[Features]:
         if layer in self._staged:
