@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from benchmarks.alternate import Work, alternate, show
 from benchmarks.bare_steps import features
 from pipeline.align.fit import initial_projectors
-from pipeline.align.methods import make_recipe
 from pipeline.align.pairs import PairFeatures
+from pipeline.align.recipe import make_recipe
 from pipeline.align.train import train
 from pipeline.parallel import one_thread, run_side_by_side
 

@@ -17,9 +17,8 @@ import torch
 
 from benchmarks.alternate import rounds
 from benchmarks.bare_steps import IMAGE_WIDTH, TEXT_WIDTH, Step, bare_step, features
-from pipeline.align.methods import make_recipe
 from pipeline.align.objective import Batch, StepContext
-from pipeline.align.recipe import Recipe
+from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.align.train import History, Stepper
 from pipeline.projectors.run_record import build_projector
 

@@ -15,7 +15,7 @@ from pipeline.words import on_stderr
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", required=True, help="a name of pipeline.align.methods.METHODS")
+    parser.add_argument("--method", required=True, help="a name of pipeline.align.recipe.METHODS")
     parser.add_argument("--out", type=Path, help="folder of the run; default: data/2_projectors/<method>")
     item = parser.parse_args()
     with exit_with_sentence():

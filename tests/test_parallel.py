@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pipeline.align.fit import initial_projectors
-from pipeline.align.methods import make_recipe
 from pipeline.align.pairs import PairFeatures
+from pipeline.align.recipe import make_recipe
 from pipeline.align.train import train
 from pipeline.errors import PipelineError, UserError
 from pipeline.parallel import one_thread, run_side_by_side

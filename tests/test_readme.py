@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from pipeline.align.config import align_config
-from pipeline.align.methods import METHODS, make_recipe
+from pipeline.align.recipe import METHODS, make_recipe
 from pipeline.cli import app
 from pipeline.encoders.packages import PACKAGES
 from pipeline.evaluate.config import evaluate_config

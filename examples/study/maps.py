@@ -14,8 +14,7 @@ from torch import Tensor
 
 from examples.study.config import GridSweep, Maps, StudyConfig
 from examples.study.figures import Cloud
-from pipeline.align.fit import initial_projectors
-from pipeline.align.train import Trained
+from pipeline.align.fit import Trained, initial_projectors
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.files import write_atomically
 from pipeline.parallel import one_thread

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from examples.study.config import GridSweep, StudyConfig
-from pipeline.align.methods import make_recipe
-from pipeline.align.recipe import Recipe
+from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.errors import UserError
 from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.metrics.bootstrap import Bootstrap, interval

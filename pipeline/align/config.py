@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.align.loggers import LOGGERS
-from pipeline.align.methods import make_recipe
-from pipeline.align.recipe import Recipe
+from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.config import assignments, build, name, section
 from pipeline.errors import UserError
 from pipeline.settings import at_least, between, distinct, not_empty, one_of, setting, settings

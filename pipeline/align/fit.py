@@ -1,82 +1,74 @@
-"""One seed's projectors: a closed form, or what training makes of initial ones; CSLS on top where it is asked for.
+"""Projectors without training: a closed form, or what training starts from; and what validation pairs say of a pair.
 
-trained = fit_seed(recipe, train_data, validation_data, seed=1)
+trained = fit_untrained(recipe, train_data, validation_data)
 
-`training.learning_rate: auto` lets `find_learning_rate` find a rate on a seed's training pairs before it trains.
+Validation pairs give the recall, which stops training and picks the weights, and a temperature for what has none.
 """
 
-import copy
-import dataclasses
-import math
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline.align.objective import StepContext
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.recipe import HubnessOptions, Recipe, with_rate
-from pipeline.align.train import Generators, Stepper, Trained, batches, seeded, train
-from pipeline.align.validation import selection_score, validate, validation_temperature
-from pipeline.errors import PipelineError
+from pipeline.align.recipe import HubnessOptions, Recipe
+from pipeline.metrics.calibration import fit_temperature
+from pipeline.metrics.retrieval import retrieval_metrics
 from pipeline.projectors.base import Projector, unit_rows
 from pipeline.projectors.closed_form import WITH_RIDGE, ClosedFormFit, InputOptions, fit_closed_form
 from pipeline.projectors.csls import with_csls
 from pipeline.projectors.run_record import build_projector
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-LOWEST, HIGHEST = 1e-5, 1.0
-"""Rates of the range test; it rises from the first to the last exponentially."""
-STEPS = 80
-"""Steps of the range test at most; it ends early when the loss runs away."""
-SMOOTHING = 0.8
-"""Weight of the past in the moving average of its losses."""
-DIVERGED = 1.5
-"""The run ends when the smoothed loss is this many times as far above its lowest as its start was."""
-NOISE = 0.1
-"""Share of the first loss that a fall has to be, to say how far is far: batches of few pairs differ by less."""
+CUTS = (1, 5, 10)
+MOST_SCORES = 1 << 25
+"""Scores that are held at once between steps: 128 MiB."""
+TEMPERATURES = (0.01, 1.0)
+"""Bounds of a fitted temperature: a handful of pairs, all right or all wrong, would ask for 0 or infinity."""
 
 
-def fit_seed(recipe: Recipe, data: PairFeatures, validation: PairFeatures, seed: int) -> Trained:
-    """Return one seed's projectors.
+@dataclass(frozen=True)
+class Trained:
+    """What one seed gives."""
 
-    Args:
-        recipe: The method.
-        data: Its training pairs.
-        validation: Validation pairs: they choose a closed form's ridge strength, its temperature, and the best weights.
-        seed: Decides random weights, batches and noise, and those of the search for a learning rate.
+    image: Projector
+    text: Projector
+    validation: dict[str, float]
+    """Retrieval metrics of the best weights on all validation pairs."""
+    steps: int
+    """Steps that were taken; 0 for a closed form."""
+    seconds: float
+    """Wall time."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A row each logged step, see `History`."""
+    temperature: float | None = None
+    """τ at the best step; of a closed form, the one fitted on validation pairs."""
+    temperature_source: Literal["learned", "fixed", "validation"] = "learned"
+    """Where it comes from."""
+    learning_rate: float | None = None
+    """Peak of the schedule; None for a closed form."""
+
+
+def fit_untrained(recipe: Recipe, data: PairFeatures, validation: PairFeatures) -> Trained:
+    """Fit the recipe's closed form on all captions of the training images, with CSLS where it is asked for.
 
     Raises:
-        UserError: The closed form or the initial projectors cannot be made of these pairs.
-        PipelineError: The loss is no longer finite, or no learning rate was found.
+        UserError: It cannot be made of these pairs.
     """
-    if not recipe.trained:
-        return _fit_closed_form(recipe, data, validation)
-    projectors = initial_projectors(data, validation, recipe, seed)
-    if recipe.finds_rate:
-        recipe = with_rate(recipe, find_learning_rate(data, recipe, projectors, seed=seed).rate)
-    trained = train(data, validation, recipe, projectors, seed=seed)
-    if recipe.hubness.neighbours == 0:
-        return trained
-    image, text = corrected(trained.image, trained.text, data, recipe.hubness)
-    return dataclasses.replace(trained, image=image, text=text, **_measured(image, text, validation, recipe))
-
-
-def _fit_closed_form(recipe: Recipe, data: PairFeatures, validation: PairFeatures) -> Trained:
-    """Fit the recipe's closed form on all captions of the training images."""
     start = time.perf_counter()
     found = _solve(recipe.algorithm, data, validation, recipe)
     image, text = corrected(found.image, found.text, data, recipe.hubness)
-    measured = _measured(image, text, validation, recipe)
+    about = measured(image, text, validation, recipe)
     rows: list[dict[str, Any]] = [
         {"step": 0, "ridge": ridge, "val_score": score} for ridge, score in found.scores.items()
     ]
     chosen = {} if found.ridge is None else {"ridge": found.ridge}
-    rows.append({"step": 0, **chosen, **{f"val_{name}": value for name, value in measured["validation"].items()}})
+    rows.append({"step": 0, **chosen, **{f"val_{name}": value for name, value in about["validation"].items()}})
     seconds = time.perf_counter() - start
-    return Trained(image=image, text=text, steps=0, seconds=seconds, history=rows, **measured)
+    return Trained(image=image, text=text, steps=0, seconds=seconds, history=rows, **about)
 
 
 def _solve(name: str, data: PairFeatures, validation: PairFeatures, recipe: Recipe) -> ClosedFormFit:
@@ -100,7 +92,7 @@ def _solve(name: str, data: PairFeatures, validation: PairFeatures, recipe: Reci
     )
 
 
-def _measured(image: Projector, text: Projector, validation: PairFeatures, recipe: Recipe) -> dict[str, Any]:
+def measured(image: Projector, text: Projector, validation: PairFeatures, recipe: Recipe) -> dict[str, Any]:
     """Return what `Trained` holds of projectors whose temperature nothing learned."""
     some = validation.head(recipe.training.validation_images)
     return {
@@ -173,89 +165,61 @@ def corrected(
     return with_csls(image, text, *banks, neighbours=options.neighbours, weight=options.weight)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RateRow:
-    """A step of the ramp."""
+def validate(image: Projector, text: Projector, data: PairFeatures) -> dict[str, float]:
+    """Return recall@1/5/10 of both directions (see `pipeline.metrics.retrieval`), without touching training state.
 
-    rate: float
-    """Learning rate of the step."""
-    loss: float
-    """Loss before the step."""
-    smoothed: float
-    """Moving average of the loss, corrected for its start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundRate:
-    """What the ramp says."""
-
-    rate: float
-    """Suggestion: where the smoothed loss falls fastest per factor of the rate, before it is lowest."""
-    lowest_loss_rate: float
-    """Where the smoothed loss is lowest: above it training would run away."""
-    rows: list[RateRow]
-    """The curve."""
-
-
-def find_learning_rate(
-    data: PairFeatures,
-    recipe: Recipe,
-    projectors: tuple[Projector, Projector],
-    *,
-    seed: int,
-) -> FoundRate:
-    """Run a ramp of rates over training batches and suggest one, where the loss falls before it turns up.
-
-    The learning-rate range test (arXiv 1506.01186), on training pairs alone; the projectors stay as they were.
-
-    Args:
-        data: Training pairs on the device; validation pairs are not asked.
-        recipe: Objective, batch size and optimiser; its own rate and schedule play no part.
-        projectors: Where training would start; copies are trained.
-        seed: Decides batches, captions and noise.
-
-    Raises:
-        PipelineError: The loss is not finite from the start, or never falls.
+    Cut-offs above the number of validation images are left out.
     """
-    with seeded(seed, data.device) as generators:
-        return _suggestion(_ramp(data, recipe, copy.deepcopy(projectors), generators))
+    embedded = _embed(image, text, data)
+    cuts = [k for k in CUTS if k <= len(data)]
+    return dict(retrieval_metrics(*embedded, data.caption_image, ks=cuts).metrics)
 
 
-def _ramp(
-    data: PairFeatures,
-    recipe: Recipe,
-    projectors: tuple[Projector, Projector],
-    generators: Generators,
-) -> list[RateRow]:
-    stepper, rows, average = Stepper(recipe, projectors, data.device), list[RateRow](), 0.0
-    # STRUCTURE's weight and the smoothing schedules are looked at in the middle of a run, where they are at work
-    context = StepContext(STEPS // 2, STEPS, *generators)
-    for step, (_, batch) in enumerate(batches(data, recipe, STEPS, generators.device)):
-        rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
-        loss = float(stepper.take(batch, context, rate)["loss"])
-        average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        if not math.isfinite(loss):
-            break
-        rows.append(RateRow(rate=rate, loss=loss, smoothed=average / (1 - SMOOTHING ** (step + 1))))
-        if _has_diverged(rows):
-            break
-    return rows
+def quick_recalls(image: Projector, text: Projector, data: PairFeatures) -> dict[str, float]:
+    """Return the recalls of `validate` for the many looks that training takes: float32 scores, half the time.
+
+    Ties count against the match, as there; a pair whose scores differ by less than float32 tells apart may be a tie in
+    one and none in the other. What is too large for one matrix, or not finite, is left to `validate`.
+    """
+    images, captions = _embed(image, text, data)
+    if len(images) * len(captions) > MOST_SCORES:
+        return validate(image, text, data)
+    scores_MP = images @ captions.T
+    if not bool(torch.isfinite(scores_MP.sum())):
+        return validate(image, text, data)
+    owner_P, places_P = data.caption_image, torch.arange(len(captions), device=data.device)
+    match_P = scores_MP[owner_P, places_P]
+    text_ranks = (scores_MP >= match_P).sum(dim=0)
+    best_M = torch.full_like(scores_MP[:, 0], -torch.inf).scatter_reduce_(0, owner_P, match_P, "amax")
+    scores_MP[owner_P, places_P] = -torch.inf
+    image_ranks = (scores_MP >= best_M[:, None]).sum(dim=1) + 1
+    return {
+        f"{name}_recall@{k}": (ranks <= k).double().mean().item()
+        for name, ranks in (("image_retrieval", text_ranks), ("text_retrieval", image_ranks))
+        for k in CUTS
+        if k <= len(data)
+    }
 
 
-def _has_diverged(rows: list[RateRow]) -> bool:
-    start, low = rows[0].smoothed, min(row.smoothed for row in rows)
-    return rows[-1].smoothed > low + DIVERGED * max(start - low, NOISE * abs(start))
+def validation_temperature(image: Projector, text: Projector, data: PairFeatures) -> float:
+    """Return the temperature at which the softmax of captions over images is most likely right on validation pairs."""
+    images, captions = _embed(image, text, data)
+    low, high = TEMPERATURES
+    return fit_temperature(captions @ images.T, data.caption_image, low=low, high=high)
 
 
-def _suggestion(rows: list[RateRow]) -> FoundRate:
-    lowest = min(range(len(rows)), key=lambda row: rows[row].smoothed, default=0)
-    if lowest < 2:
-        raise PipelineError(
-            expected="a loss that falls as the learning rate rises",
-            found=f"{len(rows)} steps with a finite loss, none of them lower than the first",
-            where="learning-rate finder",
-            remedy="set training.learning_rate to a number, or check the features and the initial projectors",
-        )
-    falls = [rows[row + 1].smoothed - rows[row - 1].smoothed for row in range(1, lowest)]
-    steepest = 1 + min(range(len(falls)), key=falls.__getitem__)
-    return FoundRate(rate=rows[steepest].rate, lowest_loss_rate=rows[lowest].rate, rows=rows)
+def _embed(image: Projector, text: Projector, data: PairFeatures) -> tuple[Tensor, Tensor]:
+    states = [(module, module.training) for module in (image, text)]
+    for module, _ in states:
+        module.eval()
+    with torch.no_grad():
+        embedded = image(data.image), text(data.text)
+    for module, was_training in states:
+        module.train(was_training)
+    return embedded
+
+
+def selection_score(metrics: dict[str, float]) -> float:
+    """Return the mean of all recalls, both directions and all cut-offs: the number that training is stopped by."""
+    recalls = [value for name, value in metrics.items() if "_recall@" in name]
+    return sum(recalls) / len(recalls)

@@ -17,12 +17,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.fit import initial_projectors
-from pipeline.align.methods import make_recipe
+from pipeline.align.fit import initial_projectors, selection_score
 from pipeline.align.pairs import PairFeatures, PairSet, Splits, one_row_an_image, split_pairs, subset
-from pipeline.align.recipe import Recipe
+from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.align.train import train
-from pipeline.align.validation import selection_score
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import LayerRef
 from pipeline.metrics.arrays import is_constant

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.fit import fit_seed
+from pipeline.align.fit import Trained, corrected, fit_untrained, initial_projectors, measured, selection_score
 from pipeline.align.layer_choice import ChosenLayers, choose_layers, label
 from pipeline.align.layer_scores import LayerScores
 from pipeline.align.loggers import LoggedSeed, log_seeds, need_logger
 from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
-from pipeline.align.train import Trained
-from pipeline.align.validation import selection_score
+from pipeline.align.recipe import Recipe, with_rate
+from pipeline.align.train import find_learning_rate, train
 from pipeline.files import read_json, spaced_json_digest, write_atomically
 from pipeline.layers import LayerRef
 from pipeline.progress import Progress, say, silent
@@ -120,6 +120,31 @@ def _fit_seeds(
                 f"{count(trained.steps, 'step')}, {trained.seconds:.1f} s{rate}.",
             )
     return [results[seed] for seed in seeds]
+
+
+def fit_seed(recipe: Recipe, data: PairFeatures, validation: PairFeatures, seed: int) -> Trained:
+    """Return one seed's projectors.
+
+    Args:
+        recipe: The method.
+        data: Its training pairs.
+        validation: Validation pairs: they choose a closed form's ridge strength, its temperature, and the best weights.
+        seed: Decides random weights, batches and noise, and those of the search for a learning rate.
+
+    Raises:
+        UserError: The closed form or the initial projectors cannot be made of these pairs.
+        PipelineError: The loss is no longer finite, or no learning rate was found.
+    """
+    if not recipe.trained:
+        return fit_untrained(recipe, data, validation)
+    projectors = initial_projectors(data, validation, recipe, seed)
+    if recipe.finds_rate:
+        recipe = with_rate(recipe, find_learning_rate(data, recipe, projectors, seed=seed).rate)
+    trained = train(data, validation, recipe, projectors, seed=seed)
+    if recipe.hubness.neighbours == 0:
+        return trained
+    image, text = corrected(trained.image, trained.text, data, recipe.hubness)
+    return dataclasses.replace(trained, image=image, text=text, **measured(image, text, validation, recipe))
 
 
 def _seeds(config: AlignConfig, progress: Progress) -> Sequence[int]:

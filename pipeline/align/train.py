@@ -1,22 +1,25 @@
 """Gradient descent on one seed: everything on the device once, no Python per sample, the best weights kept.
 
 trained = train(train_data, validation_data, recipe, (image_projector, text_projector), seed=1)
+
+`training.learning_rate: auto` lets `find_learning_rate` find a rate on a seed's training pairs before it trains.
 """
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.align.fit import Trained, quick_recalls, selection_score, validate
 from pipeline.align.objective import Batch, Objective, StepContext
 from pipeline.align.pairs import PairFeatures
 from pipeline.align.recipe import Recipe, TrainingOptions
-from pipeline.align.validation import quick_recalls, selection_score, validate
 from pipeline.errors import PipelineError, UserError
 from pipeline.projectors.base import Projector
 
@@ -24,28 +27,16 @@ FUSED_ON = ("cpu", "cuda")
 """Devices on which torch makes an AdamW step of all parameters in one kernel: on a CPU a third of the time."""
 MAX_ROWS = 200
 """Rows of a history, about: the steps of a longer run are averaged."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one seed gives."""
-
-    image: Projector
-    text: Projector
-    validation: dict[str, float]
-    """Retrieval metrics of the best weights on all validation pairs."""
-    steps: int
-    """Steps that were taken; 0 for a closed form."""
-    seconds: float
-    """Wall time."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """A row each logged step, see `History`."""
-    temperature: float | None = None
-    """τ at the best step; of a closed form, the one fitted on validation pairs."""
-    temperature_source: Literal["learned", "fixed", "validation"] = "learned"
-    """Where it comes from."""
-    learning_rate: float | None = None
-    """Peak of the schedule; None for a closed form."""
+LOWEST, HIGHEST = 1e-5, 1.0
+"""Rates of the range test; it rises from the first to the last exponentially."""
+STEPS = 80
+"""Steps of the range test at most; it ends early when the loss runs away."""
+SMOOTHING = 0.8
+"""Weight of the past in the moving average of its losses."""
+DIVERGED = 1.5
+"""The run ends when the smoothed loss is this many times as far above its lowest as its start was."""
+NOISE = 0.1
+"""Share of the first loss that a fall has to be, to say how far is far: batches of few pairs differ by less."""
 
 
 class Generators(NamedTuple):
@@ -302,3 +293,91 @@ class History:
 
 def _mean(values: list[Tensor | float]) -> float:
     return float(torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values]).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateRow:
+    """A step of the ramp."""
+
+    rate: float
+    """Learning rate of the step."""
+    loss: float
+    """Loss before the step."""
+    smoothed: float
+    """Moving average of the loss, corrected for its start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRate:
+    """What the ramp says."""
+
+    rate: float
+    """Suggestion: where the smoothed loss falls fastest per factor of the rate, before it is lowest."""
+    lowest_loss_rate: float
+    """Where the smoothed loss is lowest: above it training would run away."""
+    rows: list[RateRow]
+    """The curve."""
+
+
+def find_learning_rate(
+    data: PairFeatures,
+    recipe: Recipe,
+    projectors: tuple[Projector, Projector],
+    *,
+    seed: int,
+) -> FoundRate:
+    """Run a ramp of rates over training batches and suggest one, where the loss falls before it turns up.
+
+    The learning-rate range test (arXiv 1506.01186), on training pairs alone; the projectors stay as they were.
+
+    Args:
+        data: Training pairs on the device; validation pairs are not asked.
+        recipe: Objective, batch size and optimiser; its own rate and schedule play no part.
+        projectors: Where training would start; copies are trained.
+        seed: Decides batches, captions and noise.
+
+    Raises:
+        PipelineError: The loss is not finite from the start, or never falls.
+    """
+    with seeded(seed, data.device) as generators:
+        return _suggestion(_ramp(data, recipe, copy.deepcopy(projectors), generators))
+
+
+def _ramp(
+    data: PairFeatures,
+    recipe: Recipe,
+    projectors: tuple[Projector, Projector],
+    generators: Generators,
+) -> list[RateRow]:
+    stepper, rows, average = Stepper(recipe, projectors, data.device), list[RateRow](), 0.0
+    # STRUCTURE's weight and the smoothing schedules are looked at in the middle of a run, where they are at work
+    context = StepContext(STEPS // 2, STEPS, *generators)
+    for step, (_, batch) in enumerate(batches(data, recipe, STEPS, generators.device)):
+        rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
+        loss = float(stepper.take(batch, context, rate)["loss"])
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        if not math.isfinite(loss):
+            break
+        rows.append(RateRow(rate=rate, loss=loss, smoothed=average / (1 - SMOOTHING ** (step + 1))))
+        if _has_diverged(rows):
+            break
+    return rows
+
+
+def _has_diverged(rows: list[RateRow]) -> bool:
+    start, low = rows[0].smoothed, min(row.smoothed for row in rows)
+    return rows[-1].smoothed > low + DIVERGED * max(start - low, NOISE * abs(start))
+
+
+def _suggestion(rows: list[RateRow]) -> FoundRate:
+    lowest = min(range(len(rows)), key=lambda row: rows[row].smoothed, default=0)
+    if lowest < 2:
+        raise PipelineError(
+            expected="a loss that falls as the learning rate rises",
+            found=f"{len(rows)} steps with a finite loss, none of them lower than the first",
+            where="learning-rate finder",
+            remedy="set training.learning_rate to a number, or check the features and the initial projectors",
+        )
+    falls = [rows[row + 1].smoothed - rows[row - 1].smoothed for row in range(1, lowest)]
+    steepest = 1 + min(range(len(falls)), key=falls.__getitem__)
+    return FoundRate(rate=rows[steepest].rate, lowest_loss_rate=rows[lowest].rate, rows=rows)

@@ -17,11 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.fit import fit_seed
+from pipeline.align.fit import Trained
 from pipeline.align.layer_choice import choose_layers
 from pipeline.align.pairs import Layers, PairFeatures, PairSet, Splits, draw, split_pairs
-from pipeline.align.run import known_scores, layers_digest, save_scores
-from pipeline.align.train import Trained
+from pipeline.align.run import fit_seed, known_scores, layers_digest, save_scores
 from pipeline.errors import UserError
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
 from pipeline.files import read_json, write_atomically

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.methods import merge
+from pipeline.align.recipe import merge
 from pipeline.config import build, name, names, section
 from pipeline.errors import UserError
 from pipeline.evaluate.config import ZeroShotConfig
@@ -20,7 +20,7 @@ from pipeline.storage.contract import Place
 class Method:
     """A row of the tables: a preset with changes."""
 
-    method: str = setting(flag=None, help="A name of `pipeline.align.methods.METHODS`.")
+    method: str = setting(flag=None, help="A name of `pipeline.align.recipe.METHODS`.")
     settings: dict[str, Any] = setting(default_factory=dict, flag=None, help="Changes to its recipe, nested.")
     layers: str | None = setting(default=None, flag=None, help="Layers for this row alone. [default: the sweep's]")
 

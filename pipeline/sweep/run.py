@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.align.fit import Trained
 from pipeline.align.layer_choice import ChosenLayers
 from pipeline.align.run import record_of, save_seed
-from pipeline.align.train import Trained, planned_steps
+from pipeline.align.train import planned_steps
 from pipeline.errors import PipelineError
 from pipeline.files import one_line
 from pipeline.parallel import SideBySide, run_side_by_side

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.align.config import AlignConfig, align_config
-from pipeline.align.methods import METHODS, make_recipe, merge
+from pipeline.align.recipe import METHODS, make_recipe, merge
 from pipeline.config import build
 from pipeline.errors import UnknownNameError, UserError
 

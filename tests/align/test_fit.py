@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.fit import corrected, fit_seed
-from pipeline.align.methods import make_recipe
+from pipeline.align.fit import corrected
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.recipe import HubnessOptions
-from pipeline.align.run import align
+from pipeline.align.recipe import HubnessOptions, make_recipe
+from pipeline.align.run import align, fit_seed
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from pipeline.align.fit import initial_projectors
+from pipeline.align.fit import Trained, initial_projectors
 from pipeline.align.layer_scores import layers
-from pipeline.align.methods import make_recipe
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.train import Trained, train
+from pipeline.align.recipe import make_recipe
+from pipeline.align.train import train
 from pipeline.errors import PipelineError, UserError
 from tests.align.conftest import MakeStores
 

@@ -20,7 +20,7 @@ from pipeline.align.layer_scores import (
     rank_correlation,
     spread,
 )
-from pipeline.align.methods import make_recipe
+from pipeline.align.recipe import make_recipe
 from pipeline.align.run import align
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.progress import Update

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.align import fit
+from pipeline.align import run
+from pipeline.align import train as training
 from pipeline.align.config import AlignConfig
-from pipeline.align.fit import FoundRate, RateRow, find_learning_rate, fit_seed, initial_projectors
-from pipeline.align.fit import _has_diverged as has_diverged
-from pipeline.align.fit import _suggestion as suggestion
-from pipeline.align.methods import make_recipe
+from pipeline.align.fit import initial_projectors, selection_score
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.recipe import Recipe, TrainingOptions
-from pipeline.align.run import align
-from pipeline.align.train import train
-from pipeline.align.validation import selection_score
+from pipeline.align.recipe import Recipe, TrainingOptions, make_recipe
+from pipeline.align.run import align, fit_seed
+from pipeline.align.train import FoundRate, RateRow, find_learning_rate, train
+from pipeline.align.train import _has_diverged as has_diverged
+from pipeline.align.train import _suggestion as suggestion
 from pipeline.errors import PipelineError, UserError
 from pipeline.projectors.run_record import AlignedRun
 from tests.align.conftest import Stores
@@ -40,7 +39,7 @@ def find(method: str = "info_nce", data: PairFeatures = DATA) -> FoundRate:
 
 def test_rates_rise_exponentially_and_the_average_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LOWEST": 1e-4, "HIGHEST": 0.1, "STEPS": 31, "SMOOTHING": 0.5}.items():
-        monkeypatch.setattr(fit, name, value)
+        monkeypatch.setattr(training, name, value)
     rows = find().rows
     assert rows[0].rate == pytest.approx(1e-4)
     ratios = [later.rate / row.rate for row, later in itertools.pairwise(rows)]
@@ -103,8 +102,8 @@ def test_few_pairs_with_noisy_batches_find_a_rate() -> None:
 
 
 def test_stops_when_the_loss_runs_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "HIGHEST", 1e4)
-    monkeypatch.setattr(fit, "STEPS", 200)
+    monkeypatch.setattr(training, "HIGHEST", 1e4)
+    monkeypatch.setattr(training, "STEPS", 200)
     found = find()
     assert len(found.rows) < 200
     assert all(math.isfinite(row.loss) for row in found.rows)
@@ -168,7 +167,7 @@ def test_a_finished_seed_is_not_looked_at_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(fit, "find_learning_rate", never)
+    monkeypatch.setattr(run, "find_learning_rate", never)
     assert rates(aligned(stores, tmp_path / "run")) == rates(before)
 
 

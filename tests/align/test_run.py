@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.align import fit, run
+from pipeline.align import run
 from pipeline.align.config import AlignConfig
-from pipeline.align.methods import METHODS
+from pipeline.align.recipe import METHODS
 from pipeline.align.run import align
 from pipeline.config import build
 from pipeline.errors import UserError
@@ -84,14 +84,14 @@ def test_same_seed_gives_the_same_weights(stores: Stores, tmp_path: Path) -> Non
 
 def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = AlignedRun.open(align(config_for(stores, tmp_path / "whole", seeds=(1, 2, 3))))
-    trained: Callable[..., Any] = vars(fit)["train"]
+    trained: Callable[..., Any] = vars(run)["train"]
 
     def dies_at_seed_2(*arguments: Any, seed: int, **more: Any) -> Any:
         if seed == 2:
             raise KeyboardInterrupt
         return trained(*arguments, seed=seed, **more)
 
-    monkeypatch.setattr(fit, "train", dies_at_seed_2)
+    monkeypatch.setattr(run, "train", dies_at_seed_2)
     config = config_for(stores, tmp_path / "killed", seeds=(1, 2, 3))
     with pytest.raises(KeyboardInterrupt):
         align(config)
@@ -104,7 +104,7 @@ def test_killed_between_seeds_goes_on(stores: Stores, tmp_path: Path, monkeypatc
         seeds.append(seed)
         return trained(*arguments, seed=seed, **more)
 
-    monkeypatch.setattr(fit, "train", counted)
+    monkeypatch.setattr(run, "train", counted)
     said: list[Update] = []
     again = AlignedRun.open(align(config, said.append))
     assert seeds == [2, 3]

@@ -8,12 +8,10 @@ import torch
 from torch import nn
 
 from pipeline.align import train as module
-from pipeline.align.fit import initial_projectors
-from pipeline.align.methods import make_recipe
+from pipeline.align.fit import Trained, initial_projectors, selection_score, validate
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.recipe import Recipe, TrainingOptions
-from pipeline.align.train import Trained, learning_rate, make_optimiser, planned_steps, train
-from pipeline.align.validation import selection_score, validate
+from pipeline.align.recipe import Recipe, TrainingOptions, make_recipe
+from pipeline.align.train import learning_rate, make_optimiser, planned_steps, train
 from pipeline.errors import PipelineError
 
 Changes = Callable[[dict[str, float]], dict[str, float]]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from pipeline.align.fit import quick_recalls, selection_score, validate
 from pipeline.align.pairs import PairFeatures
-from pipeline.align.validation import quick_recalls, selection_score, validate
 from pipeline.errors import UserError
 from pipeline.projectors.run_record import build_projector
 
@@ -20,7 +20,7 @@ def pairs(images: int, counts: torch.Tensor, seed: int = 0) -> PairFeatures:
 @pytest.mark.parametrize("most", [1 << 25, 10], ids=["one matrix", "blocked"])
 @pytest.mark.parametrize("counts", [[1] * 30, [3] * 30, [1, 2, 5] * 10], ids=["one", "three", "mixed"])
 def test_quick_recalls_are_those_of_the_metrics(counts: list[int], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.align.validation.MOST_SCORES", most)
+    monkeypatch.setattr("pipeline.align.fit.MOST_SCORES", most)
     data = pairs(30, torch.tensor(counts))
     image = text = build_projector("identity", {"d_in": 5})
     exact = validate(image, text, data)
