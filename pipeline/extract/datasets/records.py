@@ -234,14 +234,15 @@ class Columns:
         Raises:
             UserError: There are classes, and the label is none of them.
         """
-        value = {field: stated.get(field, self.value(row, field)) for field in ("caption", "label", "split")}
+        columns = (("caption", self.caption), ("label", self.label), ("split", self.split))
+        value = {field: row.get(column) if column else None for field, column in columns} | stated
         captions = value["caption"] if isinstance(value["caption"], list | tuple) else (value["caption"],)
         return Record(
             image_id=image_id,
             source=source,
             split=_text(value["split"]),
             label=self._class_name(_text(value["label"]).strip()),
-            captions=tuple(map(_text, captions)) if value["caption"] is not None else (),
+            captions=tuple([_text(caption) for caption in captions]) if value["caption"] is not None else (),
         )
 
     def _class_name(self, label: str) -> str:
@@ -258,6 +259,6 @@ class Columns:
 
 def _text(value: Any) -> str:
     """Return a value as text; of a sentence with its tokens the sentence."""
-    if isinstance(value, Mapping) and "raw" in value:
+    if isinstance(value, dict) and "raw" in value:
         value = value["raw"]
     return "" if value is None else str(value)

@@ -206,7 +206,8 @@ class _Tables:
         self._sources[record.image_id] = same
         split = self._rule.of(record.image_id) if self._rule else official_split(record.split)
         self._images.writerow((record.image_id, file, split, record.label))
-        self.labels |= {record.label} - {""}
+        if record.label:
+            self.labels.add(record.label)
         self.images += 1
         return ""
 
