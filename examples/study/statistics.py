@@ -18,7 +18,7 @@ from scipy import stats
 from examples.study.config import GridSweep, StudyConfig
 from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.errors import UserError
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
+from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.metrics.bootstrap import Bootstrap, interval
 from pipeline.sweep.cells import Cell
 from pipeline.sweep.config import Method

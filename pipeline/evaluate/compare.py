@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluate.output import OWN
-from pipeline.evaluate.queries import QueryRanks, measures_of, read_queries, value_by_seed
-from pipeline.evaluate.single import resample
+from pipeline.evaluate.output import OWN, read_queries
+from pipeline.evaluate.results import QueryRanks, measures_of, resample, value_by_seed
 from pipeline.metrics.bootstrap import interval, p_value
 from pipeline.storage.contract import Place
 from pipeline.storage.open import open_storage
@@ -91,7 +90,7 @@ def _rows(
     a, b = a.take(kept), b.take([place[a.ids[index]] for index in kept])
     b = replace(b, image_ids=a.image_ids, labels=a.labels)
     measures = measures_of(a.direction, ks, len(set(a.labels)))
-    drawn = [resample({a.direction: each}, measures, samples, seed) for each in (a, b)]
+    drawn = [resample(each, measures, samples, seed) for each in (a, b)]
     rows = []
     for measure in measures:
         values = [float(value_by_seed(measure, each).mean()) for each in (a, b)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import wraps
 from html import escape
 from io import StringIO
-from typing import Any, Literal, ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
+
+from pipeline.evaluate.results import Role
 
 INK, MUTED, GRID, PAPER = "#010203", "#010204", "#010205", "#010206"
 LEAD, RIVAL, CLOSED, OTHER = "#010207", "#010208", "#010209", "#01020a"
@@ -59,7 +61,6 @@ STYLE: dict[Any, Any] = {
 DEPTH = LinearSegmentedColormap.from_list("depth", [(0.16, 0.36, 0.72, 0.04), (0.16, 0.45, 0.80, 1.0)])
 LABELLED_CLASSES = 24
 Drawing = ParamSpec("Drawing")
-Role = Literal["lead", "rival", "closed", "other"]
 COLOURS: dict[Role, str] = {"lead": LEAD, "rival": RIVAL, "closed": CLOSED, "other": OTHER}
 ORDER: dict[Role, int] = {"other": 1, "closed": 2, "rival": 3, "lead": 4}
 

@@ -1,4 +1,4 @@
-"""A report's files change as a whole: those of the last report or those of the new one, never some of each.
+"""A report's folder: its tables and numbers, the ranks of every query, and how all of its files change as a whole.
 
 with fresh_output(folder) as new: write into `new`; at the end its files take the place of the old ones.
 
@@ -7,15 +7,44 @@ from then on the new report counts. Then the old files go, `metrics.json` first,
 last: where it stands, everything stands. A process that is killed in between leaves a part of one report at most, and
 the next evaluation into that folder finishes the change before it does anything else. Whatever else lies in the folder
 is left alone.
+
+JSON and CSV hold fractions; percent is for metrics.md, which people read. `per_query.parquet` is the table of ranks;
+`compare` reads it back and joins two of them by query id.
 """
 
+import csv
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.evaluate.features import Duplicates, Probe, Twin, probe_metrics, without
+from pipeline.evaluate.results import RETRIEVAL, Difference, Leaderboard, QueryRanks, RunResult, set_prefix
 from pipeline.files import lock, publish, sync_file, sync_folder
 
+TIE_RULE = "ties count against the query"
+Row = dict[str, Any]
+FILE = "per_query.parquet"
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("image_id", pa.string()),
+        ("label", pa.string()),
+        ("direction", pa.string()),
+        ("run", pa.string()),
+        ("seed", pa.int64()),
+        ("rank", pa.int64()),
+    ]
+)
 LOCK, WRITING, READY, MOVING = ".report.lock", ".report.writing", ".report.ready", ".report.moving"
 MARK = "metrics.json"
 """Comes last and goes first: where it stands, the report is whole."""
@@ -109,3 +138,208 @@ def _sync(folder: Path) -> None:
     for inner in [path for path in folder.rglob("*") if path.is_dir()]:
         sync_folder(inner)
     sync_folder(folder)
+
+
+def metrics(
+    board: Leaderboard, counts: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe] = ()
+) -> dict[str, Any]:
+    """Return what metrics.json holds: one flat mapping for one run, run → mapping for several.
+
+    Args:
+        board: The runs.
+        counts: What every number stands on: test images, captions, galleries.
+        duplicates: What the test split shares with the training split.
+        probes: What labels can be read off the features.
+    """
+    tables = {
+        run.name: {
+            **_numbers(run, board),
+            **_without_seen(run, board, duplicates),
+            **probe_metrics(probes, run.name),
+            "seeds": len(run.seeds),
+            "training_images": run.training_images,
+            **counts,
+        }
+        for run in board.runs
+    }
+    return next(iter(tables.values())) if len(tables) == 1 else tables
+
+
+def _numbers(run: RunResult, board: Leaderboard) -> Row:
+    table: Row = {}
+    for measure in board.measures:
+        table[measure.name] = run.mean(measure.name)
+        table[f"{measure.name}_std"] = run.deviation(measure.name)
+    for direction, answered in run.answers.items():
+        table |= {f"{direction}_{name}": value for name, value in answered.ranking().items()}
+    under_csls = {f"{measure.name}_csls": run.under_csls(measure) for measure in board.measures}
+    table |= {name: value for name, value in under_csls.items() if value is not None}
+    for direction, answered in run.answers.items():
+        prefix = f"{direction}_" if direction in RETRIEVAL else set_prefix(direction)
+        for suffix, each in (("", answered.calibration), ("_scaled", answered.calibration.scaled)):
+            if each is not None:
+                for name in ("ece", "mean_max_probability", "temperature"):
+                    table[f"{prefix}{name}{suffix}"] = getattr(each, name)
+    return table
+
+
+def _without_seen(run: RunResult, board: Leaderboard, found: Duplicates) -> dict[str, float | None]:
+    """Return every measure once more without the queries that training has seen; equal where it has seen none."""
+    return {
+        f"{each.name}_without_{kind}": without(each, run.answers[each.direction].queries, touched[each.direction])
+        for kind, touched in found.touched.items()
+        for each in board.measures
+        if each.direction in touched
+    }
+
+
+def write_tables(
+    out: Path, board: Leaderboard, values: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe]
+) -> None:
+    """Write all files but the report."""
+    for folder in (out / "metrics", out / "plots"):
+        folder.mkdir(exist_ok=True)
+    write_queries(out / FILE, ((run.name, each.queries) for run in board.runs for each in run.answers.values()))
+    _write_json(out / "metrics.json", values)
+    for run in board.runs:  # the means alone: `dvc metrics show` makes a row of each file
+        _write_json(out / "metrics" / f"{run.name}.json", {each.name: run.mean(each.name) for each in board.measures})
+    (out / "metrics.md").write_text(_markdown(board), encoding="utf-8")
+    probed = [vars(each) | {"runs": " ".join(each.runs)} for each in probes]
+    bins = ("run", "direction", "temperature", "confidence", "accuracy", "answers")
+    tables: dict[str, tuple[Sequence[str], Iterable[Row]]] = {
+        "metrics.csv": ((), _long_rows(board)),
+        "differences.csv": (_names(Difference), map(vars, board.differences())),
+        "duplicates.csv": (_names(Twin), map(vars, duplicates.twins)),
+        "probes.csv": (_names(Probe), probed),
+        "plots/recall_at_k.csv": (("run", "direction", "k", "recall"), _curve_rows(board.runs)),
+        "plots/history.csv": (("run", "seed", "step"), _history_rows(board.runs)),
+        "plots/reliability.csv": (bins, _reliability_rows(board.runs)),
+        "plots/layer_pairs.csv": (("run", "image_layer", "text_layer", "score"), _layer_rows(board.runs)),
+    }
+    for name, (first, rows) in tables.items():
+        held = list(rows)
+        columns = list(dict.fromkeys([*first, *(column for row in held for column in row)]))
+        write_csv(out / name, columns, ([row.get(column, "") for column in columns] for row in held))
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def _names(record: type) -> list[str]:
+    return [each.name for each in fields(record)]
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _long_rows(board: Leaderboard) -> Iterator[Row]:
+    for run in board.runs:
+        for name in board.names:
+            low, high = board.interval(run, name)
+            row = {"run": run.name, "metric": name, "mean": run.mean(name), "std": run.deviation(name)}
+            yield row | {"low": low, "high": high, "chance": board.chance[name], "seeds": len(run.seeds)}
+
+
+def _curve_rows(runs: Sequence[RunResult]) -> Iterator[Row]:
+    for run in runs:
+        for direction in RETRIEVAL:
+            for k, value in run.answers[direction].recall_curve().items():
+                yield {"run": run.name, "direction": direction, "k": k, "recall": value}
+
+
+def _history_rows(runs: Sequence[RunResult]) -> Iterator[Row]:
+    for run in runs:
+        for seed, steps in run.history.items():
+            yield from ({"run": run.name, "seed": seed} | step for step in steps)
+
+
+def _reliability_rows(runs: Sequence[RunResult]) -> Iterator[Row]:
+    for run in runs:
+        for direction, answered in run.answers.items():
+            own = answered.calibration
+            for kind, each in (("own", own), ("scaled", own.scaled)):
+                for confidence, accuracy, answers in each.bins if each is not None else ():
+                    row = {"run": run.name, "direction": direction, "temperature": kind, "confidence": confidence}
+                    yield row | {"accuracy": accuracy, "answers": answers}
+
+
+def _layer_rows(runs: Sequence[RunResult]) -> Iterator[Row]:
+    for run in runs:
+        table = run.layer_pairs or {}
+        for i, image in enumerate(table.get("image_layers", [])):
+            for j, text in enumerate(table.get("text_layers", [])):
+                values = {name: table[name][i][j] for name in ("score", "calibrated", "p_value") if table.get(name)}
+                yield {"run": run.name, "image_layer": image, "text_layer": text, **values}
+
+
+def _markdown(board: Leaderboard) -> str:
+    rows = [["run", *board.names]]
+    for run in board.runs:
+        cells = [" ".join(run.name.split()).replace("|", "\\|")]
+        for name in board.names:
+            low, high = board.interval(run, name)
+            deviation = run.deviation(name)
+            spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+            cells.append(f"{100 * run.mean(name):.1f}{spread} [{100 * low:.1f}, {100 * high:.1f}]")
+        rows.append(cells)
+    rows.append(["chance", *(f"{100 * board.chance[name]:.1f}" for name in board.names)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    said = f"Percent, mean ± s.d. over seeds, [{100 * board.confidence:.0f} % interval over test images]."
+    return "\n".join([said, "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+def write_queries(path: Path, tables: Iterable[tuple[str, QueryRanks]]) -> None:
+    """Write (run, ranks) pairs as one table, a row a query and seed."""
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for run, queries in tables:
+            count = len(queries.ids)
+            columns = [queries.ids, queries.image_ids, queries.labels, [queries.direction] * count, [run] * count]
+            for seed, ranks in zip(queries.seeds, queries.ranks, strict=True):
+                writer.write_table(pa.table([*columns, np.full(count, seed), ranks], schema=SCHEMA))
+
+
+def read_queries(folder: Path, where: str = "") -> dict[str, dict[str, QueryRanks]]:
+    """Read `per_query.parquet` of an evaluation's folder (`where` in errors): run → direction → ranks.
+
+    Raises:
+        UserError: The file is missing, damaged or of another make.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        remedy = "run `pipeline evaluate` into that folder first"
+        raise UserError(expected=f"the file {FILE}", found="none", where=where or str(folder), remedy=remedy)
+    try:
+        table = pq.ParquetFile(path).read(columns=SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        found = " ".join(str(error).split())[:200]
+        raise UserError(expected="a table of ranks by query", found=found, where=str(path)) from error
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA.names}
+    result: dict[str, dict[str, QueryRanks]] = {}
+    for run, direction in dict.fromkeys(zip(columns["run"].tolist(), columns["direction"].tolist(), strict=True)):
+        held = (columns["run"] == run) & (columns["direction"] == direction)
+        rows = {name: column[held] for name, column in columns.items()}
+        result.setdefault(run, {})[direction] = _stack(rows, direction, path)
+    return result
+
+
+def _stack(rows: dict[str, NDArray[np.generic]], direction: str, path: Path) -> QueryRanks:
+    seeds = tuple(dict.fromkeys(rows["seed"].tolist()))
+    parts = [rows["seed"] == seed for seed in seeds]
+    ids = rows["query_id"][parts[0]].tolist()
+    if any(rows["query_id"][part].tolist() != ids for part in parts) or len(set(ids)) < len(ids):
+        found = f"other queries or repeated ones in direction {direction}"
+        raise UserError(expected="the same queries for every seed", found=found, where=str(path))
+    return QueryRanks(
+        direction=direction,
+        ids=ids,
+        image_ids=rows["image_id"][parts[0]].tolist(),
+        labels=rows["label"][parts[0]].tolist(),
+        seeds=seeds,
+        ranks=np.stack([rows["rank"][part] for part in parts]).astype(np.int64),
+    )

@@ -13,25 +13,20 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
-from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates
-from pipeline.evaluate.examples import Gallery, Pictures, example_groups
-from pipeline.evaluate.leaderboard import rank_runs
-from pipeline.evaluate.output import MARK, OWN, fresh_output
-from pipeline.evaluate.probes import Probe, probe_rows, probe_set
-from pipeline.evaluate.queries import (
-    FILE,
-    IMAGE_RETRIEVAL,
-    TEXT_RETRIEVAL,
+from pipeline.evaluate.features import NEAR, SAME, find_duplicates, find_probes
+from pipeline.evaluate.output import MARK, OWN, TIE_RULE, fresh_output, metrics, write_tables
+from pipeline.evaluate.report.chapters import build_page
+from pipeline.evaluate.report.findings import Findings, Gallery, Pictures, example_groups
+from pipeline.evaluate.report.page import render, write_plain
+from pipeline.evaluate.results import (
+    RETRIEVAL,
     Measure,
     chance_level,
     measures_of,
-    write_queries,
+    rank_runs,
     zero_shot_direction,
 )
-from pipeline.evaluate.report.build import Findings, build_page
-from pipeline.evaluate.report.page import render, write_plain
 from pipeline.evaluate.single import evaluate_run
-from pipeline.evaluate.tables import TIE_RULE, metrics, write_tables
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.runtime import cpu_cores, installed_versions
@@ -71,7 +66,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         say(progress, f"evaluating {name}, {count(len(run.seeds), 'seed')}")
         results.append(evaluate_run(name, run, pairs, sets, config))
     board = rank_runs(results, measures_for(pairs, sets, config.ks), config.confidence)
-    probes = run_probes(runs, sets, config, progress)
+    probes = find_probes(runs, sets, config, progress)
     say(progress, "drawing the report")
     pictures = Pictures(data_folder(config, pairs))
     gallery = Gallery.build(board.lead, pairs, config, pictures)
@@ -99,7 +94,7 @@ def measures_for(pairs: TestPairs, sets: Sequence[ZeroShotSet], ks: Sequence[int
     classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
     return {
         measure: chance_level(measure, pairs.captions_of, classes.get(name, 0))
-        for name in (TEXT_RETRIEVAL, IMAGE_RETRIEVAL, *classes)
+        for name in (*RETRIEVAL, *classes)
         for measure in measures_of(name, ks, classes.get(name, 0))
     }
 
@@ -107,28 +102,12 @@ def measures_for(pairs: TestPairs, sets: Sequence[ZeroShotSet], ks: Sequence[int
 def _write(found: Findings, values: Mapping[str, Any], out: Storage) -> None:
     page = build_page(found)
     html = render(page)
-    tables = ((run.name, queries) for run in found.board.runs for queries in run.queries.values())
     out.make()
     with fresh_output(out.here) as new:
-        write_queries(new / FILE, tables)
         write_tables(new, found.board, values, found.duplicates, found.probes)
         (new / "report.html").write_text(html, encoding="utf-8")
         write_plain(new, page)
     out.push(OWN, last=MARK)
-
-
-def run_probes(
-    runs: Mapping[str, AlignedRun], sets: Sequence[ZeroShotSet], config: EvaluateConfig, progress: Progress
-) -> list[Probe]:
-    """Probe every set that has labels to learn from; nothing where probes are switched off."""
-    found: list[Probe] = []
-    splits = [str(run.config.get("train_split", "train")) for run in runs.values()]
-    for data in sets if config.probes else ():
-        rows = probe_rows(data, splits[0])
-        if rows is not None:
-            say(progress, f"probing {data.name or 'the classes'}, {count(len(rows.train), 'training image')}")
-            found += probe_set(data, runs, rows, samples=config.bootstrap, confidence=config.confidence)
-    return found
 
 
 def name_runs(runs: Sequence[AlignedRun]) -> dict[str, AlignedRun]:

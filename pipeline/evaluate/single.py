@@ -1,11 +1,19 @@
-"""Evaluate one run on the test pairs and on every zero-shot set: all seeds, all queries, one bootstrap."""
+"""Evaluate one run on the test pairs and on every zero-shot set: all seeds, all queries, one bootstrap.
+
+Confidence of first answers is the softmax of cosine over temperature, held against whether the answer was right. It is
+told twice. First with the run's own temperature: learned or set in training, or, for a closed form, fitted on
+validation pairs when it was made (runs of older versions may have none; then a stated default divides their scores).
+Then scaled: with the temperature at which the right answers of the validation rows are most likely, in that direction
+(arXiv 1706.04599), so that all runs are treated alike. No test row is ever looked at for it.
+"""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,95 +21,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluate.calibrate import (
-    Answers,
-    Calibration,
-    calibrate,
-    evenly,
-    retrieval_temperatures,
-    validation_pairs,
-    zero_shot_temperatures,
-)
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, class_vectors, run_features
-from pipeline.evaluate.queries import (
+from pipeline.evaluate.results import (
     IMAGE_RETRIEVAL,
     TEXT_RETRIEVAL,
-    Measure,
+    Answered,
+    Calibration,
+    Floats,
     QueryRanks,
+    Ranks,
+    RunResult,
     measures_of,
-    sums_by_cluster,
+    resample,
     value_by_seed,
     zero_shot_direction,
 )
 from pipeline.files import read_json
-from pipeline.metrics.bootstrap import Bootstrap
-from pipeline.metrics.calibration import TopProbabilities, confidences
+from pipeline.metrics.calibration import TopProbabilities, confidences, fit_temperature, reliability
 from pipeline.metrics.classification import zero_shot_metrics
-from pipeline.metrics.retrieval import Watch, cross_ranks, mean_average_precision
+from pipeline.metrics.retrieval import cross_ranks, mean_average_precision
 from pipeline.projectors.csls import nearest_mean, scaled
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.store.samples import join
+from pipeline.store.samples import Pairs, join
 
-Floats = NDArray[np.float64]
-Ranks = NDArray[np.int64]
+ROWS = 500
+"""Validation images that a temperature is fitted on, at most, evenly over the split."""
+BOUNDS = (0.005, 2.0)
+"""Of a fitted temperature: a handful of rows, all right or all wrong, would ask for 0 or infinity."""
+_fit = partial(fit_temperature, low=BOUNDS[0], high=BOUNDS[1])
 BANK = 5000
-"""Training images and captions in the bank, at most, evenly over the split."""
+"""Training images and captions in the bank of CSLS, at most, evenly over the split."""
 BLOCK = 4096
 """Queries whose similarities to the bank are held at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """One run, evaluated on everything."""
-
-    name: str
-    """How it is called in tables: its method, or its folder where two runs share the method."""
-    method: str
-    address: str
-    """Where the run lies."""
-    seeds: tuple[int, ...]
-    trained: bool
-    """Whether gradient steps were made; otherwise it is a closed form."""
-    queries: Mapping[str, QueryRanks]
-    """Direction → ranks."""
-    values: Mapping[str, Floats]
-    """Measure → value for each seed [S]."""
-    replicates: Mapping[str, Floats]
-    """Measure → bootstrap replicates of the mean over seeds [B]."""
-    calibration: Mapping[str, Calibration]
-    """Direction → calibration."""
-    precision: Mapping[str, Floats]
-    """Direction of retrieval → mean average precision for each seed [S]."""
-    csls: Mapping[str, NDArray[np.int64]]
-    """Direction of retrieval → ranks [S, Q] under CSLS; empty where it was not asked for."""
-    confusion: Mapping[str, NDArray[np.int64]]
-    """Zero-shot direction → counts [C, C], all seeds together."""
-    history: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """Seed → logged steps."""
-    layer_pairs: Mapping[str, Any] | None = None
-    """Scores of the layer pairs, where layers were chosen by them."""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """run.json."""
-
-    def mean(self, measure: str) -> float:
-        """Return a measure's mean over seeds."""
-        return float(self.values[measure].mean())
-
-    def deviation(self, measure: str) -> float | None:
-        """Return a measure's sample standard deviation over seeds; None for one seed."""
-        values = self.values[measure]
-        return float(values.std(ddof=1)) if len(values) > 1 else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """One direction of a run: ranks and calibration, and for zero-shot what was taken for what."""
-
-    queries: QueryRanks
-    calibration: Calibration
-    precision: Floats | None = None
-    confusion: Ranks | None = None
+Answers: TypeAlias = tuple[Floats, NDArray[np.bool_]]
+"""Confidence of each query's first answer [Q], and whether it was right [Q]; a tie is not right."""
 
 
 def evaluate_run(
@@ -115,32 +69,31 @@ def evaluate_run(
     """
     for side in (pairs.image, pairs.text, *(part for data in sets for part in (data.image, data.prompts))):
         run.check(side.modality, side.keys, side.where, offered=side.offered)
-    answered = {
-        each.queries.direction: each for each in (*retrieve(run, pairs), *(classify(run, data) for data in sets))
-    }
+    answers = retrieve(run, pairs) | {zero_shot_direction(data.name): classify(run, data) for data in sets}
+    if config.csls:
+        answers |= {name: replace(answers[name], csls=ranks) for name, ranks in csls_ranks(run, pairs, config.csls)}
     classes = {zero_shot_direction(data.name): len(data.classes) for data in sets}
-    queries = {direction: each.queries for direction, each in answered.items()}
-    measures = [measure for name in queries for measure in measures_of(name, config.ks, classes.get(name, 0))]
+    values, replicates = dict[str, Floats](), dict[str, Floats]()
+    for direction, each in answers.items():
+        measures = measures_of(direction, config.ks, classes.get(direction, 0))
+        values |= {measure.name: value_by_seed(measure, each.queries) for measure in measures}
+        replicates |= resample(each.queries, measures, config.bootstrap, config.seed)
     return RunResult(
         name=name,
         method=run.method,
         address=str(run.root),
         seeds=run.seeds,
         trained=any(entry.steps for entry in run.trainings),
-        queries=queries,
-        values={measure.name: value_by_seed(measure, queries[measure.direction]) for measure in measures},
-        replicates=resample(queries, measures, config.bootstrap, config.seed),
-        calibration={direction: each.calibration for direction, each in answered.items()},
-        precision={name: each.precision for name, each in answered.items() if each.precision is not None},
-        csls=csls_ranks(run, pairs, config.csls) if config.csls else {},
-        confusion={name: each.confusion for name, each in answered.items() if each.confusion is not None},
+        answers=answers,
+        values=values,
+        replicates=replicates,
         history={entry.seed: read_history(run.folder / entry.folder) for entry in run.trainings},
         layer_pairs=read_layer_pairs(run),
         record=run.record,
     )
 
 
-def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
+def retrieve(run: AlignedRun, data: TestPairs) -> dict[str, Answered]:
     """Return both directions of retrieval, all seeds."""
     image_features = run_features(run, data.image, data.pairs.image_rows)
     text_features = run_features(run, data.text, data.pairs.caption_rows)
@@ -153,25 +106,34 @@ def retrieve(run: AlignedRun, data: TestPairs) -> list[Answered]:
         image, text = run.encode("image", image_features, seed), run.encode("text", text_features, seed)
         divisors = [(own, own), *([(after[TEXT_RETRIEVAL], after[IMAGE_RETRIEVAL])] if after else [])]
         tops = [TopProbabilities(len(image), len(text), each) for each in divisors]
-        image_ranks, text_ranks = cross_ranks(image, text, owner, watch=_all(tops))
+
+        def watch(scores: Tensor, rows: slice, columns: slice, tops: list[TopProbabilities] = tops) -> None:
+            for top in tops:
+                top.watch(scores, rows, columns)
+
+        image_ranks, text_ranks = cross_ranks(image, text, owner, watch=watch)
         precision = _average_precision(image, text, owner, image_ranks)
         by_image.append((image_ranks, precision, [(top.by_row, image_ranks == 1) for top in tops]))
         reciprocal = float((1 / text_ranks).mean())  # one right image: its reciprocal rank is the precision
         by_text.append((text_ranks, reciprocal, [(top.by_column, text_ranks == 1) for top in tops]))
     images = data.image_ids
     owners = [images[position] for position in data.pairs.caption_image]
-    answered = []
+    answered = {}
     for name, ids, image_ids, found in (
         (TEXT_RETRIEVAL, images, images, by_image),
         (IMAGE_RETRIEVAL, data.caption_ids, owners, by_text),
     ):
         ranks, precisions, sure = zip(*found, strict=True)
-        labels = [""] * len(ids)
         queries = QueryRanks(
-            direction=name, ids=ids, image_ids=image_ids, labels=labels, seeds=run.seeds, ranks=np.stack(ranks)
+            direction=name,
+            ids=ids,
+            image_ids=image_ids,
+            labels=[""] * len(ids),
+            seeds=run.seeds,
+            ranks=np.stack(ranks),
         )
         stated = calibrate(sure, temperatures, [each[name] for each in fitted if each])
-        answered.append(Answered(queries=queries, calibration=stated, precision=np.array(precisions)))
+        answered[name] = Answered(queries=queries, calibration=stated, precision=np.array(precisions))
     return answered
 
 
@@ -179,18 +141,13 @@ def _average_precision(image: Tensor, text: Tensor, owner: Tensor, ranks: Ranks)
     """Return the mean average precision of images asking for captions."""
     if len(owner) == len(image):
         return float((1 / ranks).mean())
-    offsets = torch.cat([owner.new_zeros(1), torch.bincount(owner, minlength=len(image)).cumsum(0)])
-    return mean_average_precision(image, text, owner.argsort(stable=True), offsets)
+    return mean_average_precision(image, text, *captions_by_image(owner, len(image)))
 
 
-def _all(tops: Sequence[TopProbabilities]) -> Watch:
-    """Show a tile to all of them."""
-
-    def watch(scores: Tensor, rows: slice, columns: slice) -> None:
-        for top in tops:
-            top.watch(scores, rows, columns)
-
-    return watch
+def captions_by_image(owner_P: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Return the positions [P] of the captions, image by image, and where those of each image begin [M + 1]."""
+    counts = torch.bincount(owner_P, minlength=images)
+    return owner_P.argsort(stable=True), torch.cat([owner_P.new_zeros(1), counts.cumsum(0)])
 
 
 def classify(run: AlignedRun, data: ZeroShotSet) -> Answered:
@@ -205,36 +162,103 @@ def classify(run: AlignedRun, data: ZeroShotSet) -> Answered:
         divisors = (temperatures[index][0], *fitted[index : index + 1])
         stated = [confidences(images, classes, data.target, temperature) for temperature in divisors]
         sure.append([(each.top, each.correct) for each in stated])
-    return Answered(
-        queries=QueryRanks(
-            direction=zero_shot_direction(data.name),
-            ids=data.image_ids,
-            image_ids=data.image_ids,
-            labels=data.labels,
-            seeds=run.seeds,
-            ranks=np.stack([each.ranks for each in found]),
-        ),
-        calibration=calibrate(sure, temperatures, fitted),
-        confusion=np.sum([each.confusion for each in found], axis=0),
+    queries = QueryRanks(
+        direction=zero_shot_direction(data.name),
+        ids=data.image_ids,
+        image_ids=data.image_ids,
+        labels=data.labels,
+        seeds=run.seeds,
+        ranks=np.stack([each.ranks for each in found]),
+    )
+    confusion = np.sum([each.confusion for each in found], axis=0)
+    return Answered(queries=queries, calibration=calibrate(sure, temperatures, fitted), confusion=confusion)
+
+
+def validation_pairs(run: AlignedRun, data: TestPairs) -> TestPairs | None:
+    """Return pairs of the run's validation split; None where it is the evaluated split, or holds less than two images.
+
+    Of many images only some are taken, evenly over the split, with all their captions.
+    """
+    split = str(run.config.get("validation_split", "val"))
+    found = join(data.image.samples, data.text.samples, split)
+    if split == data.split or len(found.image_rows) < 2:
+        return None
+    kept = evenly(len(found.image_rows), ROWS)
+    place = np.full(len(found.image_rows), -1)
+    place[kept] = np.arange(len(kept))
+    owner = place[found.caption_image]
+    pairs = Pairs(found.image_rows[kept], found.caption_rows[owner >= 0], owner[owner >= 0])
+    return TestPairs(data.image, data.text, pairs, split)
+
+
+def retrieval_temperatures(run: AlignedRun, data: TestPairs | None) -> list[dict[str, float]]:
+    """Return direction → fitted temperature for each seed; empty mappings without validation pairs."""
+    if data is None:
+        return [{} for _ in run.seeds]
+    image_features = run_features(run, data.image, data.pairs.image_rows, constant_allowed=True)
+    text_features = run_features(run, data.text, data.pairs.caption_rows, constant_allowed=True)
+    owner = torch.from_numpy(data.pairs.caption_image)
+    captions = captions_by_image(owner, len(image_features))
+    found = []
+    for seed in run.seeds:
+        scores = run.encode("text", text_features, seed) @ run.encode("image", image_features, seed).T
+        found.append({IMAGE_RETRIEVAL: _fit(scores, owner), TEXT_RETRIEVAL: _fit(scores.T, *captions)})
+    return found
+
+
+def zero_shot_temperatures(run: AlignedRun, data: ZeroShotSet) -> list[float]:
+    """Return the fitted temperature for each seed; nothing where no labelled row of the validation split is left."""
+    rows = data.of_split(str(run.config.get("validation_split", "val")))
+    if rows is None:
+        return []
+    kept = evenly(len(rows.rows), ROWS)
+    features = run_features(run, data.image, rows.rows[kept], constant_allowed=True)
+    found = []
+    for seed in run.seeds:
+        scores = run.encode("image", features, seed) @ class_vectors(run, data, seed).T
+        found.append(_fit(scores, torch.from_numpy(rows.target[kept])))
+    return found
+
+
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most so many positions of `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def calibrate(
+    answers: Sequence[Sequence[Answers]], temperatures: Sequence[tuple[float, str]], fitted: Sequence[float]
+) -> Calibration:
+    """Return the calibration of S seeds' answers, and what it is after scaling where temperatures were fitted.
+
+    Args:
+        answers: Of each seed, those at its own temperature and, where one was fitted, those at the fitted one.
+        temperatures: Each seed's own temperature and where it comes from.
+        fitted: Each seed's fitted temperature; empty where there is none.
+    """
+    own = _calibration([each[0] for each in answers], temperatures)
+    if not fitted:
+        return own
+    return replace(own, scaled=_calibration([each[1] for each in answers], [(value, "scaled") for value in fitted]))
+
+
+def _calibration(by_seed: Sequence[Answers], temperatures: Sequence[tuple[float, str]]) -> Calibration:
+    """Return the calibration of S seeds' answers: numbers are means over seeds, bins hold all of them."""
+    confidence, hit = (np.concatenate([pair[side] for pair in by_seed]) for side in (0, 1))
+    bins = reliability(confidence, hit)
+    held = np.flatnonzero(bins.count)
+    columns = (column[held].tolist() for column in (bins.confidence, bins.accuracy, bins.count))
+    return Calibration(
+        ece=float(np.mean([reliability(*pair).error for pair in by_seed])),
+        mean_max_probability=float(confidence.mean()),
+        accuracy=float(hit.mean()),
+        temperature=float(np.mean([value for value, _ in temperatures])),
+        temperature_source=" and ".join(dict.fromkeys(source for _, source in temperatures)),
+        bins=tuple(zip(*columns, strict=True)),
     )
 
 
-def resample(
-    queries: Mapping[str, QueryRanks], measures: Sequence[Measure], samples: int, seed: int
-) -> dict[str, NDArray[np.float64]]:
-    """Return measure → bootstrap replicates [B]. Both directions of retrieval share their draws of images."""
-    result: dict[str, NDArray[np.float64]] = {}
-    for direction, table in queries.items():
-        names, clusters = np.unique(np.asarray(table.image_ids), return_inverse=True)
-        chosen = [measure for measure in measures if measure.direction == direction]
-        sums = [sums_by_cluster(measure, table, clusters, len(names)) for measure in chosen]
-        drawn = Bootstrap(images=len(names), samples=samples, seed=seed).replicates(sums)
-        result |= {measure.name: drawn[row] for row, measure in enumerate(chosen)}
-    return result
-
-
-def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, Ranks]:
-    """Return direction → ranks [S, Q] under CSLS with K neighbours, the bank taken from the training split.
+def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> list[tuple[str, Ranks]]:
+    """Return (direction, ranks [S, Q]) under CSLS with K neighbours, the bank taken from the training split.
 
     No test query is in the bank, so every answer could have been given alone, as a search engine must.
 
@@ -248,12 +272,12 @@ def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, Ranks]:
         found = f"{smallest} in split {split} that are no test queries"
         raise UserError(expected=f"a bank of {k} images and captions for CSLS", found=found, where=data.image.where)
     features = {}
-    for name, side, asked, bank in (
-        ("image", data.image, data.pairs.image_rows, known.image_rows),
-        ("text", data.text, data.pairs.caption_rows, known.caption_rows),
+    for side, asked, bank in (
+        (data.image, data.pairs.image_rows, known.image_rows),
+        (data.text, data.pairs.caption_rows, known.caption_rows),
     ):
         rows = (asked, bank[evenly(len(bank), BANK)])
-        features[name] = [run_features(run, side, each, constant_allowed=True) for each in rows]
+        features[side.modality] = [run_features(run, side, each, constant_allowed=True) for each in rows]
     by_seed = []
     for seed in run.seeds:
         image, image_bank = (run.encode("image", part, seed) for part in features["image"])
@@ -262,15 +286,15 @@ def csls_ranks(run: AlignedRun, data: TestPairs, k: int) -> dict[str, Ranks]:
         left, right = scaled(image, text, near_image, near_text)
         by_seed.append(cross_ranks(left, right, torch.from_numpy(data.pairs.caption_image)))
     by_image, by_text = (np.stack(ranks) for ranks in zip(*by_seed, strict=True))
-    return {TEXT_RETRIEVAL: by_image, IMAGE_RETRIEVAL: by_text}
+    return [(TEXT_RETRIEVAL, by_image), (IMAGE_RETRIEVAL, by_text)]
 
 
 def _nearest_mean(items: Tensor, bank: Tensor, k: int) -> Tensor:
     return torch.cat([nearest_mean(block, bank, k) for block in torch.split(items, BLOCK)])
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the logged steps of a seed; none where nothing was logged.
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Return the finite numbers of a seed's logged steps; none where nothing was logged.
 
     Raises:
         UserError: A line is no JSON object.
@@ -282,7 +306,12 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(expected="a JSON object a line", found=str(error), where=str(path)) from error
-    return [line for line in lines if isinstance(line, dict)]
+    steps = (line for line in lines if isinstance(line, dict))
+    return [{name: value for name, value in step.items() if _is_finite(value)} for step in steps]
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
@@ -298,8 +327,3 @@ def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
     if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
         raise UserError(expected=f"the file {name} in the run's folder", found="none", where=str(run.root))
     return read_json(path, "the scores of layer pairs", str(run.root / name))
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a logged value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.evaluate.calibrate import BINS
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, zero_shot_direction
+from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, zero_shot_direction
 from pipeline.metrics.calibration import TopProbabilities, confidences, reliability
 from pipeline.metrics.classification import classifier, zero_shot_metrics
 from pipeline.metrics.retrieval import cross_ranks, ranks
@@ -109,7 +108,7 @@ def _retrieval(image: Tensor, text: Tensor, owner: Tensor, temperature: float) -
 
 def _calibration(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, float]:
     return {
-        "ece": reliability(sure, right, bins=BINS).error,
+        "ece": reliability(sure, right).error,
         "mean_max_probability": float(sure.mean()),
         "over_confidence": float(sure.mean() - right.mean()),
     }

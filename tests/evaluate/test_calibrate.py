@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluate.calibrate import BOUNDS, evenly, retrieval_temperatures, validation_pairs, zero_shot_temperatures
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, pairs_of_split, zero_shot_set
 from pipeline.evaluate.run import evaluate
+from pipeline.evaluate.single import BOUNDS, evenly, retrieval_temperatures, validation_pairs, zero_shot_temperatures
 from pipeline.metrics.calibration import confidences
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.views import Side

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluate.compare import compare
-from pipeline.evaluate.queries import FILE, QueryRanks, read_queries, write_queries
+from pipeline.evaluate.output import FILE, read_queries, write_queries
+from pipeline.evaluate.results import QueryRanks
 
 
 def ranks_table(

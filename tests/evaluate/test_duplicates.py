@@ -11,8 +11,9 @@ import torch
 
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.data import pairs_of_split
-from pipeline.evaluate.duplicates import NEAR, SAME, find_duplicates, near_duplicates, plain_words, without
-from pipeline.evaluate.queries import Measure, QueryRanks, read_queries
+from pipeline.evaluate.features import NEAR, SAME, find_duplicates, near_duplicates, plain_words, without
+from pipeline.evaluate.output import read_queries
+from pipeline.evaluate.results import Measure, QueryRanks
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
 from pipeline.store.views import Side

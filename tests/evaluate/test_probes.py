@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from pipeline.evaluate import probes as module
+from pipeline.evaluate import features as module
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.data import ZeroShotSet, zero_shot_set
-from pipeline.evaluate.probes import probe_rows
+from pipeline.evaluate.features import probe_rows
 from pipeline.evaluate.run import evaluate
 from pipeline.store.views import Side
 from tests.evaluate.conftest import World

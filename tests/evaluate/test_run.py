@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import DamagedStoreError, KeyMismatchError, UnknownNameError, UserError
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
-from pipeline.evaluate.queries import read_queries
+from pipeline.evaluate.output import read_queries
 from pipeline.evaluate.run import evaluate
 from pipeline.progress import Update
 

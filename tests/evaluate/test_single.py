@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import pairs_of_split, run_features, zero_shot_set
-from pipeline.evaluate.single import RunResult, evaluate_run
+from pipeline.evaluate.results import RunResult
+from pipeline.evaluate.single import evaluate_run
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.views import Side
 
@@ -59,7 +60,9 @@ def test_retrieval_equals_brute_force(world: Any) -> None:
             ("image_retrieval", scores.T, own.T),
         ):
             found = [average_precision_score(mask, row) for row, mask in zip(table, right, strict=True)]
-            assert result.precision[direction][position] == pytest.approx(np.mean(found))
+            precision = result.answers[direction].precision
+            assert precision is not None
+            assert precision[position] == pytest.approx(np.mean(found))
 
 
 def test_zero_shot_equals_brute_force(make_world: Callable[..., Any]) -> None:
@@ -84,8 +87,10 @@ def test_zero_shot_equals_brute_force(make_world: Callable[..., Any]) -> None:
         assert result.values["acc5"][position] == np.mean(rank <= 5)
         recall = [np.mean(rank[truth == c] <= 1) for c in sorted(set(truth))]
         assert result.values["mean_per_class_recall"][position] == pytest.approx(np.mean(recall), abs=1e-15)
-    assert result.confusion["zero_shot"].sum() == 2 * len(test)
-    assert np.trace(result.confusion["zero_shot"]) == round(result.values["acc1"].sum() * len(test))
+    confusion = result.answers["zero_shot"].confusion
+    assert confusion is not None
+    assert confusion.sum() == 2 * len(test)
+    assert np.trace(confusion) == round(result.values["acc1"].sum() * len(test))
     assert "other/acc1" in result.values
     assert not result.trained
 

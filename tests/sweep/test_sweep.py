@@ -59,7 +59,7 @@ def test_a_cell_is_what_align_and_evaluate_give(
     for name in (*names, "zoo/acc1", "zoo/acc5", "zoo/mean_per_class_recall"):
         assert [result["test"][name] for result in results] == found.values[name].tolist(), name
     for direction, prefix in (("zero_shot:zoo", "zoo/"), ("text_retrieval", "text_retrieval_")):
-        calibration = found.calibration[direction]
+        calibration = found.answers[direction].calibration
         for name in ("ece", "mean_max_probability"):
             mean = np.mean([result["test"][prefix + name] for result in results])
             assert mean == pytest.approx(getattr(calibration, name), abs=1e-12)

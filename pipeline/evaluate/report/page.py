@@ -7,16 +7,17 @@ at all, and of scripts only the one whose digest it names. `report.md` is for re
 """
 
 import base64
-import csv
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT, Measure
+from pipeline.evaluate.output import write_csv
+from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT, Measure, RunResult
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 ARROWS = {IMAGE_RETRIEVAL: "text→image", TEXT_RETRIEVAL: "image→text"}
@@ -65,6 +66,20 @@ class Table:
     foot: tuple[str, ...] = ()
     narrow: bool = False
     """Takes no more room than it needs; narrow tables stand side by side."""
+
+    @classmethod
+    def of_runs(
+        cls,
+        runs: Iterable[RunResult],
+        head: Sequence[str],
+        cells: Callable[[RunResult], Iterable[Cell]],
+        caption: str,
+        *,
+        narrow: bool = False,
+    ) -> "Table":
+        """Return a table with a row a run: its name, then its cells."""
+        rows = tuple((Cell(text=run.name), *cells(run)) for run in runs)
+        return cls(caption=caption, head=tuple(head), rows=rows, narrow=narrow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +149,7 @@ class Page:
     tiles: tuple[Tile, ...]
     figure: Picture | None
     caveats: tuple[Caveat, ...]
-    sections: tuple[Section, ...] = field(default=())
+    sections: tuple[Section, ...] = ()
 
 
 def render(page: Page) -> str:
@@ -160,11 +175,8 @@ def write_plain(out: Path, page: Page) -> None:
     folder.mkdir(exist_ok=True)
     for section in page.sections:
         for number, table in enumerate(section.tables, 1):
-            with (folder / f"{section.id}-{number}.csv").open("w", encoding="utf-8", newline="") as stream:
-                writer = csv.writer(stream, lineterminator="\n")
-                writer.writerow(table.head)
-                shown = ([cell.text if cell.value is None else cell.value for cell in row] for row in table.rows)
-                writer.writerows(shown)
+            shown = ([cell.text if cell.value is None else cell.value for cell in row] for row in table.rows)
+            write_csv(folder / f"{section.id}-{number}.csv", table.head, shown)
 
 
 def markdown(page: Page) -> str:

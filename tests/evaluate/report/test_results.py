@@ -5,10 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluate.leaderboard import Leaderboard, rank_runs
-from pipeline.evaluate.queries import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, Measure
-from pipeline.evaluate.report.results import reasons, verdict
-from pipeline.evaluate.single import RunResult
+from pipeline.evaluate.report.summary import reasons, verdict
+from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, Leaderboard, Measure, RunResult, rank_runs
 from pipeline.metrics.bootstrap import simultaneous_factor
 
 TEXT, IMAGE = f"{TEXT_RETRIEVAL}_recall@1", f"{IMAGE_RETRIEVAL}_recall@1"
@@ -27,13 +25,9 @@ def run(
         address=name,
         seeds=(1, 2),
         trained=trained,
-        queries={},
+        answers={},
         values={key: np.array([value - seeds, value + seeds]) for key, value in values.items()},
         replicates={key: value + noise * rng.standard_normal(1000) for key, value in values.items()},
-        calibration={},
-        precision={},
-        csls={},
-        confusion={},
     )
 
 

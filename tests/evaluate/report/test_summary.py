@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import pairs_of_split
-from pipeline.evaluate.report.build import (
+from pipeline.evaluate.report.summary import (
     class_caveats,
     cut_off_caveats,
     seed_caveats,

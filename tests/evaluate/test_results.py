@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate.queries import (
+from pipeline.evaluate.results import (
     IMAGE_RETRIEVAL,
     TEXT_RETRIEVAL,
     Measure,
