@@ -135,19 +135,19 @@ class Cache:
         """Keep what was just written."""
         with self.incoming() as temp:
             temp.write_bytes(data)
-            self.publish(name, temp, Stored(len(data), token), token)
+            self.publish(name, temp, token, Stored(len(data), token))
 
-    def publish(self, name: str, temp: Path, stored: Stored, token: str) -> None:
-        """Keep a file that is the object as it is stored now, known by a token."""
-        target = self._folder / name
+    def publish(self, name: str, temp: Path, token: str, stored: Stored | None = None) -> None:
+        """Keep a file that a token is known for, and remember the object that it has just become."""
+        target, changed = self._folder / name, temp.stat().st_mtime_ns
         target.parent.mkdir(parents=True, exist_ok=True)
         temp.replace(target)
-        self.note(name, token, stored)
+        self.note(name, token, changed, stored)
 
-    def note(self, name: str, token: str, stored: Stored) -> None:
-        """Note what the file is, and remember the object."""
-        self._write(name, token, (self._folder / name).stat().st_mtime_ns)
-        if self.listing is not None:
+    def note(self, name: str, token: str, changed: int, stored: Stored | None) -> None:
+        """Note what a file is that was changed at that time, and remember the object."""
+        self._write(name, token, changed)
+        if self.listing is not None and stored is not None:
             self.listing[name] = stored
 
     def doubt(self, name: str) -> None:
@@ -175,10 +175,7 @@ class Cache:
             self._requests.download(name, temp)
             if content is not None and (found := files.file_sha256(temp)) != content.sha256:
                 raise DamagedStoreError(name, f"sha256 {content.sha256}", f"sha256 {found}", self._requests.url)
-            target, changed = self._folder / name, temp.stat().st_mtime_ns
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temp.replace(target)
-            self._write(name, token, changed)
+            self.publish(name, temp, token)
 
     def _token(self, name: str) -> str:
         token, changed = self._notes.get(name, ("", 0))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import PipelineError, UserError
-from pipeline.files import is_locked, lock, open_locked, same_file
+from pipeline.files import is_locked, lock, one_line, open_locked, same_file
 from pipeline.runtime import free_disk
 from pipeline.storage.contract import Content, Storage, Stored
 from pipeline.storage.leases import STORE, Thing, is_lock, leased_elsewhere, sweep_leases
@@ -232,7 +232,7 @@ def writing(folder: Storage | Path, name: str) -> Iterator[None]:
             remedy="choose another folder, or allow writing there",
         ) from error
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
         raise PipelineError(
             expected=f"to write {name}",
             found=reason,

@@ -117,7 +117,7 @@ class ObjectStorage(Storage):
 
     def publish(self, temp: Path, name: str, content: Content) -> None:
         """Upload the file, see that all of it has come, and keep it in the cache."""
-        self._cache.publish(name, temp, self._uploaded(temp, name), f"sha256:{content.sha256}")
+        self._cache.publish(name, temp, f"sha256:{content.sha256}", self._uploaded(temp, name))
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects, each with its file in the cache."""
@@ -158,7 +158,7 @@ class ObjectStorage(Storage):
 
     def _upload(self, name: str) -> None:
         there = self._uploaded(self.here / name, name)
-        self._cache.note(name, there.token, there)
+        self._cache.note(name, there.token, (self.here / name).stat().st_mtime_ns, there)
 
     def _uploaded(self, path: Path, name: str) -> Stored:
         there, size = self.requests.upload(name, path), path.stat().st_size

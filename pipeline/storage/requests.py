@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import MissingExtraError, PipelineError, UserError
+from pipeline.files import one_line
 from pipeline.storage.contract import Stored
 
 T = TypeVar("T")
@@ -212,7 +213,7 @@ def filesystem(protocol: str) -> Any:
     except ImportError as error:
         package, extra = _EXTRAS.get(protocol, ("", ""))
         install = f"pip install 'fewpairs[{extra}]'" if extra else "pip install the package that fsspec names"
-        name = package or " ".join(str(error).split())
+        name = package or one_line(error)
         raise MissingExtraError(name, install, f"{protocol}:// addresses") from error
     except ValueError as error:
         expected = "a protocol that fsspec knows, such as s3 or gs"
@@ -252,7 +253,7 @@ def _responses(error: BaseException) -> list[dict[str, Any]]:
 
 
 def _explained(error: Exception, url: str) -> PipelineError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error)[:200] or type(error).__name__
     names = {kind.__name__ for kind in type(error).__mro__}
     if _is_bucket(error):
         remedy = "make the bucket, or correct its name"
@@ -296,7 +297,7 @@ def retrying(action: Callable[[], T], what: str, wait: Callable[[float], None] =
             if not is_transient(error):
                 raise
             pause = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)  # noqa: S311
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)[:200] or type(error).__name__
             _log.warning("%s: %s; try %d of %d in %.1f s", what, reason, attempt + 1, ATTEMPTS, pause)
             wait(pause)
     return action()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import canonical, json_digest, publish, sync_folder
+from pipeline.files import canonical, json_digest, one_line, publish, sync_folder
 from pipeline.storage.contract import Place
 from pipeline.storage.local import temp_file, writing
 from pipeline.store.cleaning import replace_store
@@ -135,7 +135,7 @@ def _read_ids(path: Path | None, vectors: str) -> Columns:
             rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
             return {name: [row[name] for row in rows] for name in COLUMNS if rows and name in rows[0]}
     except (ValueError, TypeError) as error:
-        raise UserError(expected="a file of ids", found=" ".join(str(error).split()), where=str(path)) from error
+        raise UserError(expected="a file of ids", found=one_line(error), where=str(path)) from error
     return {"sample_id": text.splitlines()}
 
 
@@ -147,7 +147,7 @@ def _read_parquet(path: Path, column: str) -> tuple[Features, Columns]:
     try:
         table = pq.ParquetFile(path).read()
     except pa.ArrowException as error:
-        raise UserError(expected="a Parquet file", found=" ".join(str(error).split()), where=str(path)) from error
+        raise UserError(expected="a Parquet file", found=one_line(error), where=str(path)) from error
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     names = [field.name for field in table.schema if any(is_kind(field.type) for is_kind in lists)]
     if column not in names and (column or len(names) != 1):

@@ -8,6 +8,7 @@ from pathlib import Path
 import xxhash
 
 from pipeline.errors import DamagedStoreError
+from pipeline.files import one_line
 from pipeline.storage.contract import Content, Storage
 from pipeline.store.formats import LayerExtents, array_xxh3, format_of
 from pipeline.store.key import Features
@@ -112,7 +113,7 @@ def _located(root: Storage, shard: LayerShard) -> tuple[Path, LayerExtents]:
     try:
         extents = format_of(path).extents(path, shard.layer.name)
     except Exception as error:  # a library may raise anything on flipped bytes
-        raise _damaged(root, shard, " ".join(str(error).split())) from error
+        raise _damaged(root, shard, one_line(error)) from error
     if extents[:3] != (shard.rows, shard.layer.width, shard.layer.dtype):
         raise _damaged(root, shard, f"[{extents.rows}, {extents.width}] {extents.dtype}")
     return path, extents
