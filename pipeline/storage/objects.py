@@ -60,9 +60,7 @@ class ObjectStorage(Storage):
 
     def file(self, name: str, content: Content | None = None) -> Path:
         """Return the file in the cache."""
-        if content is not None:
-            self._cache.bring_checked(name, content)
-        elif not is_inside(name) or not self._cache.bring(name, self._seen(name)):
+        if not self._bring(name, content):
             raise FileNotFoundError(f"{self.address}/{name}")
         return self.here / name
 
@@ -76,17 +74,9 @@ class ObjectStorage(Storage):
     def fetch(self, wanted: Mapping[str, Content | None] | Iterable[str], *, again: bool = False) -> None:
         """Fetch several objects at a time."""
         contents = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
-
-        def bring(name: str) -> None:
-            content = contents[name]
-            if content is not None:
-                self._cache.bring_checked(name, content)
-            elif is_inside(name):
-                self._cache.bring(name, self._seen(name))
-
         for name in contents if again else ():
             self._cache.doubt(name)
-        together(bring, list(contents))
+        together(lambda name: self._bring(name, contents[name]), list(contents))
 
     def make(self) -> None:
         """Refuse where nothing can be written."""
@@ -149,6 +139,13 @@ class ObjectStorage(Storage):
         if last in here:
             self._upload(last)
 
+    def _bring(self, name: str, content: Content | None) -> bool:
+        """Make the file in the cache what the object is; False where there is none."""
+        if content is not None:
+            self._cache.bring_checked(name, content)
+            return True
+        return is_inside(name) and self._cache.bring(name, self._seen(name))
+
     def _put(self, name: str, data: bytes, done: bool) -> bool:
         if not _is_hidden(name):
             if done:
@@ -200,7 +197,7 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def together(action: Callable[[str], None], names: Sequence[str]) -> None:
+def together(action: Callable[[str], object], names: Sequence[str]) -> None:
     """Do something with each name, several at a time."""
     if len(names) < 2:
         for name in names:

@@ -7,7 +7,8 @@ digest, the content digest, and that the samples are those of the rows. Any flip
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -186,15 +187,17 @@ def _verify_nested(root: Storage, deep: bool) -> list[Problem]:
 
 
 def _verify_one(root: Storage, there: Mapping[str, Stored], deep: bool) -> list[Problem]:
-    try:
+    problems: list[Problem] = []
+    with _noting(problems, MANIFEST, "a manifest"):
         manifest = read_manifest(root)
-    except UserError as error:
-        return [_problem(MANIFEST, error)]
+    if problems:
+        return problems
     root.fetch(record_of(shard.name) for shard in manifest.shards)
-    problems = _check_header(root, manifest)
+    with _noting(problems, HEADER, "a header"):
+        if read_header(root) != manifest.header:
+            problems.append(Problem(HEADER, f"{HEADER}: expected the manifest's header, found another"))
     for shard in manifest.shards:
-        found = _check_shard(root, shard, there) or (_check_deeply(root, shard) if deep else [])
-        problems += found
+        problems += _check_shard(root, shard, there) or (_check_deeply(root, shard) if deep else [])
     if deep and not problems:
         problems += _check_content(root, manifest)
     if deep:
@@ -202,19 +205,15 @@ def _verify_one(root: Storage, there: Mapping[str, Stored], deep: bool) -> list[
     return problems
 
 
-def _problem(file: str, error: PipelineError) -> Problem:
-    return Problem(error.name if isinstance(error, DamagedStoreError) else file, error.sentence())
-
-
-def _check_header(root: Storage, manifest: Manifest) -> list[Problem]:
+@contextmanager
+def _noting(problems: list[Problem], file: str, expected: str) -> Iterator[None]:
+    """Note a file that is missing, or damaged, in place of the exception."""
     try:
-        header = read_header(root)
+        yield
     except FileNotFoundError:
-        return [Problem(HEADER, f"{HEADER}: expected a header, found no file")]
+        problems.append(Problem(file, f"{file}: expected {expected}, found no file"))
     except UserError as error:
-        return [_problem(HEADER, error)]
-    same = header == manifest.header
-    return [] if same else [Problem(HEADER, f"{HEADER}: expected the manifest's header, found another")]
+        problems.append(Problem(error.name if isinstance(error, DamagedStoreError) else file, error.sentence()))
 
 
 def _check_shard(root: Storage, shard: ShardFile, there: Mapping[str, Stored]) -> list[Problem]:
@@ -222,41 +221,37 @@ def _check_shard(root: Storage, shard: ShardFile, there: Mapping[str, Stored]) -
     if problem := shard.problem(there):
         problems.append(Problem(shard.name, f"{shard.name}: expected {shard.bytes} bytes, found {problem}"))
     name = record_of(shard.name)
-    try:
+    with _noting(problems, name, "a commit record"):
         if read_record(root, name) != shard:
             problems.append(Problem(name, f"{name}: expected the manifest's record, found another"))
-    except FileNotFoundError:
-        problems.append(Problem(name, f"{name}: expected a commit record, found no file"))
-    except UserError as error:
-        problems.append(_problem(name, error))
     return problems
 
 
 def _check_deeply(root: Storage, shard: ShardFile) -> list[Problem]:
-    try:
+    problems: list[Problem] = []
+    with _noting(problems, shard.name, "a shard"):
         root.fetch({shard.name: shard.content}, again=True)
         path = root.file(shard.name, shard.content)
-    except DamagedStoreError as error:
-        return [_problem(shard.name, error)]
-    found = file_sha256(path)
-    if found != shard.sha256:
-        return [Problem(shard.name, f"{shard.name}: expected sha256 {shard.sha256}, found {found}")]
-    if ids_digest(format_of(path).ids(path)) != shard.ids:
-        return [Problem(shard.name, f"{shard.name}: expected the committed ids, found others")]
-    return []
+        if (found := file_sha256(path)) != shard.sha256:
+            problems.append(Problem(shard.name, f"{shard.name}: expected sha256 {shard.sha256}, found {found}"))
+        elif ids_digest(format_of(path).ids(path)) != shard.ids:
+            problems.append(Problem(shard.name, f"{shard.name}: expected the committed ids, found others"))
+    return problems
 
 
 def _check_content(root: Storage, manifest: Manifest) -> list[Problem]:
+    problems: list[Problem] = []
     for layer in manifest.layers:
-        try:
+        with _noting(problems, MANIFEST, "a shard"):
             digest = stream_digest(root, layer_shards(manifest.shards, layer.name))
-        except DamagedStoreError as error:
-            return [_problem(error.name, error)]
-        if digest != layer.digest:
-            return [Problem(MANIFEST, f"layer {layer.name}: expected sha256 {layer.digest}, found {digest}")]
+            if digest != layer.digest:
+                sentence = f"layer {layer.name}: expected sha256 {layer.digest}, found {digest}"
+                problems.append(Problem(MANIFEST, sentence))
+        if problems:
+            return problems
     if content_digest(manifest.rows, manifest.ids, manifest.layers) != manifest.content_digest:
-        return [Problem(MANIFEST, f"{MANIFEST}: its content digest is not that of its layers")]
-    return []
+        problems.append(Problem(MANIFEST, f"{MANIFEST}: its content digest is not that of its layers"))
+    return problems
 
 
 def _check_tables(root: Storage, manifest: Manifest) -> list[Problem]:
@@ -269,8 +264,6 @@ def _check_tables(root: Storage, manifest: Manifest) -> list[Problem]:
         if found != expected and not (name == SAMPLES and found == manifest.next_samples):
             problems.append(Problem(name, f"{name}: expected sha256 {expected}, found {found}"))
     if not problems:
-        try:
+        with _noting(problems, SAMPLES, "a table"):
             _ = FeatureStore(root, manifest).samples
-        except DamagedStoreError as error:
-            problems.append(_problem(SAMPLES, error))
     return problems
