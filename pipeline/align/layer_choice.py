@@ -22,7 +22,7 @@ from pipeline.align.layer_scores import LayerScores, score_layers
 from pipeline.align.pairs import Layers, PairSet, one_row_an_image
 from pipeline.errors import UserError
 from pipeline.layers import LayerRef, select_layers
-from pipeline.metrics.arrays import is_constant
+from pipeline.metrics.retrieval import is_constant
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.base import unit_rows
 from pipeline.store.views import Side

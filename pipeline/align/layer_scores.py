@@ -23,7 +23,7 @@ from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.align.train import train
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import LayerRef
-from pipeline.metrics.arrays import is_constant
+from pipeline.metrics.retrieval import is_constant
 from pipeline.metrics.similarity import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
 from pipeline.progress import Progress, Update, silent
 from pipeline.store.views import Side

@@ -9,11 +9,16 @@ the next evaluation into that folder finishes the change before it does anything
 is left alone.
 
 JSON and CSV hold fractions; percent is for metrics.md, which people read. `per_query.parquet` is the table of ranks;
-`compare` reads it back and joins two of them by query id.
+`compare` reads it back and joins two of them by query id. `report.html` loads nothing: its content policy allows no
+request at all, and of scripts only the one whose digest it names. `report.md` is for reading and pasting;
+`tables/<chapter>-<number>.csv` holds what the tables are sorted by, unrounded, and the shown text where there is none.
 """
 
+import base64
 import csv
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +29,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.evaluate.features import Duplicates, Probe, Twin, probe_metrics, without
+from pipeline.evaluate.report.page import Cell, Page, Table
 from pipeline.evaluate.results import RETRIEVAL, Difference, Leaderboard, QueryRanks, RunResult, set_prefix
 from pipeline.files import lock, publish, sync_file, sync_folder
 
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 TIE_RULE = "ties count against the query"
 Row = dict[str, Any]
 FILE = "per_query.parquet"
@@ -222,14 +231,6 @@ def write_tables(
         write_csv(out / name, columns, ([row.get(column, "") for column in columns] for row in held))
 
 
-def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
-
-
 def _names(record: type) -> list[str]:
     return [each.name for each in fields(record)]
 
@@ -292,6 +293,75 @@ def _markdown(board: Leaderboard) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     said = f"Percent, mean ± s.d. over seeds, [{100 * board.confidence:.0f} % interval over test images]."
     return "\n".join([said, "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+def render(page: Page) -> str:
+    """Return the report as HTML."""
+    style, script, template = (
+        (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.j2")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["drawing"] = Markup  # only for Picture.svg
+    return environment.from_string(template).render(
+        page=page,
+        style=Markup(style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_digest=digest,
+    )
+
+
+def write_report(out: Path, page: Page) -> None:
+    """Write `report.html`, `report.md` and `tables/` into a folder."""
+    (out / "report.html").write_text(render(page), encoding="utf-8")
+    (out / "report.md").write_text(markdown(page), encoding="utf-8")
+    folder = out / "tables"
+    folder.mkdir(exist_ok=True)
+    for section in page.sections:
+        for number, table in enumerate(section.tables, 1):
+            shown = ([cell.text if cell.value is None else cell.value for cell in row] for row in table.rows)
+            write_csv(folder / f"{section.id}-{number}.csv", table.head, shown)
+
+
+def markdown(page: Page) -> str:
+    """Return the words and tables of a report as Markdown; nothing in them is read as markup."""
+    blocks = [f"# {plain(page.verdict)}", plain(page.eyebrow), *map(plain, page.reasons)]
+    if page.caveats:
+        blocks.append("## Before you believe it")
+        blocks.append("\n".join(f"- **{plain(each.title)}.** {plain(each.text)}" for each in page.caveats))
+    for section in page.sections:
+        if section.tables or section.facts:
+            blocks += [f"## {plain(section.title)}", *map(plain, section.lead)]
+            blocks += [block for table in section.tables for block in (_table(table), plain(table.caption))]
+        if section.facts:
+            blocks.append("\n".join(f"- {plain(name)}: {plain(text)}" for name, text in section.facts))
+    return "\n\n".join(blocks) + "\n"
+
+
+def plain(text: str) -> str:
+    """Return a text on one line with Markdown's and HTML's marks escaped."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+
+
+def _table(table: Table) -> str:
+    lines = ["| " + " | ".join(map(plain, table.head)) + " |", "|---" + "|---:" * (len(table.head) - 1) + "|"]
+    lines += ["| " + " | ".join(map(_shown, row)) + " |" for row in table.rows]
+    if table.foot:
+        lines.append("| " + " | ".join(map(plain, table.foot)) + " |")
+    return "\n".join(lines)
+
+
+def _shown(cell: Cell) -> str:
+    text = f"**{plain(cell.text)}**" if cell.best else plain(cell.text)
+    return f"{text} ({plain(cell.sub)})" if cell.sub else text
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
 
 
 def write_queries(path: Path, tables: Iterable[tuple[str, QueryRanks]]) -> None:

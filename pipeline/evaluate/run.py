@@ -14,10 +14,9 @@ from pipeline.errors import UserError
 from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
 from pipeline.evaluate.features import NEAR, SAME, find_duplicates, find_probes
-from pipeline.evaluate.output import MARK, OWN, TIE_RULE, fresh_output, metrics, write_tables
+from pipeline.evaluate.output import MARK, OWN, TIE_RULE, fresh_output, metrics, write_report, write_tables
 from pipeline.evaluate.report.chapters import build_page
-from pipeline.evaluate.report.findings import Findings, Gallery, Pictures, example_groups
-from pipeline.evaluate.report.page import render, write_plain
+from pipeline.evaluate.report.page import Findings, Gallery, Pictures, example_groups
 from pipeline.evaluate.results import (
     RETRIEVAL,
     Measure,
@@ -101,12 +100,10 @@ def measures_for(pairs: TestPairs, sets: Sequence[ZeroShotSet], ks: Sequence[int
 
 def _write(found: Findings, values: Mapping[str, Any], out: Storage) -> None:
     page = build_page(found)
-    html = render(page)
     out.make()
     with fresh_output(out.here) as new:
         write_tables(new, found.board, values, found.duplicates, found.probes)
-        (new / "report.html").write_text(html, encoding="utf-8")
-        write_plain(new, page)
+        write_report(new, page)
     out.push(OWN, last=MARK)
 
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.arrays import check_count
+from pipeline.metrics.retrieval import check_count
 
 Floats = NDArray[np.float64]
 BLOCK_FLOATS = 2**22

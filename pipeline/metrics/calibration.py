@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics.arrays import Array, check_count, matrix
-from pipeline.metrics.retrieval import positive_pairs
+from pipeline.metrics.retrieval import Array, check_count, matrix, positive_pairs
 
 Values = NDArray[np.float64]
 _BLOCK = 2**22  # scores at once: 16 MB

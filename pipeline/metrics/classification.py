@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics.arrays import Array, check_count, indices, matrix
-from pipeline.metrics.retrieval import ranks, recall_at
+from pipeline.metrics.retrieval import Array, check_count, indices, matrix, ranks, recall_at
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.2

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics.arrays import Array, check_count, is_constant, matrix
+from pipeline.metrics.retrieval import Array, check_count, is_constant, matrix
 
 Neighbours = NDArray[np.int32]
 Table = NDArray[np.float64]

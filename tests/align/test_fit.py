@@ -15,7 +15,7 @@ from pipeline.align.run import align, fit_seed
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
-from pipeline.metrics.arrays import matrix
+from pipeline.metrics.retrieval import matrix
 from pipeline.progress import Update
 from pipeline.projectors.base import IdentityProjector, LinearProjector, unit_rows
 from pipeline.projectors.csls import CslsProjector

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.metrics.arrays import check_count, indices, is_constant, matrix
+from pipeline.metrics.retrieval import check_count, indices, is_constant, matrix
 
 
 @pytest.mark.parametrize("given", [np.ones((2, 3)), torch.ones(2, 3, dtype=torch.float16), np.ones((2, 3), dtype=bool)])

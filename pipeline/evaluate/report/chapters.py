@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline.evaluate.features import ALIGNED, CHOSEN, LAST, NEIGHBOURS, Probe
 from pipeline.evaluate.figures import COLOURS, Series, confusion_map, layer_map, reliability, step_curves
-from pipeline.evaluate.report.findings import Findings
+from pipeline.evaluate.output import TEMPLATES
 from pipeline.evaluate.report.numbers import curves_section, differences_section, results_section, seen_section
 from pipeline.evaluate.report.page import (
-    TEMPLATES,
     Cell,
+    Findings,
     Page,
     Picture,
     Section,

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.evaluate.features import NEAR, SAME, Duplicates, Twin, without
 from pipeline.evaluate.figures import Series, recall_curves
-from pipeline.evaluate.report.findings import Findings, Pictures
 from pipeline.evaluate.report.page import (
     Cell,
     Example,
     ExampleGroup,
+    Findings,
     Picture,
+    Pictures,
     Section,
     Table,
     Thumb,

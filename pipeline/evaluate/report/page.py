@@ -1,26 +1,43 @@
-"""What stands in a report, as plain data, and its three forms: one HTML file, Markdown, and each table as CSV.
+"""What a report is made of, as plain data: tables, pictures, example queries, and how numbers are written in it.
 
-Strings are text: in HTML jinja2 escapes every one of them. Only `Picture.svg` goes in as it is; it comes from
-`pipeline.evaluate.figures`, which escapes what it draws. The page loads nothing: its content policy allows no request
-at all, and of scripts only the one whose digest it names. `report.md` is for reading and pasting;
-`tables/<chapter>-<number>.csv` holds what the tables are sorted by, unrounded, and the shown text where there is none.
+Strings are text: in HTML every one of them is escaped. Only `Picture.svg` goes in as it is; it comes from
+`pipeline.evaluate.figures`, which escapes what it draws. Examples are a fixed random sample of the best run's queries
+and its worst failures; thumbnails are small JPEGs as base64, from the data set's own folder and from nowhere else.
 """
 
 import base64
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import io
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
 
-from pipeline.evaluate.output import write_csv
-from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT, Measure, RunResult
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import TestPairs, ZeroShotSet, run_features
+from pipeline.evaluate.features import Duplicates, Probe
+from pipeline.evaluate.results import (
+    IMAGE_RETRIEVAL,
+    TEXT_RETRIEVAL,
+    ZERO_SHOT,
+    Leaderboard,
+    Measure,
+    Ranks,
+    RunResult,
+)
+from pipeline.indexes.index import Index, build_index
+from pipeline.indexes.recall import recall_against_exact
+from pipeline.projectors.run_record import AlignedRun
+from pipeline.storage.contract import Storage
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 ARROWS = {IMAGE_RETRIEVAL: "text→image", TEXT_RETRIEVAL: "image→text"}
+SHOWN = 5
+RECALL_QUERIES = 256
+EDGE = 176
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,64 +169,196 @@ class Page:
     sections: tuple[Section, ...] = ()
 
 
-def render(page: Page) -> str:
-    """Return the report as HTML."""
-    style, script, template = (
-        (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.j2")
+@dataclass
+class Pictures:
+    """A data set's folder, asked for thumbnails.
+
+    Args:
+        folder: The folder; None or missing leaves every picture out.
+        missing: How many files could not be shown.
+    """
+
+    folder: Storage | None
+    missing: int = 0
+    _known: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def available(self) -> bool:
+        """Whether the folder is there."""
+        return self.folder is not None and not self.folder.absent()
+
+    @property
+    def note(self) -> str:
+        """Why pictures are missing; empty where none is."""
+        if not self.available:
+            where = f" ({self.folder})" if self.folder else ""
+            return f"Pictures are left out: the data set's folder{where} is not here."
+        return f"{self.missing} pictures could not be shown." if self.missing else ""
+
+    def thumbnail(self, file: str) -> str:
+        """Return a file of the folder as base64 of a square JPEG; empty where it cannot be shown."""
+        if self.folder is None or not self.available:
+            return ""
+        if file not in self._known:
+            try:
+                path = self.folder.file(file).resolve()
+                inside = path.is_relative_to(self.folder.here.resolve())
+                self._known[file] = encode_thumbnail(path) if inside else ""
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+                self._known[file] = ""
+            self.missing += not self._known[file]
+        return self._known[file]
+
+
+def encode_thumbnail(path: Path, edge: int = EDGE) -> str:
+    """Return a picture as base64 of a square JPEG of so many pixels, cropped in the middle.
+
+    Raises:
+        OSError: The file is no picture or is damaged.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            image.draft("RGB", (edge, edge))
+            picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (edge, edge))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=72, optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that the page speaks of."""
+
+    board: Leaderboard
+    """The runs."""
+    pairs: TestPairs
+    """The test pairs."""
+    sets: Sequence[ZeroShotSet]
+    """The sets to classify."""
+    config: EvaluateConfig
+    """The settings of this evaluation."""
+    duplicates: Duplicates
+    """What the test split shares with the training split."""
+    probes: Sequence[Probe]
+    """What labels can be read off the features."""
+    examples: Sequence[ExampleGroup]
+    """Example queries."""
+    pictures: Pictures
+    """Where thumbnails come from."""
+    surroundings: Mapping[str, str]
+    """Versions, hardware and times of this evaluation."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Embeddings of the test pairs by one seed, indexed both ways.
+
+    Args:
+        pairs: The test pairs.
+        vectors: Modality → embeddings: images [M, d], captions [P, d].
+        indexes: Modality → index of its embeddings.
+        pictures: Where thumbnails come from.
+    """
+
+    pairs: TestPairs
+    vectors: Mapping[str, Tensor]
+    indexes: Mapping[str, Index]
+    pictures: Pictures
+
+    @classmethod
+    def build(cls, result: RunResult, pairs: TestPairs, config: EvaluateConfig, pictures: Pictures) -> "Gallery":
+        """Embed and index the test pairs by a run's first seed."""
+        run = AlignedRun.open(result.address)
+        asked = ((pairs.image, pairs.pairs.image_rows), (pairs.text, pairs.pairs.caption_rows))
+        vectors = {
+            side.modality: run.encode(side.modality, run_features(run, side, rows), run.seeds[0])
+            for side, rows in asked
+        }
+        indexes = {name: build_index(part, config.index, config.seed) for name, part in vectors.items()}
+        return cls(pairs, vectors, indexes, pictures)
+
+    def index_recall(self) -> dict[str, float]:
+        """Return the recall@10 of an approximate index against exact search, by direction; empty for an exact one."""
+        return {
+            f"{side}_retrieval_index_recall@10": recall_against_exact(
+                self.indexes[side], self.vectors[side], self.vectors[asked][:RECALL_QUERIES]
+            )
+            for side, asked in (("image", "text"), ("text", "image"))
+            if not self.indexes[side].kind.exact
+        }
+
+    def examples(self, asked: str, queries: Sequence[int], ranks: Ranks) -> tuple[Example, ...]:
+        """Return captions ("text") as queries with the images found for them, or images with captions."""
+        other = "image" if asked == "text" else "text"
+        _, found = self.indexes[other].search(self.vectors[asked][torch.tensor(queries, dtype=torch.int64)], SHOWN)
+        rows = zip(queries, found.tolist(), strict=True)
+        return tuple(self._example(asked, other, query, row, int(ranks[query])) for query, row in rows)
+
+    def _example(self, asked: str, other: str, query: int, found: Sequence[int], rank: int) -> Example:
+        owner = self.pairs.pairs.caption_image
+        right = owner[[query]] if asked == "text" else np.flatnonzero(owner == query)
+        held = [position for position in found if position >= 0]
+        missed = None
+        if not np.isin(held, right).any():
+            best = right[int((self.vectors[other][right] @ self.vectors[asked][query]).argmax())]
+            missed = self._shown(other, int(best), f"rank {rank:,}", right=True)
+        question = self._shown(asked, query)
+        return Example(
+            query=question.text,
+            note=f"{'right image' if asked == 'text' else 'best right caption'} at rank {rank:,}",
+            answers=tuple(self._shown(other, at, str(n), right=at in right) for n, at in enumerate(held, 1)),
+            image=question.image,
+            missed=missed,
+        )
+
+    def _shown(self, modality: str, position: int, note: str = "", *, right: bool = False) -> Thumb:
+        """Return a caption's words, or an image's picture, its id where there is none."""
+        if modality == "text":
+            words = self.pairs.text.samples.content[int(self.pairs.pairs.caption_rows[position])]
+            return Thumb(text=words, note=note, right=right)
+        row, samples = int(self.pairs.pairs.image_rows[position]), self.pairs.image.samples
+        picture = self.pictures.thumbnail(samples.content[row])
+        return Thumb(image=picture, text="" if picture else samples.image_id[row], note=note, right=right)
+
+
+def example_groups(result: RunResult, gallery: Gallery, config: EvaluateConfig) -> tuple[ExampleGroup, ...]:
+    """Return a random sample and the worst failures, captions and images as queries, by the run's first seed."""
+    size = config.examples
+    if not size:
+        return ()
+    drawn = "Drawn once with the seed of this evaluation, not picked. The first five images found, best first."
+    again = "Drawn the same way. The first five captions found, best first."
+    fault = "The captions whose image came last. Often the caption is at fault, not the model."
+    ranks = {
+        "text": result.answers[IMAGE_RETRIEVAL].queries.ranks[0],
+        "image": result.answers[TEXT_RETRIEVAL].queries.ranks[0],
+    }
+    some = {asked: sample(len(held), size, config.seed) for asked, held in ranks.items()}
+    last = {asked: worst(held, size) for asked, held in ranks.items()}
+    groups = (
+        ("Captions asked for images: a random sample", drawn, "text", some),
+        ("Images asked for captions: a random sample", again, "image", some),
+        ("The worst failures, captions asked for images", fault, "text", last),
+        ("The worst failures, images asked for captions", "The images whose captions came last.", "image", last),
     )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["drawing"] = Markup  # only for Picture.svg
-    return environment.from_string(template).render(
-        page=page,
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        script_digest=digest,
+    return tuple(
+        ExampleGroup(
+            title=title, lead=lead, examples=gallery.examples(asked, chosen[asked], ranks[asked]), open=number == 0
+        )
+        for number, (title, lead, asked, chosen) in enumerate(groups)
     )
 
 
-def write_plain(out: Path, page: Page) -> None:
-    """Write `report.md` and `tables/` into a folder."""
-    (out / "report.md").write_text(markdown(page), encoding="utf-8")
-    folder = out / "tables"
-    folder.mkdir(exist_ok=True)
-    for section in page.sections:
-        for number, table in enumerate(section.tables, 1):
-            shown = ([cell.text if cell.value is None else cell.value for cell in row] for row in table.rows)
-            write_csv(folder / f"{section.id}-{number}.csv", table.head, shown)
+def sample(count: int, size: int, seed: int) -> list[int]:
+    """Return a fixed random sample of positions, in rising order."""
+    return sorted(np.random.default_rng(seed).permutation(count)[:size].tolist())
 
 
-def markdown(page: Page) -> str:
-    """Return the words and tables of a report as Markdown; nothing in them is read as markup."""
-    blocks = [f"# {plain(page.verdict)}", plain(page.eyebrow), *map(plain, page.reasons)]
-    if page.caveats:
-        blocks.append("## Before you believe it")
-        blocks.append("\n".join(f"- **{plain(each.title)}.** {plain(each.text)}" for each in page.caveats))
-    for section in page.sections:
-        if section.tables or section.facts:
-            blocks += [f"## {plain(section.title)}", *map(plain, section.lead)]
-            blocks += [block for table in section.tables for block in (_table(table), plain(table.caption))]
-        if section.facts:
-            blocks.append("\n".join(f"- {plain(name)}: {plain(text)}" for name, text in section.facts))
-    return "\n\n".join(blocks) + "\n"
-
-
-def plain(text: str) -> str:
-    """Return a text on one line with Markdown's and HTML's marks escaped."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
-
-
-def _table(table: Table) -> str:
-    lines = ["| " + " | ".join(map(plain, table.head)) + " |", "|---" + "|---:" * (len(table.head) - 1) + "|"]
-    lines += ["| " + " | ".join(map(_shown, row)) + " |" for row in table.rows]
-    if table.foot:
-        lines.append("| " + " | ".join(map(plain, table.foot)) + " |")
-    return "\n".join(lines)
-
-
-def _shown(cell: Cell) -> str:
-    text = f"**{plain(cell.text)}**" if cell.best else plain(cell.text)
-    return f"{text} ({plain(cell.sub)})" if cell.sub else text
+def worst(ranks: Ranks, size: int) -> list[int]:
+    """Return the positions of the largest ranks, the worst first, leaving out queries that were answered rightly."""
+    order = np.lexsort((np.arange(len(ranks)), -ranks))[:size]
+    return [int(position) for position in order if ranks[position] > 1]
 
 
 def percent(value: float) -> str:

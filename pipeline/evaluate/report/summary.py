@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pipeline.evaluate.data import TestPairs, ZeroShotSet
 from pipeline.evaluate.features import NEAR, SAME, Duplicates, without
 from pipeline.evaluate.figures import Interval, forest
-from pipeline.evaluate.report.findings import Findings
 from pipeline.evaluate.report.page import (
     Caveat,
+    Findings,
     Picture,
     Tile,
     between,

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.report.page import Caveat, Cell, Page, Section, Table, markdown, plain
+from pipeline.evaluate.output import markdown, plain
+from pipeline.evaluate.report.page import Caveat, Cell, Page, Section, Table
 from pipeline.evaluate.run import evaluate
 from tests.evaluate.conftest import World
 
