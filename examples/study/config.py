@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.config import build, load_params
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.evaluate.config import ZeroShotConfig
+from pipeline.sweep.cells import Result
 from pipeline.sweep.config import Corruption, Method, SweepConfig, methods_of
-from pipeline.sweep.results import Result
 
 SEPARATOR = "+"
 """Between the names of encoders that are stacked."""

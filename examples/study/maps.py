@@ -18,9 +18,8 @@ from pipeline.align.fit import Trained, initial_projectors
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.files import write_atomically
 from pipeline.parallel import one_thread
-from pipeline.sweep.bench import AlignedCell, Workbench
+from pipeline.sweep.bench import AlignedCell, Workbench, embed, first_captions
 from pipeline.sweep.cells import Cell, Digests
-from pipeline.sweep.measure import embed, first_captions
 
 BEFORE = "before training"
 FOLDER = "maps"

@@ -21,9 +21,8 @@ from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.runtime import installed_version
 from pipeline.storage.open import open_storage
-from pipeline.sweep.cells import cells_of
+from pipeline.sweep.cells import cells_of, flat_row, write_tables
 from pipeline.sweep.config import Corruption
-from pipeline.sweep.results import flat_row, write_tables
 from pipeline.sweep.run import sweep, worklist
 from pipeline.words import duration
 

@@ -20,9 +20,8 @@ from pipeline.align.recipe import Recipe, make_recipe
 from pipeline.errors import UserError
 from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT
 from pipeline.metrics.bootstrap import Bootstrap, interval
-from pipeline.sweep.cells import Cell
+from pipeline.sweep.cells import QUERIES, Cell, Result, read_ranks, score_of
 from pipeline.sweep.config import Method
-from pipeline.sweep.results import QUERIES, Result, read_ranks, score_of
 
 Floats = NDArray[np.float64]
 SAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0

@@ -17,8 +17,8 @@ from pipeline.align.pairs import PairFeatures
 from pipeline.align.recipe import HubnessOptions, Recipe
 from pipeline.metrics.calibration import fit_temperature
 from pipeline.metrics.retrieval import retrieval_metrics
-from pipeline.projectors.base import Projector, unit_rows
-from pipeline.projectors.closed_form import WITH_RIDGE, ClosedFormFit, InputOptions, fit_closed_form
+from pipeline.projectors.base import Inputs, Projector, unit_rows
+from pipeline.projectors.closed_form import WITH_RIDGE, ClosedFormFit, fit_closed_form
 from pipeline.projectors.csls import with_csls
 from pipeline.projectors.run_record import build_projector
 
@@ -77,7 +77,7 @@ def _solve(name: str, data: PairFeatures, validation: PairFeatures, recipe: Reci
     climb = options.pop("climb", False) is True
     ridges = tuple(options.pop("ridges", RIDGES if name in WITH_RIDGE else (1.0,)))
     some = validation.head(recipe.training.validation_images)
-    image_widths, text_widths = data.widths
+    image, text = (Inputs(normalise_input=recipe.normalise_input, blocks=widths) for widths in data.widths)
     return fit_closed_form(
         name,
         data.image,
@@ -87,7 +87,7 @@ def _solve(name: str, data: PairFeatures, validation: PairFeatures, recipe: Reci
         ridges=ridges,
         score=lambda image, text: selection_score(validate(image, text, some)),
         climb=climb,
-        inputs=InputOptions(normalise_input=recipe.normalise_input, image_blocks=image_widths, text_blocks=text_widths),
+        inputs=(image, text),
         options=options,
     )
 

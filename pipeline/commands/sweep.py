@@ -35,7 +35,7 @@ def sweep(
     --seed 1 --seed 42 --split test --out data/4_study/mine
     """
     from pipeline.engines import open_engine
-    from pipeline.sweep.results import flat_row, summary
+    from pipeline.sweep.cells import flat_row, summary
     from pipeline.sweep.run import sweep as run
     from pipeline.sweep.run import worklist
 

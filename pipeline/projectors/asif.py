@@ -3,7 +3,7 @@
 Source: arXiv 2210.01738. Used through `table.PROJECTORS`; `closed_form.fit_closed_form` makes the pair by `fit_asif`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -63,8 +63,7 @@ def fit_asif(
     text: Tensor,
     text_image: Tensor | None,
     *,
-    normalise_input: str,
-    blocks: tuple[Sequence[int] | None, Sequence[int] | None],
+    inputs: tuple[Inputs, Inputs],
     options: Mapping[str, Any],
 ) -> tuple[AsifProjector, AsifProjector]:
     """Return both projectors; anchors are the images and, for each, the mean of its captions' directions.
@@ -73,8 +72,7 @@ def fit_asif(
         image: N images' features [N, D].
         text: P captions' features [P, E].
         text_image: Row of the image of each caption [P]; 0..P−1 where not given.
-        normalise_input: See `Projector`.
-        blocks: Widths of each side's concatenated layers.
+        inputs: What is done to raw features first, of images and of texts (see `Projector`).
         options: `top_k` and `exponent`.
 
     Raises:
@@ -89,13 +87,10 @@ def fit_asif(
         text = summed[described] / counts[described, None]
     else:
         text = text[torch.argsort(owner)]
-    sides = (image[described], blocks[0]), (text, blocks[1])
+    sides = image[described], text
     try:
-        made = [
-            AsifProjector(x.shape[1], len(x), normalise_input=normalise_input, blocks=widths, **options)
-            for x, widths in sides
-        ]
+        made = [AsifProjector(x.shape[1], len(x), **own, **options) for x, own in zip(sides, inputs, strict=True)]
     except TypeError as error:
         raise UserError(expected="options of the closed form asif", found=str(error)) from error
-    first, second = (projector.to(x.device).fill(x).eval() for projector, (x, _) in zip(made, sides, strict=True))
+    first, second = (projector.to(x.device).fill(x).eval() for projector, x in zip(made, sides, strict=True))
     return first, second

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import fit_asif
-from pipeline.projectors.base import AffineProjector, Projector
+from pipeline.projectors.base import AffineProjector, Inputs, Projector
 from pipeline.projectors.moments import PairStatistics, Spectrum, eigh, gram
 
 
@@ -200,18 +200,6 @@ NAMES = (*CLOSED_FORMS, "asif")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions:
-    """What both projectors do to raw features first (see `InputNormalisation`)."""
-
-    normalise_input: str = "none"
-    """`none`, `unit` or `standardise`."""
-    image_blocks: Sequence[int] | None = None
-    """Widths of the image side's concatenated layers."""
-    text_blocks: Sequence[int] | None = None
-    """Widths of the text side's concatenated layers."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ClosedFormFit:
     """A fitted pair of projectors and how it came about."""
 
@@ -223,8 +211,6 @@ class ClosedFormFit:
     """The ridge strength that was chosen."""
     scores: dict[float, float] = field(default_factory=dict)
     """Ridge strength → validation score, where a grid was searched."""
-    strengths: Tensor | None = None
-    """What each dimension carries (canonical correlations for CCA)."""
 
 
 def fit_closed_form(
@@ -237,7 +223,7 @@ def fit_closed_form(
     ridges: Sequence[float] = (1.0,),
     score: Score | None = None,
     climb: bool = False,
-    inputs: InputOptions | None = None,
+    inputs: tuple[Inputs, Inputs] = ({}, {}),
     options: Mapping[str, Any] | None = None,
 ) -> ClosedFormFit:
     """Fit a closed form on raw features: image rows [N, D] once each, caption rows [P, E], and whose caption each is.
@@ -252,31 +238,32 @@ def fit_closed_form(
         score: Validation score of a pair of projectors, higher is better; needed where there are several ridges.
         climb: Start in the middle of `ridges` and go on to the better neighbour while the score rises, instead of
             trying all.
-        inputs: What is done to raw features first.
+        inputs: What is done to raw features first, of images and of texts (see `Projector`).
         options: Further arguments of the closed form, such as `power`, `whiten`, `direction`, `top_k`, `exponent`.
 
     Raises:
         UnknownNameError: No such closed form.
         UserError: Features that cannot be fitted, or several ridges without a score.
     """
-    inputs, extra = inputs or InputOptions(), dict(options or {})
+    extra = dict(options or {})
     if name == "asif":
-        mode, blocks = inputs.normalise_input, (inputs.image_blocks, inputs.text_blocks)
-        pair = fit_asif(image, text, text_image, normalise_input=mode, blocks=blocks, options=extra)
+        pair = fit_asif(image, text, text_image, inputs=inputs, options=extra)
         return ClosedFormFit(image=pair[0], text=pair[1])
     if name not in CLOSED_FORMS:
         raise UnknownNameError("closed form", name, NAMES)
-    image_input = _input_only(image, inputs.normalise_input, inputs.image_blocks)
-    text_input = _input_only(text, inputs.normalise_input, inputs.text_blocks)
+    image_input, text_input = _input_only(image, inputs[0]), _input_only(text, inputs[1])
     statistics = PairStatistics.of(image_input.prepare(image), text_input.prepare(text), text_image)
 
     def candidate(ridge: float | None) -> ClosedFormFit:
-        solved = _solve(name, statistics, d, extra if ridge is None else {**extra, "ridge": ridge})
-        return _as_fit(solved, statistics, image_input, text_input, ridge)
+        pair = _solve(name, statistics, d, extra if ridge is None else {**extra, "ridge": ridge})
+        return ClosedFormFit(
+            image=_filled(image_input, statistics.image.mean, pair.image_matrix, pair.weights),
+            text=_filled(text_input, statistics.text.mean, pair.text_matrix, pair.weights),
+            ridge=ridge,
+        )
 
     if name not in WITH_RIDGE:
         return candidate(None)
-
     return _choose(candidate, sorted(set(ridges)) if climb else ridges, score, climb)
 
 
@@ -322,33 +309,17 @@ def _solve(name: str, statistics: PairStatistics, d: int | None, options: dict[s
         raise UserError(expected=f"options of the closed form {name}", found=str(error)) from error
 
 
-def _input_only(features: Tensor, mode: str, blocks: Sequence[int] | None) -> AffineProjector:
+def _input_only(features: Tensor, inputs: Inputs) -> AffineProjector:
     """Return a projector whose input statistics are taken and whose map is not filled yet."""
     if features.ndim != 2 or not torch.isfinite(features).all():
         raise UserError(expected="finite features [N, D]", found=f"shape {list(features.shape)}, or NaN or infinity")
-    projector = AffineProjector(features.shape[1], 1, normalise_input=mode, blocks=blocks).to(features.device)
+    projector = AffineProjector(features.shape[1], 1, **inputs).to(features.device)
     projector.fit_input(features)
     return projector
 
 
-def _as_fit(
-    pair: AffinePair,
-    statistics: PairStatistics,
-    image_input: AffineProjector,
-    text_input: AffineProjector,
-    ridge: float | None = None,
-) -> ClosedFormFit:
-    return ClosedFormFit(
-        image=_filled(image_input, statistics.image.mean, pair.image_matrix, pair.weights),
-        text=_filled(text_input, statistics.text.mean, pair.text_matrix, pair.weights),
-        ridge=ridge,
-        strengths=pair.strengths,
-    )
-
-
 def _filled(template: AffineProjector, mean: Tensor, matrix: Tensor, weights: Tensor) -> AffineProjector:
-    settings = {**template.settings(), "d": matrix.shape[1]}
-    projector = AffineProjector(**settings).to(matrix.device)
+    projector = AffineProjector(**{**template.settings(), "d": matrix.shape[1]}).to(matrix.device)
     projector.input.load_state_dict(template.input.state_dict())
     projector.fill(mean, matrix, weights)
     return projector.eval()

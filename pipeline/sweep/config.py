@@ -174,21 +174,15 @@ class SweepConfig:
             UnknownNameError: No such method.
         """
         method = self.methods[row]
+        same = ("image", "text", "layer_metric", "stack", "seeds", "train_split", "validation_split", "device")
         return AlignConfig(
-            image=self.image,
-            text=self.text,
+            **{name: getattr(self, name) for name in same},
             out=self.out / "runs" / row,
             method=method.method,
             settings=merge(self.settings, method.settings),
             layers=method.layers or layers,
-            layer_metric=self.layer_metric,
-            stack=self.stack,
             pairs=pairs,
             captions_per_image=captions,
-            seeds=self.seeds,
-            train_split=self.train_split,
-            validation_split=self.validation_split,
-            device=self.device,
         )
 
 

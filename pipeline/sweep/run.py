@@ -26,11 +26,19 @@ from pipeline.files import one_line
 from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, Update, say, silent
 from pipeline.projectors.run_record import AlignedRun
-from pipeline.sweep.bench import SCORED, AlignedCell, Workbench, takes_work
-from pipeline.sweep.cells import Cell, Digests, cells_of
+from pipeline.sweep.bench import SCORED, AlignedCell, Workbench, measure, takes_work
+from pipeline.sweep.cells import (
+    Cell,
+    Digests,
+    Result,
+    cells_of,
+    finished_cell,
+    flat_row,
+    save_cell,
+    save_queries,
+    write_tables,
+)
 from pipeline.sweep.config import SweepConfig
-from pipeline.sweep.measure import measure
-from pipeline.sweep.results import Result, finished_cell, flat_row, save_cell, save_queries, write_tables
 from pipeline.words import duration
 
 CURVE = 40  # points of a λ(t) that are kept
@@ -161,7 +169,8 @@ def sweep(
     work = worklist(config, bench)
     say(progress, f"{config.out.name}: {work.sentence(jobs)}")
     config.out.mkdir(parents=True, exist_ok=True)
-    save_queries(config.out, bench)
+    if bench.test is not None:
+        save_queries(config.out, bench.test, bench.class_sets)
     results = dict(work.finished)
     problems: list[str] = []
     if work.left:

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.metrics.retrieval import retrieval_metrics
 from pipeline.progress import silent
 from pipeline.projectors.base import unit_rows
-from pipeline.projectors.closed_form import InputOptions, fit_closed_form
+from pipeline.projectors.closed_form import fit_closed_form
 from pipeline.store.views import Side
 from tests.align.conftest import MakeStores, Stores
 
@@ -48,7 +48,10 @@ def test_score_is_that_of_ridge_cca_on_the_concatenated_layers() -> None:
         x[:N],
         y[:N],
         ridges=(RIDGES[0],),
-        inputs=InputOptions(normalise_input="unit", image_blocks=[12, 9], text_blocks=[10, 9]),
+        inputs=(
+            {"normalise_input": "unit", "blocks": [12, 9]},
+            {"normalise_input": "unit", "blocks": [10, 9]},
+        ),
         options={"text_ratio": RIDGES[1] / RIDGES[0]},
     )
     with torch.no_grad():

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import AsifProjector
-from pipeline.projectors.base import Projector, unit_rows
+from pipeline.projectors.base import Inputs, Projector, unit_rows
 from pipeline.projectors.closed_form import (
     CLOSED_FORMS,
     NAMES,
-    InputOptions,
     cca,
     fit_closed_form,
     partial_least_squares,
@@ -199,7 +198,7 @@ def matches(image: Projector, text: Projector, pairs: tuple[Tensor, Tensor, Tens
 @pytest.mark.parametrize("name", NAMES)
 def test_every_closed_form_finds_the_pairs(name: str, mode: str) -> None:
     image, text, owner = (t.float() if t.is_floating_point() else t for t in make_pairs())
-    inputs = InputOptions(normalise_input=mode, image_blocks=(4, 6))
+    inputs = Inputs(normalise_input=mode, blocks=(4, 6)), Inputs(normalise_input=mode)
     fit = fit_closed_form(name, image, text, owner, inputs=inputs)
     chance = 1 / len(image)
     assert matches(fit.image, fit.text, (image, text, owner)) > 5 * chance

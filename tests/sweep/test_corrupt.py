@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.align.pairs import PairSet
-from pipeline.sweep.bench import swap_captions
-from pipeline.sweep.measure import add_noise
+from pipeline.sweep.bench import add_noise, swap_captions
 
 
 def drawn_of(counts: list[int]) -> PairSet:

@@ -24,9 +24,8 @@ from pipeline.projectors.run_record import AlignedRun
 from pipeline.settings import declared
 from pipeline.store.views import Side
 from pipeline.sweep import run as sweep_module
-from pipeline.sweep.cells import Cell, cells_of
+from pipeline.sweep.cells import Cell, cell_path, cells_of, flat_row, read_ranks, summary
 from pipeline.sweep.config import Corruption, SweepConfig
-from pipeline.sweep.results import cell_path, flat_row, read_ranks, summary
 from pipeline.sweep.run import do_cell, sweep, worklist
 from tests.align.conftest import MakeStores, Stores
 from tests.sweep.conftest import QUICK, MakeSweep

@@ -65,9 +65,7 @@ def structure_term(features_ND: Tensor, embeddings_Nd: Tensor, options: Structur
         if options.levels == 1 and options.form == "js":
             wide = torch.promote_types(original_ND.dtype, aligned_Nd.dtype)
             sides = aligned_Nd.to(wide), original_ND.to(wide)
-            return StructureTerm(
-                *neighbour_divergence(*sides, options.temperature, mask_diagonal=options.mask_diagonal)
-            )
+            return neighbour_divergence(*sides, options.temperature, mask_diagonal=options.mask_diagonal)
         with torch.no_grad():
             original_NN = _neighbourhoods(original_ND, options)
         aligned_NN = _neighbourhoods(aligned_Nd, options)
@@ -177,17 +175,9 @@ def _as_coded(q: Tensor, p: Tensor, gradient: Tensor) -> Tensor:
     return logs.mul_(m).sum()
 
 
-class NeighbourDivergence(NamedTuple):
-    """A value, and how much mass the two matrices have on their diagonals."""
-
-    value: Tensor
-    diagonal_original: Tensor
-    diagonal_aligned: Tensor
-
-
 def neighbour_divergence(
     aligned_Nd: Tensor, original_ND: Tensor, temperature: float, *, mask_diagonal: bool
-) -> NeighbourDivergence:
+) -> StructureTerm:
     """Return the mean over rows of ½[KL(P‖M) + KL(Q‖M)], M = ½(P + Q).
 
         P = softmax_rows(X Xᵀ/τ), Q = softmax_rows(A Aᵀ/τ) = exp(log Q);   H = ½(log Q − log M)
@@ -202,7 +192,7 @@ def neighbour_divergence(
         mask_diagonal: Whether both diagonals are left out of the softmax.
     """
     arguments = (aligned_Nd, original_ND.detach(), temperature, mask_diagonal)
-    return NeighbourDivergence(*_NeighbourDivergence.apply(*arguments))  # type: ignore[no-untyped-call]
+    return StructureTerm(*_NeighbourDivergence.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 class _NeighbourDivergence(torch.autograd.Function):
