@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from pipeline.align.losses.table import LOSSES
+from pipeline.align.losses import LOSSES
 from pipeline.projectors.run_record import AlignedRun
 from tests.commands.running import done, pipeline
 from tests.documented import FENCE, ROOT, blocks_of

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.align.losses import make_loss
 from pipeline.align.losses.augmentation import allowed_after_mixing, draw_coefficient, mix_halves, perturb
 from pipeline.align.losses.directions import DirectionWeights
 from pipeline.align.losses.structure import mean_of_modalities, structure_term, structure_weight
-from pipeline.align.losses.table import make_loss
 from pipeline.align.losses.targets import Targets, distinct_images, intra_modal_targets, smoothed_targets
 from pipeline.align.recipe import ObjectiveOptions
 

@@ -192,7 +192,7 @@ class ObjectiveOptions:
     """What is put into each slot of a step."""
 
     loss: str = "info_nce"
-    """A name of `pipeline.align.losses.table.LOSSES`."""
+    """A name of `pipeline.align.losses.LOSSES`."""
     temperature: TemperatureOptions = field(default_factory=TemperatureOptions)
     """τ of the loss."""
     mix: MixOptions = field(default_factory=MixOptions)

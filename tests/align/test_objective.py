@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.align.losses import LOSSES
 from pipeline.align.losses.augmentation import draw_coefficient
 from pipeline.align.losses.directions import SIGNALS
-from pipeline.align.losses.table import LOSSES
 from pipeline.align.objective import Batch, Objective, StepContext
 from pipeline.align.recipe import (
     DirectionOptions,

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from torch import Tensor
 
+from pipeline.align.losses import LOSSES
 from pipeline.align.losses.contrastive import ContrastiveLoss, Directions
-from pipeline.align.losses.table import LOSSES
 from pipeline.align.losses.targets import Targets
 from pipeline.encoders.base import Encoder, LoadOptions, Spec
 from pipeline.encoders.load import ENCODERS

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.align.losses import LOSSES, make_loss
 from pipeline.align.losses.contrastive import ContrastiveLoss
 from pipeline.align.losses.info_nce import InfoNCELoss
 from pipeline.align.losses.siglip import SigLIPLoss
-from pipeline.align.losses.table import LOSSES, make_loss
 from pipeline.align.losses.targets import DenseTargets, IdentityTargets, SmoothedTargets, distinct_images
 from pipeline.align.recipe import TemperatureOptions
 from pipeline.errors import UnknownNameError, UserError
