@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import ClassVar, NoReturn
 
+LONGEST = 2000
+"""Characters of a part of a sentence: what is found may be a file's whole content."""
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """What a path that the user chose can be: not there, not allowed, or of the other kind."""
 
@@ -28,10 +30,7 @@ class PipelineError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, *, expected: str, found: str, where: str = "", remedy: str = "") -> None:
-        self.expected = expected
-        self.found = found
-        self.where = where
-        self.remedy = remedy
+        self.expected, self.found, self.where, self.remedy = map(bounded, (expected, found, where, remedy))
         super().__init__(self.sentence())
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -42,6 +41,11 @@ class PipelineError(Exception):
         place = f"{self.where}: " if self.where else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
         return f"{place}expected {self.expected}, found {self.found}{remedy}"
+
+
+def bounded(text: str) -> str:
+    """Return a text, cut where it is longer than anybody reads."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 def _restored(kind: type[PipelineError], args: tuple[object, ...], fields: Mapping[str, object]) -> PipelineError:

@@ -103,8 +103,10 @@ def read_file(path: Path, remedy: str) -> bytes:
     """Return the bytes of a file that has to be there; `remedy` is the advice where it is not.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is a pipe or a device, which might never end.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(expected="a regular file", found="a pipe or a device", where=str(path), remedy=remedy)
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -128,7 +130,7 @@ def read_json(
     where = where or str(path)
     try:
         value = json.loads(read_file(path, remedy))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of numbers with thousands of digits, too
         expected = f"JSON that describes {kind}"
         raise UserError(expected=expected, found=one_line(error), where=where, remedy=remedy) from error
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,12 @@ def test_one_sentence_and_an_exit_code(
 def test_what_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)), exit_with_sentence():
         raise error
+
+
+def test_a_sentence_is_bounded() -> None:
+    error = UserError(expected="a column", found=", ".join(f"column_{number}" for number in range(100_000)), where="x")
+    assert len(error.sentence()) < 5000
+    assert re.search(r"column_0, .*… \(1,\d{3},\d{3} characters\)$", error.sentence())
 
 
 def test_names_are_listed_the_closest_is_proposed() -> None:

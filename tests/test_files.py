@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import files
+from pipeline.errors import UserError
 from pipeline.files import (
     canonical,
     file_sha256,
@@ -19,6 +20,7 @@ from pipeline.files import (
     json_digest,
     lock,
     open_locked,
+    read_json,
     spaced_json_digest,
     write_atomically,
 )
@@ -36,6 +38,20 @@ def test_two_json_texts_two_digests() -> None:
     assert spaced_json_digest(value) == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical(float("nan"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"n": ' + "1" * 5000 + "}", "{", "[]", "3", '{"a": 1} {}'])
+def test_whatever_a_json_file_holds_is_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x.json: expected (a JSON object|JSON) that describes a thing") as caught:
+        read_json(tmp_path / "x.json", "a thing")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_pipe_is_no_file_to_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(UserError, match="expected a regular file, found a pipe or a device"):
+        read_json(tmp_path / "x.json", "a thing")
 
 
 def test_a_write_goes_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pipeline.extract.config import ExtractConfig
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.run import ExtractResult, extract
 from pipeline.progress import Progress, say
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.manifest import MANIFEST
 from pipeline.store.reader import require_finished
 

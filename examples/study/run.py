@@ -20,7 +20,7 @@ from pipeline.files import read_json, write_atomically
 from pipeline.parallel import SideBySide, run_side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.runtime import installed_version
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.sweep.cells import cells_of, flat_row, write_tables
 from pipeline.sweep.config import Corruption
 from pipeline.sweep.run import sweep, worklist

@@ -28,7 +28,7 @@ from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun, save_projector
 from pipeline.runtime import installed_version, resolve_device
 from pipeline.storage.contract import Storage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.views import Side
 from pipeline.words import count
 

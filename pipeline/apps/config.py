@@ -14,6 +14,7 @@ TEXT_STORE = "Store of the captions. [default: the one of the training]"
 DEVICE = "cpu, cuda or auto."
 SEED = "Which of the run's seeds. [default: the first]"
 SPLIT = "Only images of this split. [default: all]"
+TRUST = "Module with encoders of your own that the run may name: its code runs."
 
 
 @settings
@@ -70,6 +71,7 @@ class SearchConfig:
         default=None, help="Folder of pipeline index. [default: none, images are indexed for this search]"
     )
     device: str = setting(default="cpu", help=DEVICE)
+    trust_module: tuple[str, ...] = setting(default=(), help=TRUST)
 
 
 @settings
@@ -90,3 +92,4 @@ class ServeConfig:
         default=None, help="Folder of the pictures. [default: the one that the store was made from]"
     )
     device: str = setting(default="cpu", help=DEVICE)
+    trust_module: tuple[str, ...] = setting(default=(), help=TRUST)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.apps.opening import open_run
 from pipeline.encoders.base import Dtype, Encoder
-from pipeline.encoders.load import load_encoder, own_source
+from pipeline.encoders.load import load_encoder, own_source, refuse_unknown_module
 from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.decode import JPEG_RULES, MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.metrics.classification import classifier
@@ -119,15 +119,15 @@ def load_recorded(record: StoreRecord, side: str, device: str = "cpu") -> Encode
     """Load the encoder that a store's record names, with the options that its key tells.
 
     Raises:
-        UserError: The record names no encoder, or it does not load.
+        UserError: The record names no encoder, one whose module this process has not imported, or it does not load.
     """
+    where = record.path or "run.json"
     if not record.spec:
+        remedy = "features made elsewhere can be evaluated, but new samples cannot be encoded"
         raise UserError(
-            expected=f"the spec of the {side} encoder in the run's record",
-            found="none",
-            where=record.path or "run.json",
-            remedy="features made elsewhere can be evaluated, but new samples cannot be encoded",
+            expected=f"the spec of the {side} encoder in the run's record", found="none", where=where, remedy=remedy
         )
+    refuse_unknown_module(record.spec, where)
     options: dict[str, Any] = {}
     if side == "text":
         preprocessing = record.key.get("preprocessing") or {}

@@ -23,7 +23,7 @@ from pipeline.projectors.base import Projector
 from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
 from pipeline.projectors.run_record import AlignedRun, check_record, pack_projector, unpack_projector
 from pipeline.storage.contract import Place, Storage
-from pipeline.storage.open import is_url, open_recorded, open_storage
+from pipeline.storage.local import is_url, open_recorded, open_storage
 from pipeline.store.views import Rows, Side
 
 FORMAT = 1

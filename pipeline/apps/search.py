@@ -17,11 +17,12 @@ from torch import Tensor
 from pipeline.apps.config import SearchConfig
 from pipeline.apps.dual_encoder import DualEncoder
 from pipeline.apps.opening import OpenedRun
+from pipeline.encoders.load import trust_modules
 from pipeline.errors import UserError
 from pipeline.indexes.index import Index, build_index
 from pipeline.indexes.stored import read_index
 from pipeline.storage.contract import Place, Storage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.views import Rows
 from pipeline.words import count, html_table
 
@@ -121,8 +122,9 @@ class Searcher:
         """Open a run with its stores: those given, else those that it was trained on; an index is of the kind.
 
         Raises:
-            UserError: The run or its image store is not there.
+            UserError: The run or its image store is not there, or a module that is trusted.
         """
+        trust_modules(config.trust_module)
         model = DualEncoder.open(config.run, seed=config.seed, device=config.device)
         opened = OpenedRun(model.run, config.store, config.text_store)
         return cls(model, opened, split=config.split, index=kind, stored=config.index)

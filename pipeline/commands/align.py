@@ -12,7 +12,7 @@ from pipeline.commands.output import at_least_one, emit_json, emit_table, say, w
 from pipeline.errors import UserError
 from pipeline.progress import silent
 from pipeline.settings import declared
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.words import on_stderr
 
 if TYPE_CHECKING:

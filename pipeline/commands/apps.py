@@ -14,7 +14,7 @@ from pipeline.commands.output import at_least_one, emit_json, emit_table, writab
 from pipeline.config import build
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.runtime import Share, share_of
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.words import on_stderr, size
 
 if TYPE_CHECKING:

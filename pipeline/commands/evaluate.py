@@ -9,7 +9,7 @@ from pipeline.commands.options import PARAMS, Json, Params, Quiet, takes_setting
 from pipeline.commands.output import emit_json, emit_table, say, writable_folder
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.words import on_stderr
 
 

@@ -28,7 +28,7 @@ from typer.models import OptionInfo
 from pipeline.errors import UserError
 from pipeline.settings import Setting, declared
 from pipeline.storage.contract import Place
-from pipeline.storage.open import is_url, open_storage
+from pipeline.storage.local import is_url, open_storage
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]

@@ -7,7 +7,7 @@ built from `LoadOptions`: looked for where Python looks and then in the working 
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -99,13 +99,41 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
     Raises:
         UserError: There is no such module or class, or it is no encoder.
     """
-    module = _import(spec)
+    module = _import(spec.family, "--encoder")
     classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
     known = [name for name, kind in classes.items() if issubclass(kind, Encoder) and not inspect.isabstract(kind)]
     if spec.name not in known:
         raise UnknownNameError("encoder class", spec.name, known, f"{spec.family} (--encoder {spec.text})")
     encoder: Encoder = classes[spec.name](options)
     return encoder
+
+
+def trust_modules(names: Iterable[str]) -> None:
+    """Import modules with encoder classes of the user's own, so that what a file names may be found in them.
+
+    Raises:
+        UserError: There is no such module.
+    """
+    for name in names:
+        _import(name, "--trust-module")
+
+
+def refuse_unknown_module(spec: str, where: str) -> None:
+    """Refuse a spec that a file names where loading it would import a module: a file is not to choose code that runs.
+
+    What this process has imported before, its user has chosen.
+
+    Raises:
+        UserError: It is of no known family, and its module was not imported before.
+    """
+    parsed = parse_spec(spec)
+    if parsed.family not in ENCODERS and parsed.family not in sys.modules:
+        raise UserError(
+            expected=f"an encoder of a known family ({', '.join(ENCODERS)}), or of a module that you name",
+            found=f"{spec!r}, whose code would run because a file says so",
+            where=where,
+            remedy=f"if you trust it: --trust-module {parsed.family}, or in Python import {parsed.family} first",
+        )
 
 
 def own_source(encoder: Encoder) -> dict[str, str]:
@@ -120,19 +148,19 @@ def own_source(encoder: Encoder) -> dict[str, str]:
     return {"source": spaced_json_digest(digests)} if names else {}
 
 
-def _import(spec: Spec) -> ModuleType:
+def _import(name: str, where: str) -> ModuleType:
     here = str(Path.cwd())
     sys.path.append(here)
     try:
-        return importlib.import_module(spec.family)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != spec.family.partition(".")[0] and error.name != spec.family:
+        if error.name not in (name, name.partition(".")[0]):
             raise
         raise UserError(
             expected=f"a known encoder family ({', '.join(ENCODERS)}) or a module to import",
-            found=repr(spec.family),
-            where="--encoder",
-            remedy=f"for a class of your own, {spec.family}.py must lie in the working folder or be installed",
+            found=repr(name),
+            where=where,
+            remedy=f"for a class of your own, {name}.py must lie in the working folder or be installed",
         ) from error
     finally:
         sys.path.remove(here)

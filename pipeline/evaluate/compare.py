@@ -12,7 +12,7 @@ from pipeline.evaluate.output import OWN, read_queries
 from pipeline.evaluate.results import QueryRanks, measures_of, resample, value_by_seed
 from pipeline.metrics.bootstrap import interval, p_value
 from pipeline.storage.contract import Place
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 
 Directions = dict[str, QueryRanks]
 

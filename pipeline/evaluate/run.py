@@ -30,7 +30,7 @@ from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.runtime import cpu_cores, installed_versions
 from pipeline.storage.contract import Storage
-from pipeline.storage.open import is_url, open_recorded, open_storage
+from pipeline.storage.local import is_url, open_recorded, open_storage
 from pipeline.store.manifest import CLASSES, HEADER
 from pipeline.store.views import Side
 from pipeline.words import count

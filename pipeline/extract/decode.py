@@ -1,9 +1,10 @@
 """Open an image file that may be broken, as RGB; what is wrong with it becomes a sentence for rejected.csv.
 
 Rejected, because a guess would change features in silence: truncated or empty files, more than `MAX_PIXELS` (a
-decompression bomb), several frames, CMYK and other colour spaces, 16 bits and more a channel, and an EXIF orientation
-other than upright (turn such a file once, for example with `exiftran -ai`, and it is read). Converted, because there
-is one way to do it: palettes, greyscale and black-and-white to RGB, transparency onto white.
+decompression bomb), one edge more than `MAX_ASPECT` times the other (gigabytes once it is resized), several frames,
+CMYK and other colour spaces, 16 bits and more a channel, and an EXIF orientation other than upright (turn such a file
+once, for example with `exiftran -ai`, and it is read). Converted, because there is one way to do it: palettes,
+greyscale and black-and-white to RGB, transparency onto white.
 
 With `--jpeg reduced`, JPEGs much larger than what the encoder resizes to are decoded at 1/2, 1/4 or 1/8 of their size
 (libjpeg's scaled inverse transform), as long as twice the aim of the resize is left each way. Photographs of 1024 to
@@ -31,6 +32,9 @@ Reduction = Callable[[int, int], int]
 """(width, height) → how many times smaller the encoder can take a JPEG: 1, 2, 4 or 8."""
 MAX_PIXELS = 89_478_485
 """Pixels; Pillow's own limit for a warning (a quarter of a gigabyte as RGB)."""
+
+MAX_ASPECT = 1000
+"""Of the longer edge to the shorter: a picture of 1 × 20,000 pixels is small, and gigabytes once its width is 256."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"})
@@ -69,6 +73,8 @@ def read_file(path: Path) -> bytes:
         RejectedInputError: It cannot be read.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RejectedInputError("it is a pipe or a device")
         return path.read_bytes()
     except OSError as error:
         raise RejectedInputError(f"the file cannot be read: {error.strerror or error}") from error
@@ -109,6 +115,8 @@ def _refuse(image: Image.Image, max_pixels: int, turn: bool) -> int:
     width, height = image.size
     if width * height > max_pixels:
         raise RejectedInputError(f"{width} × {height} pixels (limit {max_pixels:,}): a decompression bomb?")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise RejectedInputError(f"{width} × {height} pixels: one edge is more than {MAX_ASPECT} times the other")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO is a photo with a preview behind it
         raise RejectedInputError(f"animated or of several pages ({frames} frames)")

@@ -18,7 +18,7 @@ from pipeline.extract.datasets.layout import Classes, RawDataset, is_utf8
 from pipeline.files import file_sha256
 from pipeline.runtime import DTYPE_NAMES
 from pipeline.storage.contract import Storage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.key import FeatureKey
 from pipeline.store.manifest import CLASSES
 from pipeline.store.samples import Samples

@@ -20,7 +20,7 @@ from pipeline.progress import Meter, Progress, Update, silent
 from pipeline.runtime import free_disk, keep_freed_memory
 from pipeline.storage.contract import Storage
 from pipeline.storage.leases import Leases, this_process
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.cleaning import replace_store
 from pipeline.store.commit import PendingShard, pending_shards
 from pipeline.store.events import EventLog

@@ -29,7 +29,7 @@ from pipeline.projectors.asif import AsifProjector
 from pipeline.projectors.base import Inputs, Projector, embed_blocks
 from pipeline.projectors.csls import CslsProjector
 from pipeline.storage.contract import Place, Storage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.words import count
 
 T = TypeVar("T")

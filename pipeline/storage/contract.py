@@ -187,7 +187,7 @@ class Storage(ABC):
 
 
 Place: TypeAlias = Storage | str | Path
-"""A storage, or the folder or URL of one: what may be given where `pipeline.storage.open.open_storage` is called."""
+"""A storage, or the folder or URL of one: what may be given where `pipeline.storage.local.open_storage` is called."""
 
 
 def chosen(names: Iterable[str], own: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A folder of this machine (or of a file system that machines share) as a storage.
+"""Where a path or a text becomes a storage (`open_storage`); and a folder of this machine, or of a shared file system.
 
 A file gets its bytes whole or not at all: temp file beside it, fsync, rename, fsync the folder (`pipeline.files`). The
 temp file is locked (flock) while its writer lives; `sweep` removes those whose writer died.
@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline import files
-from pipeline.errors import PipelineError, UserError
+from pipeline.errors import DamagedStoreError, PipelineError, UserError
 from pipeline.files import is_locked, lock, one_line, open_locked, same_file
 from pipeline.runtime import free_disk
-from pipeline.storage.contract import Content, Storage, Stored
+from pipeline.storage.contract import Content, Place, Storage, Stored
 from pipeline.storage.leases import STORE, Thing, is_lock, leased_elsewhere, sweep_leases
 from pipeline.words import size
 
@@ -76,8 +76,11 @@ class LocalStorage(Storage):
     def file(self, name: str, content: Content | None = None) -> Path:
         """Return the file itself."""
         path = self.here / name
-        if content is None and not path.is_file():
-            raise FileNotFoundError(str(path))
+        if not path.is_file():
+            if content is None:
+                raise FileNotFoundError(str(path))
+            if path.exists():  # a pipe or a device would never end
+                raise DamagedStoreError(name, "a regular file", "something else", str(self))
         return path
 
     def fetch(self, wanted: Mapping[str, Content | None] | Iterable[str], *, again: bool = False) -> None:
@@ -289,3 +292,60 @@ def _is_linked(path: Path) -> bool:
         return path.stat().st_nlink > 1
     except FileNotFoundError:
         return False
+
+
+# ---- a path or a text becomes a storage ------------------------------------------------------------------------------
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_LOCAL = ("file", "local")
+_RECORDED = ("s3", "s3a", "gs", "gcs", "memory")
+
+
+def open_storage(place: Place) -> Storage:
+    """Return the storage at a folder or URL, and one as it is; nothing is asked of the disk or the network.
+
+    `file:///folder` is that folder.
+
+    Raises:
+        UserError: It is no URL of a folder, or it carries a password.
+    """
+    if isinstance(place, Storage):
+        return place
+    if isinstance(place, Path) or not is_url(place):
+        return LocalStorage(Path(place))
+    url = _checked(place)
+    protocol, _, rest = url.partition("://")
+    if protocol in _LOCAL:
+        return LocalStorage(Path(rest))
+    from pipeline.storage.objects import open_objects
+
+    return open_objects(url)
+
+
+def open_recorded(url: str) -> Storage | None:
+    """Return the storage at a URL that a record names, such as the data set of a store; None for no object store.
+
+    A record may come from anybody: it is not to make this machine ask whatever server it names.
+    """
+    return open_storage(url) if url.partition("://")[0] in _RECORDED else None
+
+
+def is_url(text: str) -> bool:
+    """Say whether a text is meant as a URL and not as a path."""
+    return "://" in text
+
+
+def _checked(url: str) -> str:
+    protocol, _, rest = url.partition("://")
+    clean = f"{protocol}://{rest.rstrip('/')}"
+    host = rest.partition("/")[0]
+    if ":" in host.rpartition("@")[0]:
+        remedy = "give the password by the environment or a profile: an address is written into records"
+        raise UserError(expected="a URL without a password", found="one", where=f"{protocol}://", remedy=remedy)
+    parts = rest.rstrip("/").split("/")
+    wrong = not _SCHEME.fullmatch(protocol) or (not host and protocol not in (*_LOCAL, "memory"))
+    if wrong or "::" in url or "\0" in url or any(part in (".", "..") for part in parts) or "" in parts[1:]:
+        raise UserError(
+            expected="the URL of a folder, such as s3://bucket/features/flickr8k/vit", found=repr(url), where="URL"
+        )
+    return clean

@@ -19,7 +19,7 @@ THREADS = 16
 
 
 class ObjectStorage(Storage):
-    """A folder in an object store. Use `pipeline.storage.open.open_storage`.
+    """A folder in an object store. Use `pipeline.storage.local.open_storage`.
 
     Args:
         url: Its URL, checked.

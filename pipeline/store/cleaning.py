@@ -8,8 +8,7 @@ from pipeline.errors import UserError
 from pipeline.files import alone, is_locked
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.leases import STORE, is_lock, leased_elsewhere, leased_thing, lock_name, sightings
-from pipeline.storage.local import is_temp, stale_temp_files, writing
-from pipeline.storage.open import is_url, open_storage
+from pipeline.storage.local import is_temp, is_url, open_storage, stale_temp_files, writing
 from pipeline.store.events import EVENTS, event_files
 from pipeline.store.manifest import (
     CLASSES,

@@ -27,7 +27,7 @@ from pipeline.errors import PipelineError, UserError
 from pipeline.files import is_locked, open_locked
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.leases import Holder, Sighting, lock_name, sightings, this_process
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.commit import committed, missing_layers
 from pipeline.store.manifest import HEADER, MANIFEST, ShardFile, read_header
 from pipeline.store.shards import first_files

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.errors import DamagedStoreError, PipelineError, UserError
 from pipeline.files import file_sha256
 from pipeline.storage.contract import Place, Storage, Stored
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.events import event_files
 from pipeline.store.formats import format_of
 from pipeline.store.key import storage_dtype

@@ -21,7 +21,7 @@ from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UnknownName
 from pipeline.files import file_sha256, is_locked
 from pipeline.storage.contract import Place, Storage, Stored
 from pipeline.storage.leases import STORE, lock_name
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store.commit import committed
 from pipeline.store.key import FeatureKey, Features, storage_dtype
 from pipeline.store.manifest import (

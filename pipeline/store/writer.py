@@ -35,8 +35,7 @@ from pipeline.errors import (
 from pipeline.files import dump_signed, file_sha256, share
 from pipeline.storage.contract import Place, Storage, Stored
 from pipeline.storage.leases import STORE, Lease, Leases, lock_name
-from pipeline.storage.local import sweep, writing
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage, sweep, writing
 from pipeline.store.commit import (
     PendingShard,
     check_layers,

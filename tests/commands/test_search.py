@@ -1,5 +1,6 @@
 """`pipeline search`: by sentence and by picture, as a table, as JSON and as a sheet of pictures."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,19 @@ def test_a_store_that_moved_is_asked_for(own: Path) -> None:
     assert f"{IMAGE}: expected the image store that the run was trained on, found no such folder; say where" in sentence
     assert "--store" in sentence
     assert done("search", RUN, "red", "--store", "moved", "--top", 1).out
+
+
+@pytest.mark.parametrize("command", [["search", RUN, "a red bar"], ["search", RUN, "--image", "large_blue_bar.png"]])
+def test_a_run_that_names_code_runs_none(own: Path, command: list[str]) -> None:
+    path, module = own / RUN / "run.json", f"sent_by_a_stranger_{len(command)}"
+    record = json.loads(path.read_text())
+    for stores in record["stores"].values():
+        stores[0]["spec"] = f"{module}:Encoder"
+    path.write_text(json.dumps(record))
+    (own / f"{module}.py").write_text("import pathlib\npathlib.Path('it_ran').touch()\n")
+    sentence = refused(*command)
+    assert f"found '{module}:Encoder', whose code would run because a file says so" in sentence
+    assert f"--trust-module {module}" in sentence
+    assert not (own / "it_ran").exists()
+    assert "expected a known encoder class" in refused(*command, "--trust-module", module)
+    assert (own / "it_ran").exists()

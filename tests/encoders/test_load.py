@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders.load import ENCODERS, load_encoder, own_source
+from pipeline.encoders.load import ENCODERS, load_encoder, own_source, refuse_unknown_module, trust_modules
 from pipeline.errors import UnknownNameError, UserError
 
 SOURCE = """
@@ -105,6 +105,20 @@ def test_mistakes_in_ones_own(own: str) -> None:
         load_encoder(own, modality="text")
     with pytest.raises(UserError, match="no --prompt and no --max-length"):
         load_encoder(own, prompt="a photo of")
+
+
+def test_a_file_chooses_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named_by_a_file.py").write_text("import pathlib\npathlib.Path('it_ran').touch()\n")
+    with pytest.raises(UserError, match=r"known family .*--trust-module named_by_a_file"):
+        refuse_unknown_module("named_by_a_file:Encoder", "run.json")
+    assert not (tmp_path / "it_ran").exists()
+    refuse_unknown_module("package:mobilenetv2", "run.json")
+    with pytest.raises(UserError, match=r"--trust-module: .*found 'not_there_at_all'"):
+        trust_modules(["not_there_at_all"])
+    trust_modules(["named_by_a_file"])
+    assert (tmp_path / "it_ran").exists()
+    refuse_unknown_module("named_by_a_file:Encoder", "run.json")
 
 
 def test_an_unknown_family_lists_the_known() -> None:

@@ -1,6 +1,7 @@
 """Every kind of broken image is rejected with its reason; what can be converted in one way is."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -64,6 +65,20 @@ def test_a_broken_image_is_rejected_with_its_reason(tmp_path: Path, name: str) -
     path.write_bytes(data)
     with pytest.raises(RejectedInputError, match=reason):
         decode_image(path)
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (60_000, 1), (2, 2_001)])
+def test_a_thread_of_pixels_is_rejected(size: tuple[int, int]) -> None:
+    """Its file has a few hundred bytes; scaled until its shorter edge is 256 it would take gigabytes."""
+    with pytest.raises(RejectedInputError, match=r"one edge is more than 1000 times the other"):
+        decode_bytes(encoded(Image.new("RGB", size), "PNG"))
+    assert decode_bytes(encoded(Image.new("RGB", (2, 2000)), "PNG")).size == (2, 2000)
+
+
+def test_a_pipe_among_the_pictures_is_rejected(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "picture.jpg")
+    with pytest.raises(RejectedInputError, match="it is a pipe or a device"):
+        decode_image(tmp_path / "picture.jpg")
 
 
 def test_a_missing_file_is_rejected(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import DamagedStoreError
 from pipeline.files import file_sha256
 from pipeline.storage.contract import Content, Storage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 
 
 class StorageSuite:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.contract import Storage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from tests.storage.conformance import CheckedSuite, StorageSuite
 from tests.storage.conftest import Machine
 

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from pipeline.storage import leases
 from pipeline.storage.contract import Storage
 from pipeline.storage.leases import Heartbeat, Lease, LeaseRecord, Leases, lease_name, sightings, this_process
-from pipeline.storage.local import LocalStorage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import LocalStorage, open_storage
 from tests.conftest import ROOT
 from tests.storage.conftest import Machine
 from tests.storage.objects_by_hand import delete, get

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from pipeline.storage.contract import Content
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.storage.requests import Requests
 from tests.storage.conftest import Machine
 from tests.storage.objects_by_hand import get, names, put

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.storage.local import LocalStorage
-from pipeline.storage.open import open_recorded, open_storage
+from pipeline.storage.local import LocalStorage, open_recorded, open_storage
 from pipeline.storage.requests import is_inside
 from tests.storage.conftest import Machine
 

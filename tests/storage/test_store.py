@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.errors import DamagedStoreError, UnfinishedStoreError, UserError
 from pipeline.storage.contract import Storage, Stored
+from pipeline.storage.local import open_storage
 from pipeline.storage.objects import ObjectStorage
-from pipeline.storage.open import open_storage
 from pipeline.store.cleaning import gc, replace_store
 from pipeline.store.events import status
 from pipeline.store.inspect import diff, du, ls, verify

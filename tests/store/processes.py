@@ -24,7 +24,7 @@ import pyarrow.parquet  # noqa: F401
 from pipeline import files
 from pipeline.errors import PipelineError
 from pipeline.storage import local
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 from pipeline.store import commit, writer
 from pipeline.store.commit import committed
 from pipeline.store.manifest import HEADER, MANIFEST

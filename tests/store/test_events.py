@@ -12,8 +12,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage.leases import Holder, Leases, this_process
-from pipeline.storage.local import LocalStorage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import LocalStorage, open_storage
 from pipeline.store.cleaning import gc, replace_store
 from pipeline.store.events import EventLog, event_files, read_events, reason_of, status, summary
 from pipeline.store.inspect import diff, du, verify

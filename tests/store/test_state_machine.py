@@ -23,8 +23,7 @@ from hypothesis.stateful import (
 
 from pipeline import files
 from pipeline.errors import DamagedStoreError, PipelineError, UnfinishedStoreError, UserError
-from pipeline.storage.local import LocalStorage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import LocalStorage, open_storage
 from pipeline.store import commit
 from pipeline.store.cleaning import gc
 from pipeline.store.commit import committed

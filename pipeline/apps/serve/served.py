@@ -36,12 +36,13 @@ from pipeline.apps.serve.schemas import (
     StoredImage,
 )
 from pipeline.encoders.base import Encoder
+from pipeline.encoders.load import trust_modules
 from pipeline.errors import PipelineError, RejectedInputError, UserError
 from pipeline.extract.decode import decode_image
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import StoreRecord
 from pipeline.storage.contract import Place
-from pipeline.storage.open import is_url, open_storage
+from pipeline.storage.local import is_url, open_storage
 
 Query = Image.Image | int
 """A picture, or the row of a stored one."""
@@ -239,9 +240,10 @@ def open_runs(config: ServeConfig) -> list[ServedRun]:
     """Open several runs under names of their own, load their encoders, which they share, and index their stores.
 
     Raises:
-        UserError: A run is named twice.
+        UserError: A run is named twice, or a module that is trusted is not there.
         PipelineError: A run or its image store is missing or does not fit, or neither of its encoders loads.
     """
+    trust_modules(config.trust_module)
     paths = config.runs
     roots = [open_storage(path) for path in paths]
     places = [PurePosixPath(str(root) if is_url(str(root)) else root.here.resolve()) for root in roots]

@@ -10,24 +10,29 @@
 
   CONFIG, REVISION and SPLIT are what `datasets.load_dataset` takes. Without #SPLIT all splits come under their names;
   with it, the rows are split by their ids, as of a source that has no splits.
-- Tars whose members of one stem are one sample (`key.jpg`, `key.txt`, `key.json`, `key.cls`): one tar, a folder of
-  tars, or a pattern with braces (`train-{0000..0012}.tar`, `{a,b}.tar`). Members that are links, or whose names leave
-  the folder, are refused and listed.
+- Tars whose members of one stem are one sample (`key.jpg`, `key.txt`, `key.json`, `key.cls`), wherever they lie in the
+  tar: one tar, a folder of tars, or a pattern with braces (`train-{0000..0012}.tar`, `{a,b}.tar`). Several tars may use
+  the same stems. Members that are links, or whose names leave the folder, are refused and listed.
 """
 
+import gzip
 import importlib
 import json
 import re
+import shutil
 import tarfile
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.extract.datasets.layout import Classes, Fence, classes_beside, read_json
 from pipeline.extract.datasets.records import IMAGE_SUFFIXES, Columns, ImportOptions, Record, Records, Skipped
+from pipeline.files import one_line
 
 Tables = Mapping[str, Iterable[Mapping[str, Any]]]
 """Split → rows; the split without a name has none."""
@@ -51,7 +56,7 @@ def _record(number: int, split: str, row: Mapping[str, Any], columns: Columns) -
     if isinstance(value, dict):
         path, value = str(value.get("path") or path), value.get("bytes")
     image_id = f"{number:06d}-{Path(path).stem}" if path else f"{number:06d}"
-    if value is None:
+    if not isinstance(value, bytes):  # a text would be a path of this machine that the file chose
         return Skipped(image_id, "the row carries no image bytes")
     record = columns.record(row, image_id, value, **({"split": split} if split else {}))
     return replace(record, name=f"{record.label}/{image_id}") if record.label else record
@@ -97,8 +102,9 @@ def _image_column(schema: Any) -> str:
 
     for field in schema:
         kind = field.type
-        is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-        if is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             return str(field.name)
     return ""
 
@@ -336,33 +342,51 @@ def read_webdataset(source: str, options: ImportOptions) -> Records:
 
 def _samples(tars: list[Path], options: ImportOptions, classes: Classes | None) -> Iterator[Record | Skipped]:
     for path in tars:
-        prefix = f"{path.name.split('.')[0]}/" if len(tars) > 1 else ""
-        for key, group in groupby(_members(path), key=lambda member: member[0]):
-            parts: dict[str, bytes] = {}
-            for _, suffix, data in group:
-                if isinstance(data, Skipped):
-                    yield data
-                else:
-                    parts[suffix] = data
-            if parts:
-                yield _sample(prefix + key, parts, options, classes)
+        prefix = f"{_named(path)}/" if len(tars) > 1 else ""
+        with _opened(path) as tar:
+            for key, members in _by_stem(tar).items():
+                parts: dict[str, bytes] = {}
+                for suffix, member in members.items():
+                    problem = _problem(member)
+                    file = None if problem else tar.extractfile(member)
+                    if file is None:
+                        yield Skipped(f"{path.name}:{member.name}", problem or "it cannot be read")
+                    else:
+                        parts[suffix] = file.read()
+                if parts:
+                    yield _sample(prefix + key, parts, options, classes)
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, bytes | Skipped]]:
-    """Yield (stem, ending, bytes) of a tar's members, or why one is left out."""
+def _named(path: Path) -> str:
+    return next(path.name.removesuffix(ending) for ending in reversed(_ENDINGS) if path.name.endswith(ending))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar for reading anywhere in it; a gzipped one is unpacked beside, which compares its checksum."""
     try:
-        with tarfile.open(path, "r|*") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                problem = _problem(member)
-                folder, slash, base = member.name.removeprefix("./").rpartition("/")
-                stem, dot, suffix = base.partition(".")
-                file = None if problem else tar.extractfile(member)
-                left_out = Skipped(f"{path.name}:{member.name}", problem or "it cannot be read")
-                yield folder + slash + stem, (dot + suffix).lower(), file.read() if file else left_out
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(expected="a tar file", found=str(error) or type(error).__name__, where=str(path)) from error
+        with ExitStack() as stack:
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            if file.read(2) == b"\x1f\x8b":
+                plain = stack.enter_context(tempfile.TemporaryFile())
+                with gzip.open(path) as packed:
+                    shutil.copyfileobj(packed, plain)
+                file = plain
+            file.seek(0)
+            yield stack.enter_context(tarfile.open(fileobj=file, mode="r:*"))
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(expected="a tar file", found=one_line(error) or "none", where=str(path)) from error
+
+
+def _by_stem(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Return stem → ending → member, the stems as they first come; of two members of one name the later counts."""
+    found: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in tar:
+        if not member.isdir():
+            folder, slash, base = member.name.removeprefix("./").rpartition("/")
+            stem, dot, suffix = base.partition(".")
+            found.setdefault(folder + slash + stem, {})[(dot + suffix).lower()] = member
+    return found
 
 
 def _problem(member: tarfile.TarInfo) -> str:
@@ -378,7 +402,7 @@ def _sample(key: str, parts: Mapping[str, bytes], options: ImportOptions, classe
     suffix = next((name for name in parts if name in IMAGE_SUFFIXES), "")
     try:
         fields = json.loads(parts.get(".json", b"{}").decode("utf-8", "surrogateescape"))
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         return Skipped(key, "its .json is not a JSON object")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.storage.contract import Place, Storage
-from pipeline.storage.open import open_storage
+from pipeline.storage.local import open_storage
 
 FORMAT = 1
 TABLES = ("dataset.json", "images.csv", "captions.csv", "classes.json")

@@ -1,11 +1,13 @@
 """Archives: webdataset tars and Hugging Face folders, and what they must not do."""
 
+import gzip
 import io
 import json
 import tarfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
@@ -80,6 +82,80 @@ def test_several_tars_keep_equal_keys_apart(tmp_path: Path) -> None:
     dataset = imported(f"{tmp_path}/t-{{00..02}}.tar.gz", tmp_path / "out", "webdataset")
     assert [row.image_id for row in dataset.images] == ["t-00/x/000", "t-01/x/000", "t-02/x/000"]
     assert [row.label for row in dataset.images] == ["cat", "dog", "cat"]
+
+
+def captions_of(dataset: RawDataset) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in read_table(dataset.root.here / "captions.csv"):
+        found.setdefault(row["image_id"], []).append(row["caption"])
+    return found
+
+
+def test_names_of_tars_with_several_dots_keep_equal_keys_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(2):
+        members = {"000000.png": picture(number), "000000.txt": b"picture %d" % number}
+        write_tar(folder / f"data.{number:03d}.tar", members)
+    dataset = imported(folder, tmp_path / "out", "webdataset")
+    assert captions_of(dataset) == {"data.000/000000": ["picture 0"], "data.001/000000": ["picture 1"]}
+    assert not read_table(tmp_path / "out" / "skipped.csv")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2"])
+def test_members_of_a_sample_may_lie_far_apart(mode: str, tmp_path: Path) -> None:
+    members = {f"{number}.png": picture(number) for number in range(3)}
+    members |= {f"{number}.txt": b"picture %d" % number for number in range(3)}
+    dataset = imported(write_tar(tmp_path / "set.tar", members, mode), tmp_path / "out", "webdataset")
+    assert captions_of(dataset) == {str(number): [f"picture {number}"] for number in range(3)}
+    assert not read_table(tmp_path / "out" / "skipped.csv")
+
+
+@pytest.mark.parametrize("place", range(-8, 0))
+def test_a_changed_checksum_of_a_packed_tar_is_an_error(place: int, tmp_path: Path) -> None:
+    """The last eight bytes of gzip are the CRC and the length: nothing else is wrong with the file."""
+    path = write_tar(tmp_path / "set.tar.gz", {"0.png": picture(0), "0.txt": b"a picture"}, "w:gz")
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"set.tar.gz: expected a tar file, found (CRC|Incorrect length)"):
+        import_dataset(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_member_that_claims_more_than_there_is(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("0.png")
+    member.size = 10**13
+    (tmp_path / "set.tar.gz").write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + b"x" * 1024))
+    with pytest.raises(UserError, match=r"expected (a tar file|at least one image)"):
+        import_dataset(tmp_path / "set.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rubbish_in_an_extended_header(tmp_path: Path) -> None:
+    path = tmp_path / "set.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("0.png")
+        member.size = 4
+        member.pax_headers = {"size": "many", "mtime": "never", "GNU.sparse.map": "a,b"}
+        tar.addfile(member, io.BytesIO(b"data"))
+    with pytest.raises(UserError, match=r"set.tar: expected a tar file|none \("):
+        import_dataset(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["struct", "text"])
+def test_a_text_where_bytes_should_be_is_no_path(kind: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture(0))
+    column: list[object] = [{"bytes": str(secret)}] if kind == "struct" else [str(secret)]
+    folder = tmp_path / "brought"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": column, "caption": ["a"]}), folder / "data.parquet")
+    with pytest.raises(UserError, match="expected a column of image bytes, found image, caption"):
+        import_dataset(folder, tmp_path / "out", ImportOptions(kind="image-parquet"))
+    with pytest.raises(UserError, match="the first because: the row carries no image bytes"):
+        import_dataset(folder, tmp_path / "out", ImportOptions(kind="image-parquet", filepath="image"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_tars(tmp_path: Path) -> None:
