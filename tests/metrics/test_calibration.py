@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.metrics import log_loss
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.metrics import calibration
 from pipeline.metrics.calibration import Confidences, TopProbabilities, confidences, fit_temperature, reliability
 from pipeline.metrics.retrieval import cross_ranks
 from tests.drawing import draws
@@ -47,6 +50,20 @@ def test_several_positives_share_their_probability() -> None:
     p = torch.softmax((queries.double() @ gallery.double().T) / 0.2, dim=1).numpy()
     np.testing.assert_allclose(ours.match, [p[0, 0], p[1, 1] + p[1, 2], p[2, 3:].sum()], rtol=1e-5)
     assert ours.correct.tolist() == [p[0].argmax() == 0, p[1].argmax() in (1, 2), p[2].argmax() > 2]
+
+
+@pytest.mark.parametrize("block", [1, 13, 40, 2**22])
+def test_blocks_of_queries_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, gallery, _ = classified(rows=7)
+    positives, offsets = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2, 3]), torch.tensor([0, 1, 3, 6, 7, 8, 9, 10])
+    p = torch.softmax((queries.double() @ gallery.double().T) / 0.2, dim=1).numpy()
+    own = [positives[offsets[i] : offsets[i + 1]].tolist() for i in range(7)]
+    monkeypatch.setattr(calibration, "_BLOCK", block)
+    ours = confidences(queries, gallery, positives, 0.2, offsets)
+    np.testing.assert_allclose(ours.top, p.max(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(ours.match, [row[which].sum() for row, which in zip(p, own, strict=True)], rtol=1e-5)
+    assert ours.correct.tolist() == [row.argmax() in which for row, which in zip(p, own, strict=True)]
+    assert (ours.top.dtype, ours.match.dtype, ours.correct.dtype) == (np.float64, np.float64, np.bool_)
 
 
 def test_a_tie_is_not_right() -> None:
@@ -103,7 +120,18 @@ def test_empty_bins_have_no_means() -> None:
     table = reliability(np.array([0.05, 1.0]), np.array([False, True]), bins=4)
     assert table.count.tolist() == [1, 0, 0, 1]
     assert bool(np.isnan(table.accuracy[1]))
+    assert bool(np.isnan(table.confidence[2]))
     assert table.error == pytest.approx(0.025)
+    assert table.lower.tolist() == [0.0, 0.25, 0.5, 0.75]
+    assert table.upper.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert (table.confidence[0], table.accuracy[0], table.confidence[3], table.accuracy[3]) == (0.05, 0.0, 1.0, 1.0)
+
+
+def test_fifteen_bins_where_nothing_is_said_and_rounding_above_one_is_one() -> None:
+    table = reliability(np.array([0.0, 1 + 5e-10, 1 / 15]), np.array([0, 1, 1]))
+    assert table.count.tolist() == [1, 1, *[0] * 12, 1]
+    assert table.confidence[-1] == 1.0
+    assert reliability(np.array([0.5]), np.array([1]), bins=1).count.tolist() == [1]
 
 
 def test_temperature_is_where_the_likelihood_peaks() -> None:
@@ -130,26 +158,83 @@ def test_temperature_of_several_positives_is_where_their_likelihood_peaks() -> N
     assert one_each == pytest.approx(fit_temperature(queries @ gallery.T, labels))
 
 
+def slow_temperature(scores: Tensor, positives: list[list[int]]) -> float:
+    """Return where the mean of −log Σ_positives softmax(s / T) is least, in float64, by scipy."""
+    s = scores.double().numpy()
+
+    def loss(log_t: float) -> float:
+        z = s / np.exp(log_t)
+        chosen = [logsumexp(row[own]) for row, own in zip(z, positives, strict=True)]
+        return float(np.mean(logsumexp(z, axis=1) - np.array(chosen)))
+
+    found = minimize_scalar(loss, bounds=(np.log(0.01), np.log(10)), method="bounded", options={"xatol": 1e-9})
+    return float(np.exp(found.x))
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**22])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_temperature_is_scipys(block: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_BLOCK", block)
+    queries, gallery, labels = classified(rows=150)
+    scores = scale * queries @ gallery.T + 3.0  # a softmax does not see a shift of its scores
+    one = [[label] for label in labels.tolist()]
+    assert fit_temperature(scores, labels) == pytest.approx(slow_temperature(scores, one), rel=1e-4)
+    several = [sorted({label, (label + i) % 6}) for i, label in enumerate(labels.tolist())]
+    offsets = np.cumsum([0, *map(len, several)])
+    found = fit_temperature(scores, torch.tensor([item for own in several for item in own]), torch.from_numpy(offsets))
+    assert found == pytest.approx(slow_temperature(scores, several), rel=1e-4)
+
+
+def test_a_few_passes_over_the_scores_find_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newton's steps: a bisection to the same seven digits takes more than twenty."""
+    passes: list[int] = []
+    softmax = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda *args, **options: (passes.append(1), softmax(*args, **options))[1])
+    queries, gallery, labels = classified(rows=300)
+    fit_temperature(queries @ gallery.T, labels)
+    assert len(passes) <= 12
+    passes.clear()
+    pairs = torch.stack([labels, (labels + 1) % 6], dim=1).flatten()
+    fit_temperature(queries @ gallery.T, pairs, torch.arange(301) * 2)
+    assert len(passes) <= 12
+
+
 def test_temperature_without_a_minimum_ends_at_the_bounds() -> None:
     assert fit_temperature(torch.eye(5), torch.arange(5), low=0.01) == pytest.approx(0.01, rel=1e-6)
     assert fit_temperature(-torch.eye(5), torch.arange(5), high=50.0) == pytest.approx(50.0, rel=1e-6)
+    assert fit_temperature(torch.eye(5), torch.arange(5)) == pytest.approx(1e-4, rel=1e-6)
+    assert fit_temperature(-torch.eye(5), torch.arange(5)) == pytest.approx(1e3, rel=1e-6)
 
 
 def test_hostile_input_is_told() -> None:
     queries, gallery, labels = classified()
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: confidences(queries, gallery, labels, 0.0), "positive temperature"),
-        (lambda: confidences(queries, gallery[:, :3], labels, 0.1), "width 10"),
-        (lambda: confidences(queries * torch.inf, gallery, labels, 0.1), "infinity"),
+        (lambda: confidences(queries, gallery[:, :3], labels, 0.1), "expected gallery of width 10, found width 3"),
+        (
+            lambda: confidences(queries * torch.inf, gallery, labels, 0.1),
+            "expected finite queries, found NaN or infinity",
+        ),
+        (
+            lambda: confidences(queries, gallery * torch.inf, labels, 0.1),
+            "expected finite gallery, found NaN or infinity",
+        ),
         (lambda: confidences(queries, gallery, labels[:4], 0.1), "one a query"),
         (lambda: reliability(np.zeros(0), np.zeros(0)), "one at least"),
         (lambda: reliability(np.array([0.5]), np.array([True, False])), "as many confidences"),
         (lambda: reliability(np.array([1.5]), np.array([True])), "between 0 and 1"),
         (lambda: reliability(np.array([np.nan]), np.array([True])), "between 0 and 1"),
         (lambda: reliability(np.array([0.5]), np.array([3])), "right .1. or wrong"),
-        (lambda: reliability(np.array([0.5]), np.array([1]), bins=0), "bins between"),
+        (lambda: reliability(np.zeros((2, 1)), np.zeros((2, 1))), "as many confidences"),
+        (lambda: reliability(np.array([-0.1]), np.array([True])), "between 0 and 1, found -0.1"),
+        (lambda: reliability(np.array([0.5, 1 + 2e-9]), np.array([1, 1])), "between 0 and 1, found 1.000000002"),
+        (lambda: reliability(np.array([0.5]), np.array([1]), bins=0), "expected bins between 1 and 1000000, found 0"),
+        (lambda: fit_temperature(queries @ gallery.T, labels, low=1.0, high=1.0), "low < high"),
+        (lambda: fit_temperature(queries @ gallery.T, labels, high=float("inf")), "low < high"),
+        (lambda: fit_temperature(queries @ gallery.T, labels, low=0.0), "positive temperature"),
+        (lambda: fit_temperature(queries @ gallery.T, labels[:4]), "one a query"),
         (lambda: fit_temperature(queries @ gallery.T, labels, low=1.0, high=0.5), "low < high"),
-        (lambda: fit_temperature(torch.full((3, 2), torch.nan), labels[:3]), "NaN"),
+        (lambda: fit_temperature(torch.full((3, 2), torch.nan), labels[:3]), "expected finite scores, found NaN"),
     ]
     for call, message in cases:
         with pytest.raises(UserError, match=message):
@@ -210,5 +295,20 @@ def test_each_axis_may_have_its_own_temperature() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_temperature_is_positive(temperature: float) -> None:
-    with pytest.raises(UserError, match="a positive temperature"):
-        TopProbabilities(1, 1, temperature)
+    for value in (temperature, (1.0, temperature), (temperature, 1.0)):
+        with pytest.raises(UserError, match=rf"expected a positive temperature, found {temperature}"):
+            TopProbabilities(1, 1, value)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 2048])
+def test_watching_leaves_the_scores_as_they_are(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_CHUNK", chunk)
+    scores = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
+    before, top = scores.clone(), TopProbabilities(4, 7, 0.5)
+    top.watch(scores[:, 2:], slice(0, 4), slice(2, 7))
+    top.watch(scores[:, :2], slice(0, 4), slice(0, 2))
+    assert torch.equal(scores, before)
+    expected = torch.softmax(scores.double() / 0.5, dim=0).amax(dim=0)
+    np.testing.assert_allclose(top.by_column, expected, atol=1e-6)
+    np.testing.assert_allclose(top.by_row, torch.softmax(scores.double() / 0.5, dim=1).amax(dim=1), atol=1e-6)
+    assert (top.by_row.dtype, top.by_column.dtype) == (np.float64, np.float64)

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.metrics import classification
 from pipeline.metrics.classification import (
     classifier,
     confusion_matrix,
@@ -60,6 +61,28 @@ def test_fewer_than_five_classes_have_no_acc5() -> None:
     assert set(zero_shot_metrics(images, weights, labels).metrics) == {"acc1", "mean_per_class_recall"}
     with pytest.raises(UserError, match=r"k .* between 1 and 3"):
         zero_shot_metrics(images, weights, labels, ks=(5,))
+
+
+def test_cut_offs_are_what_is_asked_and_else_one_and_five() -> None:
+    images, weights, labels = images_of_classes(classes=6)
+    assert list(zero_shot_metrics(images, weights, labels, ks=(2, 6)).metrics) == [
+        "acc2",
+        "acc6",
+        "mean_per_class_recall",
+    ]
+    for classes, names in ((5, ["acc1", "acc5"]), (4, ["acc1"]), (1, ["acc1"])):
+        few = images_of_classes(rows=40, classes=classes)
+        assert list(zero_shot_metrics(*few).metrics) == [*names, "mean_per_class_recall"]
+
+
+def test_blocks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, weights, labels = images_of_classes(rows=50)
+    whole, votes = zero_shot_metrics(images, weights, labels), knn_predict(images, labels, images, 5, 8)
+    monkeypatch.setattr(classification, "_BLOCK", 7)
+    parts = zero_shot_metrics(images, weights, labels)
+    assert parts.predictions.tolist() == whole.predictions.tolist()
+    assert parts.predictions.tolist() == (images @ weights.T).argmax(dim=1).tolist()
+    assert knn_predict(images, labels, images, 5, 8).tolist() == votes.tolist()
 
 
 @settings(max_examples=draws(50))
@@ -117,21 +140,69 @@ def test_votes_by_similarity() -> None:
     assert knn_predict(train, labels, test, 9, 8).tolist() == expected
 
 
+def test_equal_votes_go_to_the_class_with_the_smaller_number() -> None:
+    train = torch.eye(4)
+    test = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    assert knn_predict(train, torch.tensor([3, 1, 2, 0]), test, 4, 5).tolist() == [0, 0, 1]
+
+
+def test_votes_weigh_by_the_temperature() -> None:
+    """One near neighbour against three a little farther off: cold votes follow the first, warm ones the many."""
+    train = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.5], [1.0, 0.51], [1.0, 0.52]]), dim=1)
+    labels, test = torch.tensor([0, 1, 1, 1]), torch.tensor([[5.0, 0.0]])
+    cosines = (train @ torch.tensor([1.0, 0.0])).double()
+    for temperature in (0.01, 0.07, 0.14, 1.0):
+        votes = torch.exp(cosines / temperature)
+        expected = int(votes[1:].sum() > votes[0])
+        assert knn_predict(train, labels, test, 4, 2, temperature=temperature).tolist() == [expected]
+    assert knn_predict(3 * train, labels, test, 4, 2).tolist() == [
+        int(torch.exp(cosines / 0.07)[1:].sum() > np.exp(1 / 0.07))
+    ]
+
+
 def test_confusion() -> None:
     assert confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]), 2).tolist() == [[0, 1], [1, 1]]
+    assert confusion_matrix(torch.tensor([0]), torch.tensor([2]), 4).tolist() == [[0, 0, 1, 0], *[[0] * 4] * 3]
+    with pytest.raises(UserError, match="expected labels between 0 and 1, found 0 to 2"):
+        confusion_matrix(torch.tensor([0, 2]), torch.tensor([1, 1]), 2)
+    with pytest.raises(UserError, match="expected predictions between 0 and 1, found 1 to 2"):
+        confusion_matrix(torch.tensor([0, 1]), torch.tensor([1, 2]), 2)
+    with pytest.raises(UserError, match="expected 2 predictions, found 1"):
+        confusion_matrix(torch.tensor([0, 1]), torch.tensor([1]), 2)
 
 
 def test_hostile_input_is_told() -> None:
     images, weights, labels = images_of_classes()
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: zero_shot_metrics(images, weights[:, :3], labels), "width 16"),
-        (lambda: zero_shot_metrics(images, weights, labels + 1), "between 0 and 7"),
-        (lambda: zero_shot_metrics(images * torch.nan, weights, labels), "NaN"),
-        (lambda: zero_shot_metrics(images, weights, labels[:5]), "300 labels"),
+        (
+            lambda: zero_shot_metrics(images, weights[:, :3], labels),
+            "expected class vectors of width 16, found width 3",
+        ),
+        (lambda: zero_shot_metrics(images, weights, labels + 1), "expected labels between 0 and 7, found 1 to 8"),
+        (lambda: zero_shot_metrics(images * torch.nan, weights, labels), "expected finite image embeddings, found NaN"),
+        (lambda: zero_shot_metrics(images, weights * torch.nan, labels), "expected finite class vectors, found NaN"),
+        (lambda: zero_shot_metrics(images, weights, labels[:5]), "expected 300 labels, found 5"),
+        (
+            lambda: zero_shot_metrics(images, weights, labels, ks=(0,)),
+            r"expected k \(.*limit\) between 1 and 8, found 0",
+        ),
+        (
+            lambda: zero_shot_metrics(images, weights, labels, ks=(9,)),
+            r"expected k \(.*limit\) between 1 and 8, found 9",
+        ),
         (lambda: classifier(weights, torch.arange(8), 9), r"none for the classes \[8\]"),
-        (lambda: classifier(weights, torch.arange(8), 0), "classes between"),
-        (lambda: knn_predict(images, labels, images, 301, 8), "k between 1 and 300"),
-        (lambda: knn_predict(images, labels, images[:, :3], 3, 8), "width 16"),
+        (lambda: classifier(weights[:1], torch.tensor([0]), 14), r"for the classes \[1, 2, 3, 4, 5, 6, 7, 8, 9, 10\]"),
+        (lambda: classifier(weights, torch.arange(8), 0), "expected classes between 1 and 2147483648, found 0"),
+        (lambda: classifier(weights * torch.nan, torch.arange(8), 8), "expected finite prompt embeddings, found NaN"),
+        (lambda: classifier(weights, torch.arange(7), 8), "expected 8 prompt classes, found 7"),
+        (lambda: classifier(weights, torch.arange(8), 7), "expected prompt classes between 0 and 6, found 0 to 7"),
+        (lambda: knn_predict(images, labels, images, 301, 8), "expected k between 1 and 300, found 301"),
+        (lambda: knn_predict(images, labels, images, 0, 8), "expected k between 1 and 300, found 0"),
+        (lambda: knn_predict(images, labels, images[:, :3], 3, 8), "expected test features of width 16, found width 3"),
+        (lambda: knn_predict(images, labels, images * torch.nan, 3, 8), "expected finite test features, found NaN"),
+        (lambda: knn_predict(images * torch.nan, labels, images, 3, 8), "expected finite training features, found NaN"),
+        (lambda: knn_predict(images, labels[:5], images, 3, 8), "expected 300 labels, found 5"),
+        (lambda: knn_predict(images, labels, images, 3, 4), "expected labels between 0 and 3, found 0 to 7"),
     ]
     for call, message in cases:
         with pytest.raises(UserError, match=message):
@@ -181,6 +252,68 @@ def test_same_rows_same_answer_whatever_the_test_rows_are() -> None:
     assert linear_probe(train, labels, -test).strength == whole.strength
 
 
+def test_the_smallest_of_equally_good_strengths_is_chosen() -> None:
+    train, labels = torch.tensor([[-5.0], [-6.0], [-5.5], [5.0], [6.0], [5.5]]), torch.tensor([0, 0, 0, 1, 1, 1])
+    for strengths in ([1.0, 0.1, 10.0], [10.0, 1.0, 0.1]):
+        found = linear_probe(train, labels, train, strengths=strengths)
+        assert found.scores == {0.1: 1.0, 1.0: 1.0, 10.0: 1.0}
+        assert list(found.scores) == [0.1, 1.0, 10.0]
+        assert found.strength == 0.1
+        assert found.predictions.tolist() == labels.tolist()
+
+
+def test_where_nothing_can_be_held_out_the_smallest_strength_stands() -> None:
+    train, labels = torch.tensor([[-5.0, 1.0], [5.0, 0.0], [0.0, 9.0]]), torch.tensor([4, 0, 2])
+    found = linear_probe(train, labels, train, strengths=[1.0, 0.5])
+    assert (found.scores, found.strength) == ({}, 0.5)
+    one = linear_probe(train.repeat(4, 1), labels.repeat(4), train, strengths=[3.0])
+    assert (one.scores, one.strength, one.predictions.tolist()) == ({}, 3.0, [4, 0, 2])
+    assert one.predictions.dtype == np.int64
+
+
+def test_one_class_is_what_everything_is() -> None:
+    found = linear_probe(torch.randn(6, 2), torch.full((6,), 3), torch.randn(4, 2))
+    assert found.predictions.tolist() == [3, 3, 3, 3]
+    assert found.predictions.dtype == np.int64
+
+
+@pytest.mark.parametrize("moved", [1e-2, 1e2])
+def test_a_probe_sees_standardised_columns(moved: float) -> None:
+    """Scale and shift of a column change nothing; a constant column, even of large numbers, says nothing."""
+    train, labels = classes_of(200, 0)
+    test = classes_of(100, 1)[0]
+    plain = linear_probe(train, labels, test)
+    factor = torch.tensor([moved, 1.0, 1 / moved, 1.0, 1.0, moved])
+    turned = linear_probe(train * factor - 7 * factor, labels, test * factor - 7 * factor)
+    assert (turned.predictions == plain.predictions).mean() > 0.97
+    wider = [torch.cat([side, torch.full((len(side), 1), value)], dim=1) for side, value in ((train, 1e3), (test, 2e3))]
+    assert (linear_probe(wider[0], labels, wider[1]).predictions == plain.predictions).mean() > 0.9
+
+
+def test_the_seed_draws_the_held_out_rows_and_their_share_is_a_fifth() -> None:
+    train, labels = classes_of(100, 0)
+    noisy = torch.cat([train, torch.randn(100, 60, generator=torch.Generator().manual_seed(3)) * 30], dim=1)
+    said = linear_probe(noisy, labels, noisy[:3], held_out=0.2, seed=0, strengths=(1e-3, 1e-2, 1e-1, 1.0))
+    assert linear_probe(noisy, labels, noisy[:3]).scores == said.scores
+    assert linear_probe(noisy, labels, noisy[:3], seed=1).scores != said.scores
+    assert linear_probe(noisy, labels, noisy[:3], held_out=0.5).scores != said.scores
+
+
+def test_a_split_is_drawn_by_seed_in_the_order_of_rows() -> None:
+    labels = np.repeat([0, 1, 2], 20)
+    kept, held = stratified_split(labels, 0.5, 0)
+    assert held.tolist() == sorted(held.tolist())
+    assert kept.tolist() == sorted(kept.tolist())
+    assert held.tolist() != stratified_split(labels, 0.5, 1)[1].tolist()
+    assert held.tolist() == stratified_split(labels, 0.5, 0)[1].tolist()
+    generator = np.random.default_rng(0)
+    drawn = [generator.permutation(np.arange(20) + 20 * label)[:10] for label in range(3)]
+    assert held.tolist() == sorted(np.concatenate(drawn).tolist())
+    nothing = stratified_split(np.zeros(0, dtype=np.int64), 0.5, 0)
+    assert [len(part) for part in nothing] == [0, 0]
+    assert nothing[1].dtype == np.int64
+
+
 @settings(max_examples=draws(60))
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=40), share=st.floats(0.01, 0.99), seed=st.integers(0, 9))
 def test_a_stratified_split_parts_every_class(labels: list[int], share: float, seed: int) -> None:
@@ -203,9 +336,11 @@ def test_few_rows_and_constant_columns_do_no_harm(labels: list[int]) -> None:
 def test_hostile_input_of_the_probe_is_told() -> None:
     train, labels = classes_of(20, 0)
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: linear_probe(train, labels[:4], train), "20 labels"),
-        (lambda: linear_probe(train, labels, train[:, :2]), "width 6"),
-        (lambda: linear_probe(train * torch.nan, labels, train), "NaN"),
+        (lambda: linear_probe(train, labels[:4], train), "expected 20 labels, found 4"),
+        (lambda: linear_probe(train, labels - 1, train), "expected labels between 0 and 2147483647, found -1 to"),
+        (lambda: linear_probe(train, labels, train[:, :2]), "expected test features of width 6, found width 2"),
+        (lambda: linear_probe(train * torch.nan, labels, train), "expected finite training features, found NaN"),
+        (lambda: linear_probe(train, labels, train * torch.nan), "expected finite test features, found NaN"),
         (lambda: linear_probe(train, labels, train, strengths=[]), "positive values of C"),
         (lambda: linear_probe(train, labels, train, strengths=[0.0, 1.0]), "positive values of C"),
     ]
