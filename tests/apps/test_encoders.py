@@ -1,16 +1,20 @@
 """A query is rounded as the store rounded its rows, or the same picture would not find itself exactly."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from pipeline.apps.dual_encoder import SideEncoder, load_recorded
-from pipeline.encoders.base import Encoder
+from pipeline.apps.dual_encoder import DualEncoder, SideEncoder, class_prompts, load_recorded
+from pipeline.encoders.base import Encoder, EncoderKey
+from pipeline.errors import UserError
 from pipeline.extract.decode import JPEG_RULES
+from pipeline.layers import LayerRef
 from pipeline.projectors.run_record import AlignedRun, StoreRecord
 from pipeline.store.reader import FeatureStore
 from tests.apps.colours import COLOURS, make_run
@@ -94,3 +98,165 @@ def test_a_record_without_preprocessing_was_decoded_exactly(tmp_path: Path) -> N
         run.stores["image"][0].key.clear()
         run.stores["image"][0].key.update(key)
         assert encoder.reduction is None
+
+
+class Counted:
+    """An encoder whose layers are multiples of the number that a sample is; it notes what it was asked."""
+
+    def __init__(self, spec: str, **key: Any) -> None:
+        self.spec, self._key, self.reduction = spec, key, f"reduction of {spec}"
+        self.asked: list[tuple[int, list[str]]] = []
+        self.prepared = 0
+
+    def key(self) -> EncoderKey:
+        return EncoderKey(**{"encoder": {"name": self.spec}, "preprocessing": {}, "pooling": "auto", **self._key})
+
+    def prepare(self, sample: float) -> Tensor:
+        self.prepared += 1
+        return torch.tensor([sample])
+
+    def encode(self, prepared: list[Tensor], layers: list[str]) -> dict[str, Tensor]:
+        self.asked.append((len(prepared), layers))
+        rows = torch.stack(prepared)
+        return {name: rows * float(name.removeprefix("times ")) for name in layers}
+
+
+def run_of(stores: list[StoreRecord], layers: list[tuple[int, str]]) -> Any:
+    """Return a stand-in for a run: its stores, the layers that it takes, and what it was asked to check."""
+    checked: list[Any] = []
+    return SimpleNamespace(
+        stores={"image": stores},
+        refs=lambda side: tuple(LayerRef(*layer) for layer in layers),
+        check=lambda *args, **options: checked.append((args, options)),
+        checked=checked,
+        seeds=(5, 6),
+        projector=lambda *asked: checked.append(asked),
+        dim=3,
+    )
+
+
+def record_of(**key: Any) -> StoreRecord:
+    return StoreRecord(key_digest="", content_digest="", key=key, spec="x")
+
+
+def test_layers_of_several_encoders_stand_side_by_side_as_the_run_has_them() -> None:
+    """Each encoder is asked once a batch for the layers that are taken of it, and rounded as its own store is."""
+    encoders = [Counted("one"), Counted("idle"), Counted("two")]
+    records = [record_of(storage_dtype="float16"), record_of(), record_of(storage_dtype="float32")]
+    layers = [(2, "times 3"), (0, "times 2"), (0, "times 7"), (2, "times 5"), (0, "times 2")]
+    waiting = iter(encoders)
+    side = SideEncoder(run_of(records, layers), "image", "cpu", lambda *_: next(waiting))  # type: ignore[arg-type]
+    samples = (np.arange(70) / 7).tolist()
+    found = side.features(samples)
+    column = np.array(samples, np.float32)
+    half = [(factor * column).astype(np.float16).astype(np.float32) for factor in (2, 7)]
+    expected = [3 * column, half[0], half[1], 5 * column, half[0]]
+    np.testing.assert_array_equal(found.numpy(), np.stack(expected, axis=1))
+    assert found.dtype == torch.float32
+    assert [encoder.asked for encoder in encoders] == [
+        [(size, ["times 2", "times 7"]) for size in (32, 32, 6)],
+        [],
+        [(size, ["times 3", "times 5"]) for size in (32, 32, 6)],
+    ]
+    assert [encoder.prepared for encoder in encoders] == [70, 0, 70]
+
+
+def test_what_is_loaded_is_checked_against_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoder, preprocessing, pooling and own code as they are now; everything else as the record has it."""
+    monkeypatch.setattr("pipeline.apps.dual_encoder.own_source", lambda encoder: {"source": f"code of {encoder.spec}"})
+    records = [
+        record_of(encoder={"name": "old", "source": "s"}, preprocessing={"a": 1}, pooling="cls", dataset_digest="d"),
+        record_of(encoder={"name": "old"}),
+        record_of(encoder=None),
+    ]
+    encoders = [Counted("one", preprocessing={"b": 2}, pooling="mean"), Counted("two"), Counted("three")]
+    run, waiting = run_of(records, [(0, "times 1")]), iter(encoders)
+    SideEncoder(run, "image", loader=lambda *_: next(waiting))  # type: ignore[arg-type]
+    now = {"preprocessing": {}, "pooling": "auto"}
+    keys = [
+        {
+            "encoder": {"name": "one", "source": "code of one"},
+            "preprocessing": {"b": 2},
+            "pooling": "mean",
+            "dataset_digest": "d",
+        },
+        {"encoder": {"name": "two"}, **now},
+        {"encoder": {"name": "three"}, **now},
+    ]
+    ((side, found, where), options) = run.checked[0]
+    assert (side, found, where) == ("image", keys, "one, two, three")
+    assert set(options.pop("ignore")) == {
+        "format",
+        "modality",
+        "dataset_digest",
+        "compute_dtype",
+        "storage_dtype",
+        "preprocessing.decode",
+    }
+    assert not options
+
+
+def test_several_stores_are_decoded_exactly() -> None:
+    """Each might ask for another size; one store alone that was reduced is reduced again."""
+    reduced = {"decode": {"jpeg": JPEG_RULES["reduced"]}}
+    for count, expected in ((1, "reduction of x"), (2, None)):
+        records = [record_of(preprocessing=reduced) for _ in range(count)]
+        side = SideEncoder(run_of(records, [(0, "times 1")]), "image", loader=lambda *_: Counted("x"))  # type: ignore[arg-type]
+        assert cast(Any, side.reduction) == expected
+
+
+def test_a_record_without_an_encoder_cannot_encode() -> None:
+    record = StoreRecord(key_digest="", content_digest="", key={}, spec="", path="data/1_features/x")
+    with pytest.raises(
+        UserError, match=r"^data/1_features/x: expected the spec of the text encoder in the run's record"
+    ):
+        load_recorded(record, "text")
+
+
+def test_a_model_hands_on_its_device_and_loader_and_shares_its_encoders() -> None:
+    calls: list[Any] = []
+
+    def loader(record: StoreRecord, side: str, device: str) -> Any:
+        calls.append((side, device))
+        return Counted("x")
+
+    run = run_of([record_of()], [(0, "times 1")])
+    model = DualEncoder(run, None, "cuda:1", loader)
+    assert (model.seed, model.device) == (5, "cuda:1")
+    assert run.checked == [("text", 5)]  # a seed that is not there is told at once
+    side = model.side("image")
+    assert model.side("image") is side
+    other = model.at_seed(6)
+    assert (other.seed, other.device) == (6, "cuda:1")
+    assert other.side("image") is side
+    assert calls == [("image", "cuda:1")]
+    assert DualEncoder(run, loader=loader).side("image").encoders[0] is not side.encoders[0]
+    assert calls[1:] == [("image", "cpu")]
+    assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("templates", "prompts", "owner"),
+    [
+        (("a {c}.", "{}, {c}"), ["a cat.", "cat, cat", "a dog.", "dog, dog"], [0, 0, 1, 1]),
+        ({"dog": ["d", "{c}"], "cat": ["k"], "cow": ["m"]}, ["k", "d", "{c}"], [0, 1, 1]),
+    ],
+)
+def test_prompts_of_each_class_stand_together(templates: Any, prompts: list[str], owner: list[int]) -> None:
+    assert class_prompts(["cat", "dog"], templates) == (prompts, owner)
+
+
+@pytest.mark.parametrize(
+    ("classes", "templates", "message"),
+    [
+        ([], ["{c}"], r"a list of class names, each once, found \[\]"),
+        (["a", "b", "a"], ["{c}"], r"each once, found \['a', 'b', 'a'\]"),
+        ("cat", ["{c}"], "each once, found one text"),
+        (["a"], "{c}", "a list of templates, found one text"),
+        (["a"], [], "a prompt for each class, found none for a$"),
+        (list("abcdefg"), {"b": ["x"]}, "a prompt for each class, found none for a, c, d, e, f$"),
+    ],
+)
+def test_prompts_that_mean_nothing_are_refused(classes: Any, templates: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        class_prompts(classes, templates)

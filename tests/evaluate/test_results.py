@@ -135,7 +135,7 @@ def test_chance_is_the_hypergeometric_one(k: int) -> None:
     assert chance_level(text, captions) == pytest.approx(expected, abs=1e-12)
     assert chance_level(replace(text, direction="zero_shot"), captions, 0) == 1.0
     assert chance_level(replace(text, direction="zero_shot"), captions) == 1.0
-    assert chance_level(replace(text, direction=IMAGE_RETRIEVAL), np.ones(100)) == k / 100
+    assert chance_level(replace(text, direction=IMAGE_RETRIEVAL), np.ones(100, dtype=np.int64)) == k / 100
 
 
 def two_runs() -> list[tuple[str, QueryRanks]]:

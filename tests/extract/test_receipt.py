@@ -15,6 +15,7 @@ import pipeline
 from pipeline.extract import receipt
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.receipt import prepare_receipt, read_receipt, same_receipt, write_receipt
+from pipeline.files import dump_signed, load_signed
 from pipeline.store.key import FeatureKey
 from tests.conftest import ROOT
 from tests.extract.building import write_raw
@@ -99,6 +100,62 @@ def test_a_broken_receipt_is_no_receipt(folder: Path, root: Path, text: str) -> 
     assert read_receipt(root, config(folder)) is None
 
 
+def test_a_receipt_of_no_files_is_no_receipt(folder: Path, root: Path) -> None:
+    path = root / "receipt.json"
+    receipt_of = load_signed(path.read_bytes(), "receipt.json", "")
+    path.write_bytes(dump_signed(receipt_of))
+    assert read_receipt(root, config(folder)) is not None
+    path.write_bytes(dump_signed({**receipt_of, "files": {}}))
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    assert read_receipt(root, config(folder)) is None
+
+
+def test_the_same_words_from_another_place_are_another_encoder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hf:./model` is what lies below the folder that the command runs in."""
+    (tmp_path / "out").mkdir()
+    asked = ExtractConfig(dataset=tmp_path, encoder="hf:./model", out=tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    write_receipt(tmp_path / "out", prepare_receipt(asked), KEY, "image", ["output"])
+    assert read_receipt(tmp_path / "out", asked) is not None
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere / "model")
+    monkeypatch.chdir(elsewhere)
+    assert read_receipt(tmp_path / "out", asked) is None
+
+
+def test_the_same_receipt_is_not_written_again(folder: Path, root: Path) -> None:
+    path = root / "receipt.json"
+    before = path.stat()
+    write_receipt(root, prepare_receipt(config(folder)), KEY, "image", ["early", "output"])
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    write_receipt(root, prepare_receipt(config(folder)), KEY, "image", ["output"])
+    found = read_receipt(root, config(folder))
+    assert found is not None
+    assert found["layer_names"] == ["output"]
+
+
+def test_all_files_count_but_what_python_compiled(folder: Path) -> None:
+    """Below links too, whatever order the folders come in; a link that leads back or nowhere holds none."""
+    for name in "abcdefgh":
+        (folder / name / "deep").mkdir(parents=True)
+        (folder / name / "deep" / "weights.bin").write_text(name)
+        (folder / name / "back").symlink_to(folder, target_is_directory=True)
+    (folder / "code.pyc").write_bytes(b"x")
+    (folder / "gone").symlink_to(folder / "nothing")
+    expected = {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (
+            folder / "config.json",
+            folder / "model.safetensors",
+            *(folder / name / "deep" / "weights.bin" for name in "abcdefgh"),
+        )
+    }
+    assert prepare_receipt(config(folder))["files"] == expected
+
+
 def test_any_flipped_byte_makes_it_none(folder: Path, root: Path) -> None:
     path = root / "receipt.json"
     sound = path.read_bytes()
@@ -147,10 +204,13 @@ def test_encoders_whose_files_nobody_knows_give_none(
     assert read_receipt(root, hub) is None
 
 
-def test_a_folder_that_takes_its_tokenizer_from_a_hub_gives_none(folder: Path) -> None:
+@pytest.mark.parametrize("named", ["hf_tokenizer_name", "hf_model_name"])
+def test_a_folder_that_takes_its_tokenizer_or_tower_from_a_hub_gives_none(folder: Path, named: str) -> None:
     clip = ExtractConfig(dataset=folder, encoder=f"open_clip:{folder}", out=folder, modality="text")
     assert prepare_receipt(clip)
-    described = '{"model_cfg": {"text_cfg": {"hf_tokenizer_name": "org/name"}}}'
+    (folder / "open_clip_config.json").write_text('{"model_cfg": {"text_cfg": {}}}', encoding="utf-8")
+    assert prepare_receipt(clip)
+    described = f'{{"model_cfg": {{"text_cfg": {{"{named}": "größe"}}}}}}'
     (folder / "open_clip_config.json").write_text(described, encoding="utf-8")
     assert prepare_receipt(clip) == {}
 
@@ -164,7 +224,7 @@ def test_a_disk_that_does_not_take_it_is_no_error(
     (root / "receipt.json").unlink()
     monkeypatch.setattr("pipeline.files.write_bytes", full)
     write_receipt(root, prepare_receipt(config(folder)), KEY, "image", ["output"])
-    assert "No space left on device; the next run loads the encoder" in caplog.text
+    assert f"{root / 'receipt.json'}: No space left on device; the next run loads the encoder" in caplog.text
     assert list(root.iterdir()) == []
 
 
@@ -267,6 +327,8 @@ def test_the_receipt_beside_is_the_same_but_for_the_key(folder: Path, root: Path
     assert found is not None
     assert found["key"] == replace(KEY, dataset_digest="other").digest()
     write_receipt(beside, prepared, KEY, "text", ["early", "output"])
+    assert same_receipt(beside, good) is None
+    write_receipt(beside, prepared, KEY, "image", ["output"])
     assert same_receipt(beside, good) is None
     (beside / "receipt.json").write_text("{}", encoding="utf-8")
     assert same_receipt(beside, good) is None

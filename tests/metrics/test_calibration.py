@@ -63,7 +63,7 @@ def test_blocks_of_queries_change_nothing(block: int, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(ours.top, p.max(axis=1), rtol=1e-5)
     np.testing.assert_allclose(ours.match, [row[which].sum() for row, which in zip(p, own, strict=True)], rtol=1e-5)
     assert ours.correct.tolist() == [row.argmax() in which for row, which in zip(p, own, strict=True)]
-    assert (ours.top.dtype, ours.match.dtype, ours.correct.dtype) == (np.float64, np.float64, np.bool_)
+    assert [str(each.dtype) for each in (ours.top, ours.match, ours.correct)] == ["float64", "float64", "bool"]
 
 
 def test_a_tie_is_not_right() -> None:
@@ -189,7 +189,12 @@ def test_a_few_passes_over_the_scores_find_the_temperature(monkeypatch: pytest.M
     """Newton's steps: a bisection to the same seven digits takes more than twenty."""
     passes: list[int] = []
     softmax = torch.softmax
-    monkeypatch.setattr(torch, "softmax", lambda *args, **options: (passes.append(1), softmax(*args, **options))[1])
+
+    def counted(*args: Any, **options: Any) -> Tensor:
+        passes.append(1)
+        return softmax(*args, **options)
+
+    monkeypatch.setattr(torch, "softmax", counted)
     queries, gallery, labels = classified(rows=300)
     fit_temperature(queries @ gallery.T, labels)
     assert len(passes) <= 12
@@ -311,4 +316,4 @@ def test_watching_leaves_the_scores_as_they_are(chunk: int, monkeypatch: pytest.
     expected = torch.softmax(scores.double() / 0.5, dim=0).amax(dim=0)
     np.testing.assert_allclose(top.by_column, expected, atol=1e-6)
     np.testing.assert_allclose(top.by_row, torch.softmax(scores.double() / 0.5, dim=1).amax(dim=1), atol=1e-6)
-    assert (top.by_row.dtype, top.by_column.dtype) == (np.float64, np.float64)
+    assert [str(each.dtype) for each in (top.by_row, top.by_column)] == ["float64", "float64"]

@@ -64,7 +64,7 @@ def test_true_is_not_one() -> None:
     ("changes", "error", "message"),
     [
         ({"modality": "sound"}, UserError, "image or text.*sound"),
-        ({"storage_dtype": "fp16"}, UnknownNameError, "storage dtype .*float16.*'fp16'"),
+        ({"storage_dtype": "fp16"}, UnknownNameError, "^storage_dtype: .*storage dtype .*float16.*'fp16'"),
         ({"encoder": {"weights": object()}}, UserError, "JSON data in the key's field encoder"),
         ({"preprocessing": {"mean": float("nan")}}, UserError, "JSON data in the key's field preprocessing"),
     ],
