@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.evaluate.output import FILE
+from pipeline.evaluate.output import FILE, read_queries, write_queries
 from pipeline.evaluate.results import (
     IMAGE_RETRIEVAL,
     TEXT_RETRIEVAL,
@@ -21,10 +21,8 @@ from pipeline.evaluate.results import (
     QueryRanks,
     chance_level,
     measures_of,
-    read_queries,
     sums_by_cluster,
     value_by_seed,
-    write_queries,
     zero_shot_direction,
 )
 from tests.drawing import draws

@@ -13,7 +13,6 @@ import pytest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import pairs_of_split
 from pipeline.evaluate.features import NEAR, SAME, Duplicates, Twin
-from pipeline.evaluate.results import Measure, QueryRanks
 from pipeline.evaluate.report.summary import (
     class_caveats,
     cut_off_caveats,
@@ -24,6 +23,7 @@ from pipeline.evaluate.report.summary import (
     split_caveats,
     text_encoder_caveats,
 )
+from pipeline.evaluate.results import Measure, QueryRanks
 from pipeline.evaluate.run import evaluate
 from pipeline.store.samples import Samples
 from pipeline.store.views import Side
@@ -253,7 +253,7 @@ def board_of_ranks(ranks: list[int]) -> Any:
     measures = [Measure(name=f"{name}_recall@{k}", direction=name, k=k) for name in DIRECTIONS for k in (1, 5)]
     lead = SimpleNamespace(
         name="best",
-        queries=dict.fromkeys(DIRECTIONS, queries),
+        answers=dict.fromkeys(DIRECTIONS, SimpleNamespace(queries=queries)),
         mean=lambda name: float(np.mean([rank <= int(name.partition("@")[2]) for rank in ranks])),
     )
     return cast(Any, SimpleNamespace(lead=lead, measures=measures, k=1))
@@ -302,7 +302,8 @@ def test_the_gravest_caveats_come_first() -> None:
     data = SimpleNamespace(labels=["cat"] * 4 + ["dog"], name="", unlabelled=1)
     config = SimpleNamespace(duplicate_cosine=0.9, ks=(1, 5), notes=("one", "two"))
     duplicates = found_duplicates(near=1, same=1)
-    found = find_caveats(board, cast(Any, pairs), [cast(Any, data)], cast(Any, config), duplicates)
+    about = SimpleNamespace(board=board, pairs=pairs, sets=[data], config=config, duplicates=duplicates)
+    found = find_caveats(cast(Any, about))
     assert [caveat.title for caveat in found] == [
         "The split test was not held out",
         "Near-duplicates between train and test",
