@@ -62,25 +62,25 @@ HEAVY = (
 HOUSE = House()
 PATHS = {module: HOUSE.path(module) for module in HOUSE.sources}
 AT_MOST = {
-    "lines": 37200,
-    "files": 351,
-    "files in one folder, most": 35,
+    "lines": 31500,
+    "files": 155,
+    "files in one folder, most": 15,
     "lines of a file, most": 450,
-    "modules read by one module, percent": 38,
+    "modules read by one module, percent": 20,
     "lines of a function, 90th percentile": 20,
-    "parameters of a function, most": 30,
+    "parameters of a function, most": 10,
     "import cycles": 0,
 }
-AT_LEAST = {"documented, percent of public names": 97.9, "typed, percent of arguments and returns": 100}
+AT_LEAST = {"documented, percent of public names": 98.5, "typed, percent of arguments and returns": 100}
 """The bars: a number may get better, and then its bar follows; `python -m tests.house` prints them all."""
 ENTERED = {
-    "extract of 40 pictures": 71,
-    "extract of their captions": 72,
-    "nothing to do": 37,
-    "align": 56,
-    "align, a training": 69,
-    "evaluate one run": 84,
-    "search one sentence": 61,
+    "extract of 40 pictures": 40,
+    "extract of their captions": 40,
+    "nothing to do": 24,
+    "align": 36,
+    "align, a training": 44,
+    "evaluate one run": 43,
+    "search one sentence": 36,
 }
 """How many of the package's files a command enters, at most."""
 

@@ -17,7 +17,7 @@ from pipeline.encoders.base import Modality
 from pipeline.encoders.torch_encoder import Batch, ModelInfo, Tokens, TorchEncoder, stacked, to_device
 from pipeline.errors import UnknownNameError, UserError
 
-INTERPOLATIONS = {each.name.lower(): each for each in Image.Resampling}
+INTERPOLATIONS = dict(zip(map(str.lower, Image.Resampling.__members__), Image.Resampling, strict=True))
 
 MARGIN = 2
 """How many times the aim of the resize, each way, a reduced picture keeps at least, as Pillow's thumbnails do."""
