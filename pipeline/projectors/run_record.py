@@ -79,8 +79,13 @@ def build_projector(name: str, settings: Mapping[str, Any], *, where: str = "") 
         settings = {**settings, "base": _base(settings["base"], name, where)}
     try:
         return table[name](**settings)
-    except TypeError as error:
-        raise UserError(expected=f"settings of a {name} projector", found=str(error), where=where) from error
+    except UserError as error:
+        if error.where:
+            raise
+        raise UserError(expected=error.expected, found=error.found, where=where, remedy=error.remedy) from error
+    except (TypeError, RuntimeError, OverflowError) as error:  # of another type, or a size that no tensor has
+        expected = f"settings of a {name} projector"
+        raise UserError(expected=expected, found=one_line(error), where=where) from error
 
 
 def _base(about: object, name: str, where: str) -> Projector:

@@ -162,6 +162,16 @@ def test_a_projector_of_another_width_than_the_run(run: AlignedRun) -> None:
         run.projector("image", 1)
 
 
+@pytest.mark.parametrize("width", [10**18, -5, 2.5, None, "many", 10**400])
+def test_a_width_that_no_tensor_has(width: object, run: AlignedRun) -> None:
+    path = run.folder / "seed-1" / "image.json"
+    about = json.loads(path.read_text())
+    about["settings"]["d_in"] = width
+    path.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"image.json: expected "):
+        run.projector("image", 1)
+
+
 def test_no_run_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a finished run's folder, found no such folder"):
         AlignedRun.open(tmp_path / "nothing")
