@@ -5,18 +5,20 @@ All are frozen, go to JSON by `to_json` and come back by `from_json`; `pipeline.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import DamagedStoreError, UnknownNameError, UserError
-from pipeline.files import canonical, json_digest, load_signed
+from pipeline.files import canonical, json_digest, load_signed, one_line
 from pipeline.storage.contract import Content, Storage, Stored
 from pipeline.storage.leases import is_lock, leased_thing
 from pipeline.storage.local import is_temp
 from pipeline.store.formats import FORMATS
-from pipeline.store.key import FORMAT, FeatureKey
+from pipeline.store.key import FORMAT, FeatureKey, storage_dtype
+
+T = TypeVar("T")
 
 HEADER = "store.json"
 MANIFEST = "manifest.json"
@@ -202,7 +204,19 @@ class ShardFile:
         """Rebuild a record."""
         layers = tuple(ShardLayer(**layer) for layer in data["layers"])
         rejected = tuple((name, reason) for name, reason in data["rejected"])
-        return cls(**{**data, "layers": layers, "rejected": rejected})
+        record = cls(**{**data, "layers": layers, "rejected": rejected})
+        record._check()
+        return record
+
+    def _check(self) -> None:
+        """Refuse a name that is no shard's and sizes that the file cannot have: values lie in it uncompressed."""
+        if shard_index(self.name) != self.index or is_record(self.name):
+            raise ValueError(f"{self.name!r} as the file of shard {self.index}")
+        if not (0 <= self.start < self.stop and 0 <= self.rows <= self.stop - self.start):
+            raise ValueError(f"{self.rows} rows of the items {self.start} to {self.stop}")
+        values = sum(_values(self.rows, layer) for layer in self.layers)
+        if values > self.bytes:
+            raise ValueError(f"{values} bytes of values in the {self.bytes} bytes of {self.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +289,7 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """Rebuild a manifest."""
-        return cls(
+        manifest = cls(
             header=Header.from_json(data["header"]),
             shards=tuple(ShardFile.from_json(shard) for shard in data["shards"]),
             layers=tuple(LayerInfo(**layer) for layer in data["layers"]),
@@ -283,6 +297,35 @@ class Manifest:
             provenance=data["provenance"],
             **{name: data[name] for name in ("rows", "ids", "content_digest", "samples", "rejected")},
         )
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        """Refuse shards that are named twice or lie beyond the data set, and a number of rows that is not theirs."""
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) < len(names):
+            raise ValueError("a shard file that is named twice")
+        for shard in self.shards:
+            if not 0 <= shard.index < self.header.shards or (shard.start, shard.stop) != self.header.span(shard.index):
+                raise ValueError(f"shard {shard.index} of the items {shard.start} to {shard.stop}")
+        rows = sum({shard.index: shard.rows for shard in self.shards}.values())
+        if self.rows != rows:
+            raise ValueError(f"{self.rows} rows, and {rows} in the shards")
+        for layer in self.layers:
+            _values(self.rows, layer)
+            if any(held.width != layer.width for shard in self.shards if (held := shard.layer(layer.name))):
+                raise ValueError(f"another width of {layer.name} in a shard")
+
+
+def _values(rows: int, layer: ShardLayer | LayerInfo) -> int:
+    """Return the bytes of a layer's rows.
+
+    Raises:
+        ValueError: The layer has no width.
+    """
+    if layer.width < 1:
+        raise ValueError(f"width {layer.width} of {layer.name}")
+    return rows * layer.width * storage_dtype(layer.dtype).numpy.itemsize
 
 
 def read_header(root: Storage) -> Header:
@@ -293,12 +336,12 @@ def read_header(root: Storage) -> Header:
         DamagedStoreError: It is not what was written.
         UserError: It is of another version of the format.
     """
-    return Header.from_json(_read(root, HEADER))
+    return _rebuilt(Header.from_json, _read(root, HEADER), HEADER, root)
 
 
 def read_manifest(root: Storage) -> Manifest:
     """Read and check a store's manifest; errors as for `read_header`."""
-    return Manifest.from_json(_read(root, MANIFEST))
+    return _rebuilt(Manifest.from_json, _read(root, MANIFEST), MANIFEST, root)
 
 
 def read_record(root: Storage, name: str) -> ShardFile:
@@ -308,10 +351,25 @@ def read_record(root: Storage, name: str) -> ShardFile:
         FileNotFoundError: There is none.
         DamagedStoreError: It is not what was written.
     """
-    record = ShardFile.from_json(load_signed(root.get(name), name, str(root)))
+    record = _rebuilt(ShardFile.from_json, load_signed(root.get(name), name, str(root)), name, root)
     if record_of(record.name) != name:
         raise DamagedStoreError(name, "the record of its own shard file", record.name, str(root))
     return record
+
+
+def _rebuilt(build: Callable[[dict[str, Any]], T], data: dict[str, Any], name: str, root: Storage) -> T:
+    """Return what signed JSON means; the digest says that it is whole, not that it makes sense.
+
+    Raises:
+        DamagedStoreError: A field is missing, of another type, or has a value that cannot be.
+    """
+    try:
+        return build(data)
+    except KeyError as error:
+        raise DamagedStoreError(name, f"the field {error.args[0]}", "none", str(root)) from error
+    except (TypeError, ValueError, AttributeError, OverflowError, UserError) as error:
+        found = error.found if isinstance(error, UserError) else one_line(error)
+        raise DamagedStoreError(name, "fields that a store has", found, str(root)) from error
 
 
 def _read(root: Storage, name: str) -> dict[str, Any]:
