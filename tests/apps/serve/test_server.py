@@ -75,6 +75,7 @@ def test_a_full_queue_says_when_to_come_back(runs: list[ServedRun], monkeypatch:
 
 def test_served_until_interrupted(paths: list[Path], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pipeline.cli", "serve", *map(str, paths), "--port", "0"]
+    words += ["--trust-module", "tests.apps.tiny"]  # the runs name encoders of this repository's tests
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
         assert process.stderr is not None
@@ -119,6 +120,14 @@ def test_what_is_refused(paths: list[Path], words: list[str], message: str) -> N
 def test_a_missing_extra_is_one_sentence(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.commands.apps.find_spec", lambda name: None)
     assert "run: pip install 'fewpairs[serve]'" in refused("serve", paths[0])
+
+
+def test_answers_are_not_held_back() -> None:
+    """Small answers leave at once, not 40 ms later when the client has confirmed their beginning."""
+    with listen("127.0.0.1", 0) as server, socket.create_connection(server.getsockname()[:2]):
+        accepted, _ = server.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)])
