@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.align.config import AlignConfig
-from pipeline.align.pairs import PairFeatures, PairSet, Splits, draw, split_pairs, subset
+from pipeline.align.pairs import PairFeatures, PairSet, Splits, draw, one_row_an_image, split_pairs, subset
 from pipeline.align.run import align
 from pipeline.errors import UserError
 from pipeline.layers import LayerRef
@@ -121,6 +121,49 @@ def test_too_few_pairs(make_stores: MakeStores, tmp_path: Path, train: int) -> N
 def test_three_pairs_without_validation(make_stores: MakeStores, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 4 images with captions"):
         align(config_for(make_stores(train=3, val=0, test=5), tmp_path))
+
+
+def test_two_training_images_are_enough_beside_a_validation_split(make_stores: MakeStores) -> None:
+    paths = make_stores(train=2, val=2, test=1)
+    splits = split_pairs(*open_sides(paths), config_for(paths), silent)
+    assert (len(splits.train), len(splits.validation), splits.carved) == (2, 2, False)
+
+
+def test_two_of_four_are_carved(make_stores: MakeStores) -> None:
+    paths = make_stores(train=4, val=0, test=1)
+    splits = split_pairs(*open_sides(paths), config_for(paths), silent)
+    assert (len(splits.train), len(splits.validation), splits.carved) == (2, 2, True)
+
+
+def test_all_pairs_may_be_asked_for_by_number(stores: Stores) -> None:
+    image, text = open_sides(stores)
+    train = split_pairs(image, text, config_for(stores), silent).train
+    assert subset(image, train, len(train), seed=1).tolist() == list(range(200))
+
+
+def test_a_layer_with_one_row_an_image(stores: Stores) -> None:
+    """Images their own rows, captions the mean of each image's: by a plain loop over ids."""
+    image, text = open_sides(stores)
+    train = split_pairs(image, text, config_for(stores), silent).train
+    layer = LayerRef(0, "output")
+    own = image.read([layer], train.image_rows)
+    assert torch.equal(one_row_an_image(image, layer, train), own)
+    rows = text.read([layer], np.arange(len(text.samples)))
+    means = [
+        torch.stack([rows[place] for place, owner in enumerate(text.samples.image_id) if owner == name]).mean(dim=0)
+        for name in image_ids(image, train)
+    ]
+    torch.testing.assert_close(one_row_an_image(text, layer, train), torch.stack(means))
+
+
+def test_widths_of_stacked_layers_go_along(stores: Stores) -> None:
+    sides = open_sides(stores)
+    both = tuple(LayerRef(0, name) for name in ("block1", "output"))
+    train = split_pairs(*sides, config_for(stores), silent).train
+    data = PairFeatures.read(sides, (both, both), train, torch.device("cpu"))
+    widths = tuple([side.stores[0].layer(ref.name).width for ref in both] for side in sides)
+    for some in (data, data.head(3), data.take(np.array([4, 2]))):
+        assert some.widths == widths
 
 
 def test_smallest_run_that_works(make_stores: MakeStores, tmp_path: Path) -> None:

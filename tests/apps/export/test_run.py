@@ -83,6 +83,7 @@ def test_another_process_gives_the_same(run: Path, tmp_path: Path) -> None:
     pictures()[0].save(file)
     script = (
         "import json\n"
+        "import tests.apps.tiny\n"  # its encoders: what is exported may not import them by itself
         "from pipeline.apps.dual_encoder import load_model\n"
         f"model = load_model({str(tmp_path / 'model')!r})\n"
         f"vectors = model.encode_image([{str(file)!r}]), model.encode_text(['red'])\n"
