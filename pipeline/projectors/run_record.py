@@ -79,11 +79,7 @@ def build_projector(name: str, settings: Mapping[str, Any], *, where: str = "") 
         settings = {**settings, "base": _base(settings["base"], name, where)}
     try:
         return table[name](**settings)
-    except UserError as error:
-        if error.where:
-            raise
-        raise UserError(expected=error.expected, found=error.found, where=where, remedy=error.remedy) from error
-    except (TypeError, RuntimeError, OverflowError) as error:  # of another type, or a size that no tensor has
+    except (TypeError, RuntimeError, OverflowError, UserError) as error:  # another type, or a size that no tensor has
         expected = f"settings of a {name} projector"
         raise UserError(expected=expected, found=one_line(error), where=where) from error
 

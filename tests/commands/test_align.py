@@ -130,7 +130,7 @@ def test_interrupted_it_keeps_the_finished_seeds(own: Path, monkeypatch: pytest.
         return train(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.align.fit.train", interrupted)
+        patch.setattr("pipeline.align.run.train", interrupted)
         result = pipeline(*words)
     assert (result.code, result.out) == (130, "")
     assert result.err.splitlines()[-1].startswith("Interrupted: ")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import tests.contract.tiny  # noqa: F401  # what was written names its encoders, and a file may not import them by itself
 from tests.commands.running import done
 from tests.contract import written
 from tests.contract.making import CCA, DATA, IMAGE, REPORT, TEXT, inside

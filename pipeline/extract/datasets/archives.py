@@ -367,13 +367,15 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(path.open("rb"))
-            if file.read(2) == b"\x1f\x8b":
+            magic = file.read(6)
+            if magic.startswith(b"\x1f\x8b"):
                 plain = stack.enter_context(tempfile.TemporaryFile())
                 with gzip.open(path) as packed:
                     shutil.copyfileobj(packed, plain)
                 file = plain
             file.seek(0)
-            yield stack.enter_context(tarfile.open(fileobj=file, mode="r:*"))
+            packed_otherwise = magic.startswith((b"BZh", b"\xfd7zXZ"))
+            yield stack.enter_context(tarfile.open(fileobj=file, mode="r:*" if packed_otherwise else "r:"))
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(expected="a tar file", found=one_line(error) or "none", where=str(path)) from error
 
