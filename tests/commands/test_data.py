@@ -64,6 +64,7 @@ def test_what_is_refused(project: Path, words: list[str], message: str) -> None:
         ("s.csv", b"filepath,caption\ngone.png,x\n", "1 left out, the first because: the image cannot be read"),
         ("s.csv", b"filepath,caption\n../s.png,x\n", "s.csv, line 2: expected a path inside"),
         ("s.jsonl", b'{"filepath": 3}\n[]\n', "s.jsonl, line 2: expected a JSON object a line, found list"),
+        ("s.jsonl", b"[" * 100_000, "s.jsonl, line 1: expected a JSON object a line, found maximum recursion depth"),
         ("s.tar", b"x" * 1024, "s.tar: expected a tar file, found invalid header"),
         ("s.parquet", b"PAR1xx", "s.parquet: expected a Parquet file, found Parquet file size is 6 bytes"),
         ("s.json", b"{}", "found something else; name the kind with --kind"),

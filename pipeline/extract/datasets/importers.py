@@ -168,7 +168,7 @@ def _jsonl(path: Path) -> Rows:
 def _object(line: bytes, where: str) -> Mapping[str, Any]:
     try:
         row = json.loads(line.decode("utf-8", "surrogateescape"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(expected="a JSON object a line", found=str(error), where=where) from error
     if not isinstance(row, dict):
         raise UserError(expected="a JSON object a line", found=type(row).__name__, where=where)

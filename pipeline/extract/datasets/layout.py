@@ -220,7 +220,7 @@ def read_json(path: Path, where: str = "") -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(expected="a JSON object", found=str(error), where=where or str(path)) from error
     if not isinstance(value, dict):
         raise UserError(expected="a JSON object", found=type(value).__name__, where=where or str(path))
