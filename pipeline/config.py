@@ -142,7 +142,7 @@ def load_params(path: Path) -> dict[str, Any]:
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, any depth
         raise UserError(expected="YAML", found=" ".join(str(error).split()), where=str(path)) from error
     if not isinstance(data, dict):
         raise UserError(expected="a mapping of sections", found=type(data).__name__, where=str(path))

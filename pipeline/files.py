@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -99,13 +100,22 @@ def load_signed(data: bytes, name: str, where: str) -> dict[str, Any]:
     return body
 
 
+def is_endless(path: Path) -> bool:
+    """Say whether a pipe, a socket or a device is there: reading it might never end."""
+    try:
+        mode = path.stat().st_mode  # looked at once: what others delete meanwhile is not there, and no pipe
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def read_file(path: Path, remedy: str) -> bytes:
     """Return the bytes of a file that has to be there; `remedy` is the advice where it is not.
 
     Raises:
         UserError: There is none, or it is a pipe or a device, which might never end.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if is_endless(path):
         raise UserError(expected="a regular file", found="a pipe or a device", where=str(path), remedy=remedy)
     try:
         return path.read_bytes()

@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.encoders.image_model import REDUCED, Reduced
 from pipeline.errors import RejectedInputError
+from pipeline.files import is_endless
 
 DECODE_VERSION = 2
 """Part of the feature key: raised whenever the same file would give other pixels or another verdict."""
@@ -73,7 +74,7 @@ def read_file(path: Path) -> bytes:
         RejectedInputError: It cannot be read.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if is_endless(path):
             raise RejectedInputError("it is a pipe or a device")
         return path.read_bytes()
     except OSError as error:

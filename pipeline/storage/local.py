@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import DamagedStoreError, PipelineError, UserError
-from pipeline.files import is_locked, lock, one_line, open_locked, same_file
+from pipeline.files import is_endless, is_locked, lock, one_line, open_locked, same_file
 from pipeline.runtime import free_disk
 from pipeline.storage.contract import Content, Place, Storage, Stored
 from pipeline.storage.leases import STORE, Thing, is_lock, leased_elsewhere, sweep_leases
@@ -76,11 +76,10 @@ class LocalStorage(Storage):
     def file(self, name: str, content: Content | None = None) -> Path:
         """Return the file itself."""
         path = self.here / name
-        if not path.is_file():
-            if content is None:
-                raise FileNotFoundError(str(path))
-            if path.exists():  # a pipe or a device would never end
-                raise DamagedStoreError(name, "a regular file", "something else", str(self))
+        if content is None and not path.is_file():
+            raise FileNotFoundError(str(path))
+        if is_endless(path):
+            raise DamagedStoreError(name, "a regular file", "a pipe or a device", str(self))
         return path
 
     def fetch(self, wanted: Mapping[str, Content | None] | Iterable[str], *, again: bool = False) -> None:

@@ -210,6 +210,8 @@ class ShardFile:
 
     def _check(self) -> None:
         """Refuse a name that is no shard's and sizes that the file cannot have: values lie in it uncompressed."""
+        if not all(type(number) is int for number in (self.index, self.start, self.stop, self.rows, self.bytes)):
+            raise ValueError("a number that is not whole")
         if shard_index(self.name) != self.index or is_record(self.name):
             raise ValueError(f"{self.name!r} as the file of shard {self.index}")
         if not (0 <= self.start < self.stop and 0 <= self.rows <= self.stop - self.start):
@@ -302,6 +304,8 @@ class Manifest:
 
     def _check(self) -> None:
         """Refuse shards that are named twice or lie beyond the data set, and a number of rows that is not theirs."""
+        if not isinstance(self.provenance, Mapping):
+            raise ValueError(f"{type(self.provenance).__name__} as provenance")
         names = [shard.name for shard in self.shards]
         if len(set(names)) < len(names):
             raise ValueError("a shard file that is named twice")
@@ -309,7 +313,7 @@ class Manifest:
             if not 0 <= shard.index < self.header.shards or (shard.start, shard.stop) != self.header.span(shard.index):
                 raise ValueError(f"shard {shard.index} of the items {shard.start} to {shard.stop}")
         rows = sum({shard.index: shard.rows for shard in self.shards}.values())
-        if self.rows != rows:
+        if type(self.rows) is not int or self.rows != rows:
             raise ValueError(f"{self.rows} rows, and {rows} in the shards")
         for layer in self.layers:
             _values(self.rows, layer)
@@ -323,7 +327,7 @@ def _values(rows: int, layer: ShardLayer | LayerInfo) -> int:
     Raises:
         ValueError: The layer has no width.
     """
-    if layer.width < 1:
+    if type(layer.width) is not int or layer.width < 1:
         raise ValueError(f"width {layer.width} of {layer.name}")
     return rows * layer.width * storage_dtype(layer.dtype).numpy.itemsize
 

@@ -38,7 +38,7 @@ def test_broken_rows_are_listed_and_left_out(own: Path) -> None:
         (["nowhere.csv"], "found nothing; name the kind with --kind"),
         (["params.yaml"], "found something else; name the kind with --kind"),
         (["shapes.csv", "--kind", "shapes"], "expected a known kind of source (huggingface,"),
-        (["shapes.csv", "--kind", "karpathy"], "shapes.csv: expected a JSON object"),
+        (["shapes.csv", "--kind", "karpathy"], "shapes.csv: expected JSON that describes images and sentences"),
         (["shapes.csv", "--filepath", "photo"], "expected a column 'photo', found filepath, caption, label, split"),
         (["shapes.csv", "--caption", "text"], "expected a column 'text', found filepath, caption, label, split"),
         (["shapes.csv", "--split", "a/b"], "--split: expected three shares such as 0.8/0.1/0.1, found 'a/b'"),

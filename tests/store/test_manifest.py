@@ -27,6 +27,9 @@ def resign(store: Path, change: Change) -> None:
 CHANGES: list[tuple[Change, str]] = [
     (lambda body: body.update(rows=-5), "-5 rows, and 22 in the shards"),
     (lambda body: body.update(rows="22"), "22 rows, and 22 in the shards"),
+    (lambda body: body.update(rows=22.0), "22.0 rows, and 22 in the shards"),
+    (lambda body: body["shards"][0].update(index=0.0), "a number that is not whole"),
+    (lambda body: body.update(provenance=["x"]), "list as provenance"),
     (lambda body: body.update(header=None), "NoneType"),
     (lambda body: body.pop("layers"), "the field layers, found none"),
     (lambda body: body["shards"][0].update(name="../evil.h5"), r"'\.\./evil\.h5' as the file of shard 0"),

@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +40,7 @@ from pipeline.encoders.base import Encoder
 from pipeline.encoders.load import trust_modules
 from pipeline.errors import PipelineError, RejectedInputError, UserError
 from pipeline.extract.decode import decode_image
+from pipeline.files import read_json
 from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import StoreRecord
 from pipeline.storage.contract import Place
@@ -228,11 +230,10 @@ class ServedRun:
         searcher.find_captions(torch.zeros(1, self.model.run.dim), 1)
 
     def _dataset(self) -> dict[str, str]:
-        try:
-            record = json.loads(self.folder.get("dataset.json")) if self.folder else {}
-        except (OSError, ValueError):
-            record = {}
-        known = record if isinstance(record, dict) else {}
+        known: dict[str, Any] = {}
+        if self.folder:
+            with suppress(OSError, UserError):
+                known = read_json(self.folder.file("dataset.json"), "a data set")
         return {name: str(known.get(name) or "") for name in ("name", "licence", "attribution")}
 
 

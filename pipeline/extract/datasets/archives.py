@@ -30,9 +30,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.errors import MissingExtraError, UserError
-from pipeline.extract.datasets.layout import Classes, Fence, classes_beside, read_json
+from pipeline.extract.datasets.layout import Classes, Fence, classes_beside
 from pipeline.extract.datasets.records import IMAGE_SUFFIXES, Columns, ImportOptions, Record, Records, Skipped
-from pipeline.files import one_line
+from pipeline.files import one_line, read_json
 
 Tables = Mapping[str, Iterable[Mapping[str, Any]]]
 """Split → rows; the split without a name has none."""
@@ -169,7 +169,7 @@ def _read_saved(source: str, options: ImportOptions) -> Records:
     root = Path(source)
     folders = {"": root}
     if (root / "dataset_dict.json").is_file():
-        names = list(map(str, read_json(root / "dataset_dict.json").get("splits") or []))
+        names = list(map(str, read_json(root / "dataset_dict.json", "splits").get("splits") or []))
         fence = Fence(root)
         folders = {name: fence.path(name, str(root / "dataset_dict.json")) for name in names}
     if not folders or not all((folder / "state.json").is_file() for folder in folders.values()):
@@ -177,7 +177,7 @@ def _read_saved(source: str, options: ImportOptions) -> Records:
     tables = {split: _saved_table(folder) for split, folder in folders.items()}
     columns = _columns(options, next(iter(tables.values())).schema, source)
     about = next(iter(folders.values())) / "dataset_info.json"
-    features = read_json(about).get("features") if about.is_file() else None
+    features = read_json(about, "features").get("features") if about.is_file() else None
     feature = features.get(columns.label) if isinstance(features, dict) else None
     classes = _classes(feature.get("names") if isinstance(feature, dict) else None)
     rows = {
@@ -191,7 +191,7 @@ def _read_saved(source: str, options: ImportOptions) -> Records:
 def _saved_table(folder: Path) -> Any:
     import pyarrow as pa
 
-    state = read_json(folder / "state.json")
+    state = read_json(folder / "state.json", "a data set")
     fence = Fence(folder)
 
     def load(field: str) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.extract.datasets import archives
-from pipeline.extract.datasets.layout import Classes, Fence, classes_beside, read_json, read_rows
+from pipeline.extract.datasets.layout import Classes, Fence, classes_beside, read_rows
 from pipeline.extract.datasets.records import (
     IMAGE_SUFFIXES,
     Columns,
@@ -33,6 +33,7 @@ from pipeline.extract.datasets.records import (
     named_splits,
 )
 from pipeline.extract.datasets.writing import MadeDataset, write_dataset
+from pipeline.files import read_json
 from pipeline.progress import Progress, silent
 
 
@@ -279,7 +280,7 @@ def _is_karpathy(source: str) -> bool:
 def _read_karpathy(source: str, options: ImportOptions) -> Records:
     """Open a Karpathy file; images are looked for beside it, in `images/`, or under `--root`."""
     path = Path(source)
-    entries = read_json(path).get("images")
+    entries = read_json(path, "images and sentences").get("images")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "filename" in entry for entry in entries):
         raise UserError(
             expected='{"images": [{"filename", "sentences", "split"}]}',

@@ -19,6 +19,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.local import open_storage
 
@@ -116,7 +117,7 @@ def open_dataset(place: Place) -> RawDataset:
 
 def _read_info(root: Storage) -> Mapping[str, Any]:
     where = str(root / "dataset.json")
-    info = read_json(root.file("dataset.json"), where)
+    info = read_json(root.file("dataset.json"), "a data set", where)
     if info.get("format", FORMAT) != FORMAT:
         raise UserError(
             expected=f"format {FORMAT}",
@@ -212,21 +213,6 @@ def _require_new(item_id: str, seen: set[str], column: str, where: str) -> None:
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, where: str = "") -> dict[str, Any]:
-    """Read a JSON object; `where` is what errors call the file, its path if unsaid.
-
-    Raises:
-        UserError: The file is missing, is not JSON, or is not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(expected="a JSON object", found=str(error), where=where or str(path)) from error
-    if not isinstance(value, dict):
-        raise UserError(expected="a JSON object", found=type(value).__name__, where=where or str(path))
-    return value
-
-
 def read_classes(path: Path, where: str = "") -> Classes:
     """Read classes.json; names of other fields than `classes`, `templates` and `prompts` are left alone.
 
@@ -238,7 +224,7 @@ def read_classes(path: Path, where: str = "") -> Classes:
         UserError: No classes, a name twice, a template without `{c}` or `{}`, prompts of an unknown class.
     """
     where = where or str(path)
-    value = read_json(path, where)
+    value = read_json(path, "classes", where)
     names = _texts(value.get("classes"), "classes", where)
     if len(set(names)) != len(names):
         twice, _ = Counter(names).most_common(1)[0]

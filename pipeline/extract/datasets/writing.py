@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.layout import FORMAT, is_utf8, read_json
+from pipeline.extract.datasets.layout import FORMAT, is_utf8
 from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule, official_split
+from pipeline.files import read_json
 from pipeline.progress import Meter, Progress, silent
 
 _MAGIC = (
@@ -101,7 +102,7 @@ def _refuse_existing(out: Path, name: str, replace: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     path = out / "dataset.json"
-    found = str(read_json(path).get("name")) if path.is_file() else ""
+    found = str(read_json(path, "a data set").get("name")) if path.is_file() else ""
     same = bool(found) and found == name
     if replace and same:
         return

@@ -1,5 +1,6 @@
 """Reading a raw data set by hand: what is right comes through, what is wrong is named with its line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -148,10 +149,18 @@ def test_a_class_may_have_prompts_of_its_own(tmp_path: Path) -> None:
     assert classes.sentences("b") == ("bee", "the letter")
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"classes": ' + "1" * 5000 + "}", None])
+def test_hostile_json_is_one_sentence(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "classes.json"
+    os.mkfifo(path) if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=r"classes.json: expected (a regular file|JSON that describes classes)"):
+        read_classes(path)
+
+
 def test_json_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(UserError, match="expected a JSON object, found list"):
+    with pytest.raises(UserError, match="expected a JSON object that describes classes, found list"):
         read_classes(tmp_path / "classes.json")
     (tmp_path / "classes.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="expected a JSON object, found Expecting"):
+    with pytest.raises(UserError, match="expected JSON that describes classes, found Expecting"):
         read_classes(tmp_path / "classes.json")
