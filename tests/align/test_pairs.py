@@ -164,6 +164,8 @@ def test_widths_of_stacked_layers_go_along(stores: Stores) -> None:
     widths = tuple([side.stores[0].layer(ref.name).width for ref in both] for side in sides)
     for some in (data, data.head(3), data.take(np.array([4, 2]))):
         assert some.widths == widths
+    away = PairFeatures.read(sides, (both, both), train, torch.device("meta"))
+    assert {away.image.device.type, away.text.device.type, away.starts.device.type} == {"meta"}
 
 
 def test_smallest_run_that_works(make_stores: MakeStores, tmp_path: Path) -> None:
@@ -319,3 +321,58 @@ def test_the_first_images_keep_all_that_belongs_to_them(stores: Stores) -> None:
     assert some.starts.tolist() == [0, 2, 4, 6]
     assert some.widths == data.widths
     assert data.head(len(data)) is data
+
+
+def test_every_draw_is_the_one_that_ids_and_seed_give(stores: Stores) -> None:
+    """The streams written out: `seed` draws images, `(seed, 1)` captions, both over the sorted ids."""
+    image, text = open_sides(stores)
+    pairs = split_pairs(image, text, config_for(stores)).train
+    order = np.argsort(image_ids(image, pairs))[np.random.default_rng(3).permutation(len(pairs))]
+    assert subset(image, pairs, 7, seed=3).tolist() == sorted(order[:7].tolist())
+    assert subset(image, pairs, len(pairs), seed=3).tolist() == list(range(len(pairs)))
+    names = [text.samples.sample_id[row] for row in pairs.caption_rows]
+    key = np.empty(len(names), dtype=np.int64)
+    key[np.argsort(names)] = np.random.default_rng((3, 1)).permutation(len(names))
+    first = [min(2 * i, 2 * i + 1, key=key.__getitem__) for i in range(len(pairs))]
+    found = draw(image, text, pairs, config_for(stores, captions_per_image=1), seed=3)
+    assert found.caption_rows.tolist() == first
+
+
+@pytest.mark.parametrize(("val", "trained", "validated"), [(0, 18, 2), (9, 20, 9)])
+def test_validation_images_are_ordered_by_seed_zero(
+    make_stores: MakeStores, val: int, trained: int, validated: int
+) -> None:
+    paths = make_stores(train=20, val=val, test=2)
+    image, text = open_sides(paths)
+    splits = split_pairs(image, text, config_for(paths))
+    assert (len(splits.train), len(splits.validation)) == (trained, validated)
+    found = image_ids(image, splits.validation)
+    pool = sorted(found if val else [*found, *image_ids(image, splits.train)])
+    order = np.random.default_rng(0).permutation(len(pool))[:validated]
+    assert found == [pool[place] for place in order]
+
+
+def test_too_few_pairs_names_the_splits_that_there_are(make_stores: MakeStores) -> None:
+    paths = make_stores(train=1, val=2, test=2)
+    with pytest.raises(UserError, match=r"splits of the images: test, train, val\)"):
+        split_pairs(*open_sides(paths), config_for(paths))
+
+
+def test_an_epoch_of_one_caption_draws_order_then_captions(stores: Stores) -> None:
+    data, stream = tensors(stores), torch.Generator().manual_seed(5)
+    order = torch.randperm(len(data), generator=stream)
+    chance = torch.rand(len(data), generator=stream, dtype=torch.float64)
+    images, captions = data.epoch("one", torch.Generator().manual_seed(5))
+    assert torch.equal(images, order)
+    assert torch.equal(captions, (data.starts[:-1] + (2 * chance).long())[order])
+
+
+def test_one_row_an_image_of_a_constant_layer(make_stores: MakeStores) -> None:
+    def constant(side: str, values: dict[str, Any]) -> None:
+        for table in values.values():
+            table[:] = 1.0
+
+    paths = make_stores(train=6, val=2, test=2, change=constant)
+    image, text = open_sides(paths)
+    pairs = split_pairs(image, text, config_for(paths)).train
+    assert bool((one_row_an_image(text, LayerRef(0, "output"), pairs) == 1.0).all())

@@ -19,7 +19,6 @@ import gzip
 import importlib
 import json
 import re
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -290,6 +289,9 @@ def _with_bytes(value: Any, cache: list[Path]) -> Any:
 MAX_MEMBER = 256 * 2**20
 """Bytes; a larger member of a tar is refused (a compressed tar may promise any size)."""
 
+MOST_TIMES = 100
+"""A packed tar that unpacks to more than so many times its size (and a large member) would fill the disk."""
+
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _ENDINGS = (".tar", ".tar.gz", ".tgz")
 
@@ -344,7 +346,9 @@ def _samples(tars: list[Path], options: ImportOptions, classes: Classes | None) 
     for path in tars:
         prefix = f"{_named(path)}/" if len(tars) > 1 else ""
         with _opened(path) as tar:
-            for key, members in _by_stem(tar).items():
+            stems, replaced = _by_stem(tar)
+            yield from (Skipped(f"{path.name}:{name}", "a later member has the same name") for name in replaced)
+            for key, members in stems.items():
                 parts: dict[str, bytes] = {}
                 for suffix, member in members.items():
                     problem = _problem(member)
@@ -370,8 +374,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
             magic = file.read(6)
             if magic.startswith(b"\x1f\x8b"):
                 plain = stack.enter_context(tempfile.TemporaryFile())
-                with gzip.open(path) as packed:
-                    shutil.copyfileobj(packed, plain)
+                _unpack(path, plain)
                 file = plain
             file.seek(0)
             packed_otherwise = magic.startswith((b"BZh", b"\xfd7zXZ"))
@@ -380,15 +383,27 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         raise UserError(expected="a tar file", found=one_line(error) or "none", where=str(path)) from error
 
 
-def _by_stem(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Return stem → ending → member, the stems as they first come; of two members of one name the later counts."""
+def _unpack(path: Path, plain: IO[bytes]) -> None:
+    most = MOST_TIMES * path.stat().st_size + MAX_MEMBER
+    with gzip.open(path) as packed:
+        while block := packed.read(2**20):
+            plain.write(block)
+            if plain.tell() > most:
+                raise tarfile.ReadError(f"more than {MOST_TIMES} times its size when unpacked")
+
+
+def _by_stem(tar: tarfile.TarFile) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[str]]:
+    """Return stem → ending → member, the stems as they first come; and the names that a later member has again."""
     found: dict[str, dict[str, tarfile.TarInfo]] = {}
+    replaced = []
     for member in tar:
         if not member.isdir():
             folder, slash, base = member.name.removeprefix("./").rpartition("/")
             stem, dot, suffix = base.partition(".")
-            found.setdefault(folder + slash + stem, {})[(dot + suffix).lower()] = member
-    return found
+            members, ending = found.setdefault(folder + slash + stem, {}), (dot + suffix).lower()
+            replaced += [members[ending].name] if ending in members else []
+            members[ending] = member
+    return found, replaced
 
 
 def _problem(member: tarfile.TarInfo) -> str:

@@ -132,6 +132,25 @@ def test_a_packed_member_that_claims_more_than_there_is(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_packed_tar_that_would_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.extract.datasets.archives.MAX_MEMBER", 2**20)
+    (tmp_path / "set.tar.gz").write_bytes(gzip.compress(bytes(2**25)))
+    with pytest.raises(UserError, match="expected a tar file, found more than 100 times its size when unpacked"):
+        import_dataset(tmp_path / "set.tar.gz", tmp_path / "out")
+
+
+def test_of_two_members_of_one_name_the_earlier_is_listed(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "set.tar", {"0.png": picture(0), "0.txt": b"first"})
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("0.txt")
+        member.size = 6
+        tar.addfile(member, io.BytesIO(b"second"))
+    dataset = imported(path, tmp_path / "out", "webdataset")
+    assert captions_of(dataset) == {"0": ["second"]}
+    (skipped,) = read_table(tmp_path / "out" / "skipped.csv")
+    assert skipped == {"id": "set.tar:0.txt", "reason": "a later member has the same name"}
+
+
 def test_rubbish_in_an_extended_header(tmp_path: Path) -> None:
     path = tmp_path / "set.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
