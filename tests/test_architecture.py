@@ -62,8 +62,8 @@ HEAVY = (
 HOUSE = House()
 PATHS = {module: HOUSE.path(module) for module in HOUSE.sources}
 AT_MOST = {
-    "lines": 31000,
-    "files": 150,
+    "lines": 34000,
+    "files": 156,
     "files in one folder, most": 15,
     "lines of a file, most": 450,
     "modules read by one module, percent": 20,
