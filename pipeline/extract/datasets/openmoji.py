@@ -107,11 +107,13 @@ def _bare(code_points: str) -> str:
 
 
 def _captions(names: list[str]) -> tuple[str, ...]:
+    """Return the names as captions, each once; names of digits and signs alone ("100", "+1") describe nothing."""
     kept: dict[str, str] = {}
     for name in names:
         text = " ".join(name.strip(":").replace("_", " ").split())
-        kept.setdefault(text.casefold(), text)
-    return tuple(text for text in kept.values() if text)
+        if any(character.isalpha() for character in text):
+            kept.setdefault(text.casefold(), text)
+    return tuple(kept.values())
 
 
 def _draw(

@@ -1,6 +1,7 @@
 """The default data set: how many, which names, and the same bytes each time."""
 
 import io
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,11 +42,17 @@ def test_counts(dataset: RawDataset) -> None:
 @needs_packages
 def test_names_and_groups(dataset: RawDataset) -> None:
     captions = [row.caption for row in dataset.captions if row.image_id == "1F44D"]
-    assert captions == ["thumbs up", "thumbsup", "+1"]
+    assert captions == ["thumbs up", "thumbsup"]  # "+1", which describes nothing, is left out
     labels = {row.image_id: row.label for row in dataset.images}
     assert labels["1F44D"] == "people and body"
     assert labels["1F600"] == "smileys and emotion"
     assert not any("1F3FB" <= part <= "1F3FF" for name in labels for part in name.split("-") if len(part) == 5)
+
+
+@needs_packages
+def test_every_caption_has_a_letter(dataset: RawDataset) -> None:
+    assert [row.caption for row in dataset.captions if not re.search(r"[^\W\d_]", row.caption)] == []
+    assert len(dataset.captions) == 3493
 
 
 @needs_packages
