@@ -439,4 +439,5 @@ def _sample(key: str, parts: Mapping[str, bytes], options: ImportOptions, classe
 
 def lines(text: bytes) -> list[str]:
     """Return the captions of a text file, one a line; an empty one where it has none."""
-    return [line for line in text.decode("utf-8-sig", "surrogateescape").splitlines() if line.strip()] or [""]
+    found = re.split(r"\r\n|\n|\r", text.decode("utf-8-sig", "surrogateescape"))  # U+2028 is a letter of its caption
+    return [line for line in found if line.strip()] or [""]

@@ -207,7 +207,7 @@ def _read_table(source: str, options: ImportOptions) -> Records:
     rows = READERS[table.suffix.lower()](table)
     _, header = next(rows)
     columns = Columns.find(options, list(header), str(table), classes_beside(table))
-    if not columns.filepath and not columns.caption:
+    if not columns.filepath and not columns.captions:
         raise UserError(
             expected="a column 'caption'",
             found=", ".join(header) or "none",
@@ -229,8 +229,8 @@ def _table_records(rows: Rows, columns: Columns, files: "ImageFiles") -> Iterato
             inner = files.relative(name)
             yield columns.record(row, inner, files.find((inner,), f"{columns.where}, line {line}"))
             continue
-        alone = columns.record({}, caption=columns.value(row, "caption"))
-        yield alone if alone.captions else Skipped(f"line {line}", "neither image nor caption")
+        alone = Columns().record({}, caption=columns.texts(row))
+        yield alone if any(map(str.strip, alone.captions)) else Skipped(f"line {line}", "neither image nor caption")
 
 
 class ImageFiles:
@@ -287,7 +287,7 @@ def _read_karpathy(source: str, options: ImportOptions) -> Records:
             found=json.dumps(entries, ensure_ascii=False)[:80] if entries is not None else "no images",
             where=source,
         )
-    columns = Columns(caption="sentences", split="split", where=source)
+    columns = Columns(captions=("sentences",), split="split", where=source)
     records = _karpathy_records(entries, columns, ImageFiles(options.root or path.parent))
     has_splits = any("split" in entry for entry in entries)
     return Records(records=records, total=len(entries), has_splits=has_splits, origin=path.name)

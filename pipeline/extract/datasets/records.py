@@ -7,6 +7,7 @@ their usual names or the user's, captions as texts, labels as class names, split
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,12 +174,25 @@ class ImportOptions:
 # ---- columns ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = {
-    "filepath": ("filepath", "file", "file_name", "filename", "image", "image_path", "path", "image_id"),
-    "caption": ("caption", "captions", "text", "title", "sentence"),
+    "filepath": (
+        "filepath", "file_path", "file", "file_name", "filename", "image", "image_path", "image_file", "image_name",
+        "img", "img_path", "path", "image_id",
+    ),
+    "caption": (
+        "caption", "captions", "text", "texts", "title", "sentence", "sentences", "description", "comment", "raw",
+    ),
     "label": ("label", "class", "category"),
     "split": ("split", "set"),
-}
-"""Usual names of columns, the first found wins."""
+}  # fmt: skip
+"""Usual names of columns, the first found wins; case, spaces and hyphens do not count."""
+
+_NUMBERED = re.compile(r"(caption|text|title|sentence|description)s?_?\d+")
+_SPOKEN = ("raw", "caption", "text", "sentence", "value")
+"""Fields of a structure that hold its caption, the first found wins."""
+
+
+def _usual(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +201,8 @@ class Columns:
 
     filepath: str = ""
     """An image's path, or its bytes."""
-    caption: str = ""
-    """A caption, or a list of them."""
+    captions: tuple[str, ...] = ()
+    """Captions: a text, a structure with a text, or a list of them in each."""
     label: str = ""
     """A class name, or its number."""
     split: str = ""
@@ -204,19 +218,30 @@ class Columns:
     ) -> "Columns":
         """Choose among the columns that a source has: the user's, else those of usual names.
 
+        `caption_0`, `caption_1` and so on are taken together; the user may name several with commas between them.
+
         Raises:
             UserError: A column that the user names is not there.
         """
+        known = {_usual(name): name for name in reversed(found)}
         chosen: dict[str, str] = {}
         for field, usual in COLUMNS.items():
             asked: str = getattr(options, field)
-            if asked and asked not in found:
-                raise UserError(expected=f"a column {asked!r}", found=", ".join(found) or "none", where=where)
-            chosen[field] = asked or next((name for name in usual if name in found), "")
-        return cls(**chosen, classes=classes, where=where)
+            several = asked.split(",") if field == "caption" and asked not in found else [asked]
+            if asked and not set(several) <= set(found):
+                listed = ", ".join(found)
+                listed = listed if len(listed) <= 400 else f"{listed[:400]}... ({len(found)} columns)"
+                raise UserError(expected=f"a column {asked!r}", found=listed or "none", where=where)
+            chosen[field] = asked or next((known[name] for name in usual if name in known), "")
+        asked = chosen.pop("caption")
+        numbered = tuple(name for name in found if _NUMBERED.fullmatch(_usual(name)))
+        captions = (asked,) if asked in found else tuple(filter(None, asked.split(",")))
+        return cls(
+            **chosen, captions=captions if options.caption else captions or numbered, classes=classes, where=where
+        )
 
     def value(self, row: Mapping[Any, Any], field: str) -> Any:
-        """Return what a row holds of one of the `COLUMNS`; None where no column does."""
+        """Return what a row holds of `filepath`, `label` or `split`; None where no column does."""
         column = getattr(self, field)
         return row.get(column) if column else None
 
@@ -234,15 +259,42 @@ class Columns:
         Raises:
             UserError: There are classes, and the label is none of them.
         """
-        columns = (("caption", self.caption), ("label", self.label), ("split", self.split))
-        value = {field: row.get(column) if column else None for field, column in columns} | stated
-        captions = value["caption"] if isinstance(value["caption"], list | tuple) else (value["caption"],)
+        label = stated["label"] if "label" in stated else self.value(row, "label")
+        split = stated["split"] if "split" in stated else self.value(row, "split")
         return Record(
             image_id=image_id,
             source=source,
-            split=_text(value["split"]),
-            label=self._class_name(_text(value["label"]).strip()),
-            captions=tuple([_text(caption) for caption in captions]) if value["caption"] is not None else (),
+            split=_text(split),
+            label=self._class_name(_number(_text(label).strip())),
+            captions=tuple(_texts(stated["caption"])) if "caption" in stated else self.texts(row),
+        )
+
+    def texts(self, row: Mapping[Any, Any]) -> tuple[str, ...]:
+        """Return the captions of a row; one empty text where its columns hold none, so that it is listed."""
+        if len(self.captions) == 1:
+            return tuple(_texts(row.get(self.captions[0]))) or ("",)
+        found = (text for column in self.captions for text in _texts(row.get(column)) if text.strip())
+        return tuple(found) or ("",) * bool(self.captions)
+
+    def unread(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row holds sentences, two words or more, of which no column becomes a caption."""
+        if self.captions:
+            return False
+        others = (value for name, value in row.items() if name not in (self.filepath, self.label, self.split))
+        return any(len(text.split()) > 1 for value in others for text in _texts(value))
+
+    def say(self, has_splits: bool = False) -> str:
+        """Return in words which columns are read as what."""
+        names = " and ".join(f'"{name}"' for name in self.captions)
+        some = "columns" if len(self.captions) > 1 else "column"
+        return "; ".join(
+            (
+                f"captions from {some} {names}" if names else "no captions",
+                f'labels from column "{self.label}"' if self.label else "no labels",
+                f'splits from column "{self.split}"'
+                if self.split
+                else "splits by folder" * has_splits or "splits by the rule",
+            )
         )
 
     def _class_name(self, label: str) -> str:
@@ -252,13 +304,31 @@ class Columns:
         names = self.classes.names
         if label == "-1":
             return ""
-        if label.isdecimal() and int(label) < len(names):
+        if label.isdecimal() and len(label) < 10 and int(label) < len(names):
             return names[int(label)]
         raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(label), where=self.where)
 
 
+def _texts(value: Any) -> list[str]:
+    """Return the texts of a value: itself, a structure's sentence, or those of all members of a list."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [
+            text for member in value for text in (_texts(member) if not isinstance(member, list) else [str(member)])
+        ]
+    return [] if value is None else [_text(value)]
+
+
 def _text(value: Any) -> str:
-    """Return a value as text; of a sentence with its tokens the sentence."""
-    if isinstance(value, dict) and "raw" in value:
-        value = value["raw"]
+    """Return a value as text; of a structure its sentence, and nothing for what is missing."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in _SPOKEN if name in value), value)
+    if isinstance(value, float):
+        return "" if value != value else str(int(value)) if value.is_integer() else str(value)
     return "" if value is None else str(value)
+
+
+def _number(label: str) -> str:
+    """Return a label; a whole number that a nullable column made a fraction (1.0) as it was."""
+    return label[:-2] if label.endswith(".0") and label[:-2].isdecimal() else label

@@ -170,7 +170,7 @@ class _Tables:
         self._images = table("images.csv", "image_id", "file", "split", "label")
         self._captions = table("captions.csv", "caption_id", "image_id", "caption")
         self._skipped = table("skipped.csv", "id", "reason")
-        self._sources: dict[str, Path | None] = {}
+        self._sources: dict[str, tuple[Path | None, str, str]] = {}
         self._names: set[str] = set()
         self._count: Counter[str] = Counter()
         self.labels: set[str] = set()
@@ -196,21 +196,30 @@ class _Tables:
         """Add an image that is not there yet; return why it cannot be, or nothing."""
         same = record.source if isinstance(record.source, Path) else None
         if record.image_id in self._sources:
-            again = same is not None and self._sources[record.image_id] == same
-            return "" if again else "the same image id came before with another image"
+            first, *said = self._sources[record.image_id]
+            if same is None or first != same:
+                return "the same image id came before with another image"
+            self._compare(record, *said)
+            return ""
         if not all(map(is_utf8, (record.image_id, record.label, record.split))):
             return "its id, label or split is not UTF-8"
         try:
             file = self._place(record)
         except OSError as error:
             return f"the image cannot be read: {error.strerror or error}"
-        self._sources[record.image_id] = same
+        self._sources[record.image_id] = (same, record.split, record.label)
         split = self._rule.of(record.image_id) if self._rule else official_split(record.split)
         self._images.writerow((record.image_id, file, split, record.label))
         if record.label:
             self.labels.add(record.label)
         self.images += 1
         return ""
+
+    def _compare(self, record: Record, split: str, label: str) -> None:
+        """List what a later row of an image says differently; the first one's word stands."""
+        for name, kept, other in (("split", split, record.split), ("label", label, record.label)):
+            if other and other != kept:
+                self._skip(record.image_id, f"another row says {name} {other!r}; the first one's {kept!r} is kept")
 
     def _place(self, record: Record) -> str:
         file = self._free_name(record)

@@ -123,6 +123,7 @@ def test_images_by_path_come_from_the_cache_alone(
     assert (tmp_path / "out" / image.file).read_bytes() == picture(1)
     assert image.label == "", "-1 means no label"
     reasons = {row["id"]: row["reason"] for row in read_table(tmp_path / "out" / "skipped.csv")}
+    assert reasons.pop("000000-a#0") == "the caption is empty", "a null is listed"
     assert reasons == dict.fromkeys(["000001-secret", "000002-link", "000003-x"], "the row carries no image bytes")
 
 
