@@ -12,11 +12,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, product
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import UnknownNameError, UserError
@@ -31,10 +33,12 @@ from pipeline.extract.datasets.records import (
     Skipped,
     SplitRule,
     named_splits,
+    unread,
 )
 from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.files import read_json
 from pipeline.progress import Progress, silent
+from pipeline.words import count
 
 
 def import_dataset(
@@ -85,18 +89,26 @@ def detect(source: str) -> str:
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _images(root: Path) -> Iterator[str]:
-    """Yield the images below a folder, in order; hidden ones are left out."""
+def _files(root: Path) -> Iterator[str]:
+    """Yield the files below a folder, in order; hidden ones are left out."""
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         inner = Path(folder).relative_to(root)
-        for name in sorted(files):
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield (inner / name).as_posix()
+        yield from ((inner / name).as_posix() for name in sorted(files) if not name.startswith("."))
+
+
+def _is_image(name: str) -> bool:
+    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(".txt")
 
 
 def _has_captions(source: str) -> bool:
-    return any(Path(source, name).with_suffix(".txt").is_file() for name in _images(Path(source)))
+    names = list(_files(Path(source)))
+    texts = {_plain(name) for name in names if _is_text(name)}
+    return any(_plain(name) in texts for name in names if _is_image(name))
 
 
 def _has_classes(source: str) -> bool:
@@ -104,7 +116,7 @@ def _has_classes(source: str) -> bool:
 
 
 def _has_images(source: str | Path) -> bool:
-    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, files in os.walk(source) for name in files)
+    return any(_is_image(name) or unread(name) for _, _, files in os.walk(source) for name in files)
 
 
 def _read_folder(source: str, options: ImportOptions, *, captions: bool = False, classes: bool = False) -> Records:
@@ -118,10 +130,11 @@ def _read_folder(source: str, options: ImportOptions, *, captions: bool = False,
         raise UserError(expected="a folder of images", found="none", where=str(root))
     folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     has_splits = named_splits(folders)
-    labels = {name: _label(name, has_splits) if classes else "" for name in _images(root)}
+    names = list(_files(root))
+    labels = {name: _label(name, has_splits) if classes else "" for name in names if _is_image(name)}
     known = tuple(sorted(set(labels.values()) - {""}))
     return Records(
-        records=_folder_records(root, labels, has_splits, captions),
+        records=_folder_records(root, names, labels, has_splits, _Texts(root, names if captions else ())),
         total=len(labels),
         classes=Classes(names=known, templates=("a photo of a {c}.",)) if known else None,
         has_splits=has_splits,
@@ -135,19 +148,58 @@ def _label(name: str, has_splits: bool) -> str:
 
 
 def _folder_records(
-    root: Path, labels: Mapping[str, str], has_splits: bool, with_captions: bool
+    root: Path, names: Sequence[str], labels: Mapping[str, str], has_splits: bool, texts: "_Texts"
 ) -> Iterator[Record | Skipped]:
-    fence, columns = Fence(root), Columns()
-    for name, label in labels.items():
-        problem = fence.problem(name)
-        if problem:
+    fence, columns, others = Fence(root), Columns(), Counter[str]()
+    for name in names:
+        problem = fence.problem(name) or unread(name)
+        if name in labels and not problem:
+            split = name.split("/")[0] if has_splits and "/" in name else ""
+            yield columns.record({}, name, root / name, caption=texts.of(name), label=labels[name], split=split)
+        elif problem:
             yield Skipped(name, problem)
-            continue
-        split = name.split("/")[0] if has_splits and "/" in name else ""
-        text = (root / name).with_suffix(".txt")
-        has_text = with_captions and text.is_file() and not fence.problem(text.relative_to(root).as_posix())
-        captions = archives.lines(text.read_bytes()) if has_text else ()
-        yield columns.record({}, name, root / name, caption=captions, label=label, split=split)
+        elif name not in texts:
+            others[PurePath(name).suffix.lower() or PurePath(name).name] += 1
+    yield from (Skipped(name, "no picture of this name lies beside it") for name in texts.left())
+    if others:
+        kinds = ", ".join(f"{kind} {number}" for kind, number in others.most_common(10))
+        yield Skipped("other files", f"{count(others.total(), 'file')} of which nothing was read ({kinds})")
+
+
+class _Texts:
+    """The `.txt` files of a folder, found by the stem of their picture, however either writes its accents."""
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self._root = root
+        self._fence = Fence(root)
+        self._names = {name: False for name in names if _is_text(name) and not self._fence.problem(name)}
+        """Name → whether a picture has taken it."""
+        self._exact: dict[str, list[str]] = {}
+        self._plain: dict[str, list[str]] = {}
+        for name in self._names:
+            self._exact.setdefault(_stem(name), []).append(name)
+            self._plain.setdefault(_plain(name), []).append(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def of(self, image: str) -> list[str]:
+        """Return an image's captions."""
+        names = self._exact.get(_stem(image)) or self._plain.get(_plain(image), [])
+        self._names |= dict.fromkeys(names, True)
+        return [line for name in names for line in archives.lines((self._root / name).read_bytes())]
+
+    def left(self) -> list[str]:
+        """Return the texts that no picture has taken."""
+        return [name for name, taken in self._names.items() if not taken]
+
+
+def _stem(name: str) -> str:
+    return name[: -len(PurePath(name).suffix)]
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", _stem(name))
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -10,15 +10,26 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.extract.datasets.layout import Classes
 from pipeline.settings import setting, settings
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"})
+_READ = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .hif .jp2 .j2k"
+IMAGE_SUFFIXES = frozenset(_READ.split())
 """File name endings that importers take for an image."""
+_RAW = ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f"
+_OTHER = ".ai .cur .dds .eps .exr .hdr .ico .jxl .pcx .psd .svg .svgz .tga .wmf .xcf"
+_UNREAD = dict.fromkeys(_RAW.split(), "a camera's raw file: develop it to JPEG, PNG or TIFF") | {
+    suffix: f"pictures of the kind {suffix} are not read: save it as JPEG, PNG or TIFF" for suffix in _OTHER.split()
+}
+
+
+def unread(name: str) -> str:
+    """Return why a picture is not read whose name ends like this; empty for any other file."""
+    return _UNREAD.get(PurePath(name).suffix.lower(), "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import csv
 import json
 import secrets
 import shutil
+import unicodedata
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -238,10 +239,10 @@ class _Tables:
         if not path.suffix and isinstance(record.source, bytes):
             path = path.with_name(path.name + _suffix_of(record.source))
         name, number = str(path), 1
-        while name.casefold() in self._names:  # file systems that ignore case must not merge two images
+        while _folded(name) in self._names:  # file systems that ignore case or spelling must not merge two images
             number += 1
             name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-        self._names.add(name.casefold())
+        self._names.add(_folded(name))
         return name
 
     def _add_captions(self, record: Record) -> None:
@@ -280,6 +281,10 @@ def _suffix_of(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     return next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), ".img")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _safe_name(name: str) -> str:
