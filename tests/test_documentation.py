@@ -22,7 +22,6 @@ Key = tuple[str, str]
 HERE: list[Key] = [
     ("README.md", "pipeline data import photos.csv"),
     ("README.md", "pipeline extract --layers all"),
-    ("README.md", "--out data/3_report/photos --json"),
     ("docs/export.md", "pipeline export data/2_projectors/combined --to model\n"),
     ("docs/export.md", "model.classify"),
     ("docs/export.md", "--format onnx"),
@@ -54,7 +53,7 @@ REMOTE = "tests/test_dvc.py::test_one_encoder_comes_back_from_a_remote"
 
 ELSEWHERE: dict[Key, str] = {
     ("README.md", "image_encoder: efficientnet-lite2"): SWAP,
-    ("README.md", "from pipeline import AlignConfig"): "tests/test_readme.py::test_the_snippet_of_the_readme_runs",
+    ("README.md", "from pipeline import"): "tests/test_readme.py::test_the_snippet_of_the_readme_runs",
     ("docs/dvc.md", "-S align.method=structure"): EXPERIMENT,
     ("docs/dvc.md", "dvc exp show --csv"): "tests/test_dvc.py::test_experiments_stand_side_by_side",
     ("docs/dvc.md", "-S align.layers=last"): "tests/test_dvc.py::test_another_setting_for_the_experiment_alone",
@@ -108,6 +107,7 @@ INSTALLS = "installs from PyPI: .ci/run does it with the same line; tests/test_e
 NOT_RUN: dict[Key, str] = {
     ("README.md", "'.[cpu,default]' && dvc repro"): INSTALLS,
     ("README.md", "'.[cpu,default,dev]' && pytest"): INSTALLS,
+    ("docs/install.md", "'.[cpu,default]'"): INSTALLS,
     ("CONTRIBUTING.md", "pre-commit install"): INSTALLS,
     ("data/README.md", "pipeline data import SOURCE"): (
         "SOURCE stands for each kind of the table below it; tests/extract/datasets/test_importers.py imports them"
@@ -180,7 +180,7 @@ def test_blocks_run_one_after_the_other(
             if (program, words[:1]) != ("pip", ["install"]):
                 assert program == "pipeline", line
                 assert done(*words).out, line
-    assert (project / "data/3_report/photos/report.html").is_file()
+    assert (project / "data/2_projectors/photos/run.json").is_file()
     assert (project / "model/image.onnx").is_file()
     assert (project / "export").is_dir()
     assert list((project / "data/2_projectors/structure/logs/tensorboard/seed-1").glob("events.*"))

@@ -27,6 +27,9 @@ README = PAGES[0].read_text(encoding="utf-8")
 SETTINGS = [ROOT / "params.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 
 
+METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
 def part(title: str) -> str:
     """Return a section of the README, its title left out."""
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
@@ -127,12 +130,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_methods_of_the_table_exist() -> None:
-    rows = [line.split("|")[1] for line in part("Methods").splitlines() if line.startswith("| `")]
+    rows = [line.split("|")[1] for line in METHODS_PAGE.splitlines() if line.startswith("| `")]
     names = [name for row in rows for name in re.findall(r"`([a-z_]+)`", row)][1:]
     assert len(names) > 10
     assert set(names) <= set(METHODS)
     assert any(name.endswith("_published") for name in METHODS)
-    for line in re.findall(r"`pipeline align ([^`]*)`", part("Methods")):
+    for line in re.findall(r"`pipeline align (--method \w+ --set [^`]*)`", METHODS_PAGE):
         method, setting = re.fullmatch(r"--method (\w+) --set (\S+)", line).groups()  # type: ignore[union-attr]
         path, value = setting.split("=")
         group, field = path.split(".")
@@ -140,10 +143,14 @@ def test_methods_of_the_table_exist() -> None:
         assert getattr(getattr(recipe, group), field) == yaml.safe_load(value)
 
 
-def test_packages_of_the_tables_exist() -> None:
-    for text in (README, (ROOT / "docs/encoders.md").read_text(encoding="utf-8")):
-        named = re.findall(r"`(efficientnet-lite\d|mobilenetv2|all-minilm-l6-v2|all-mpnet-base-v2|-lite\d)`", text)
-        assert {name if name[0] != "-" else f"efficientnet{name}" for name in named} == set(PACKAGES)
+def test_packages_of_the_table_exist() -> None:
+    text = (ROOT / "docs/encoders.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(efficientnet-lite\d|mobilenetv2|all-minilm-l6-v2|all-mpnet-base-v2|-lite\d)`", text)
+    assert {name if name[0] != "-" else f"efficientnet{name}" for name in named} == set(PACKAGES)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.name)
@@ -181,16 +188,19 @@ def run(text: str, **paths: str) -> dict[str, Any]:
 LITE0, MINILM = "data/1_features/openmoji/efficientnet-lite0", "data/1_features/openmoji/all-minilm-l6-v2"
 
 
-def test_the_snippet_of_the_readme_runs(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snippet_of_the_readme_runs(
+    features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(features)
-    picture = {"data/0_raw/openmoji/images/2764.png": f"{DATA}/images/large_red_bar.png"}
-    names = run(snippet("README.md", "from pipeline import AlignConfig"), **{LITE0: IMAGE, MINILM: TEXT}, **picture)
-    assert names["features"].shape == (IMAGES, 195)
-    assert names["similarity"].shape == (1, 1)
-    assert -1.001 <= names["similarity"].item() <= 1.001
-    assert AlignedRun.open(Path("data/2_projectors/mine")).method == "combined"
-    assert names["metrics"]["image_retrieval_recall@1"] >= 0
-    assert Path("data/3_report/mine/report.html").is_file()
+    ours = {"data/1_features/photos/lite0": IMAGE, "data/1_features/photos/minilm": TEXT}
+    names = run(snippet("README.md", "from pipeline import"), **ours, **{"cat.jpg": f"{DATA}/images/large_red_bar.png"})
+    assert AlignedRun.open(Path("data/2_projectors/mine")).method == "fewpairs"
+    (score,) = re.findall(r"-?\d\.\d+", capsys.readouterr().out)
+    image, text = (
+        names["model"].encode_image([f"{DATA}/images/large_red_bar.png"]),
+        names["model"].encode_text(["a cat"]),
+    )
+    assert float(score) == pytest.approx((image @ text.T).item(), abs=1e-4)
 
 
 def test_the_snippet_about_stores_runs(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
