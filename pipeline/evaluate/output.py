@@ -327,7 +327,7 @@ def markdown(page: Page) -> str:
     """Return the words and tables of a report as Markdown; nothing in them is read as markup."""
     blocks = [f"# {plain(page.verdict)}", plain(page.eyebrow), *map(plain, page.reasons)]
     if page.caveats:
-        blocks.append("## Before you believe it")
+        blocks.append("## Caveats")
         blocks.append("\n".join(f"- **{plain(each.title)}.** {plain(each.text)}" for each in page.caveats))
     for section in page.sections:
         if section.tables or section.facts:

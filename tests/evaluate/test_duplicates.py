@@ -86,14 +86,14 @@ def test_numbers_with_and_without_follow_from_the_table_of_queries(world: World)
     assert sorted(listed[:2]) == first
     assert listed[2:] == [(SAME, said, world.text_samples.sample_id[caption_of(world, 2)])]
     page = (world.root / "out" / "report.html").read_text()
-    for words in ("Seen before?", "Near-duplicates between train and test", "The closest pairs of images"):
+    for words in (">Train–test overlap<", "Near-duplicates between train and test", "The closest pairs of images"):
         assert words in page
 
 
 def test_nothing_in_common_is_not_spoken_of(world: World) -> None:
     values = evaluate(config(world, world.add_run("cca"), duplicate_cosine=1.0))
     assert values["near_duplicate_images"] == values["duplicate_captions"] == 0
-    assert "Seen before?" not in (world.root / "out" / "report.html").read_text()
+    assert ">Train–test overlap<" not in (world.root / "out" / "report.html").read_text()
     assert len((world.root / "out" / "duplicates.csv").read_text().splitlines()) == 1
 
 

@@ -95,11 +95,11 @@ def test_the_numbers_stand_everywhere(world: World) -> None:
     assert len(set(kinds)) == len(kinds) == 2 * (1 + 2 + 3)
     assert all(float(row["low"]) <= float(row["acc1"]) <= float(row["high"]) for row in rows)
     page = (world.root / "out" / "report.html").read_text()
-    assert "What the features hold" in page
+    assert ">Probes<" in page
     assert "chosen layers<small>frozen, block.0 (inner)</small>" in page
 
 
 def test_probes_can_be_switched_off(world: World) -> None:
     values = evaluate(config(world, world.add_run("cca"), probes=False))
     assert not [name for name in values if "probe" in name]
-    assert "What the features hold" not in (world.root / "out" / "report.html").read_text()
+    assert ">Probes<" not in (world.root / "out" / "report.html").read_text()

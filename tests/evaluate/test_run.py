@@ -161,7 +161,7 @@ def test_several_runs_with_everything(world: Any) -> None:
     assert values["cca"]["image_retrieval_recall@1_std"] is None
     page = check_page(world.root / "out" / "report.html")
     text = " ".join("".join(page.text).split())
-    for heading in ("Side by side", "Is it real?", "Zero-shot classification", "Which layers agree", "Training"):
+    for heading in ("Results", "Significance", "Zero-shot classification", "Layers", "Training"):
         assert heading in text
     assert "<script>alert(1)</script>" in text  # shown as text
     assert "<b>owl</b>" in text

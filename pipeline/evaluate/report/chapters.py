@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.evaluate.features import ALIGNED, CHOSEN, LAST, NEIGHBOURS, Probe
 from pipeline.evaluate.figures import COLOURS, Series, confusion_map, layer_map, reliability, step_curves
 from pipeline.evaluate.output import TEMPLATES
-from pipeline.evaluate.report.numbers import curves_section, differences_section, results_section, seen_section
+from pipeline.evaluate.report.numbers import curves_section, differences_section, results_section, seen_section, short_table
 from pipeline.evaluate.report.page import (
     Cell,
     Findings,
@@ -42,8 +42,8 @@ def build_page(found: Findings) -> Page:
     encoders = " + ".join(str(store.manifest.provenance.get("spec") or store.root.name) for store in stores)
     subject = board.lead.name if len(board.runs) == 1 else count(len(board.runs), "run")
     sections = (
-        results_section(found),
         differences_section(found),
+        results_section(found),
         seen_section(found),
         curves_section(found),
         zero_shot_section(found),
@@ -63,6 +63,7 @@ def build_page(found: Findings) -> Page:
         tiles=tiles(board),
         figure=forest_picture(board),
         caveats=find_caveats(found),
+        short=short_table(board),
         sections=tuple(section for section in sections if section is not None),
     )
 
@@ -114,7 +115,7 @@ def probes_section(found: Findings) -> Section | None:
     )
     sets = dict.fromkeys(probe.set for probe in found.probes)
     tables = [_probe_table(name, [each for each in found.probes if each.set == name], found.board) for name in sets]
-    return Section(id="probes", title="What the features hold", lead=lead, tables=tuple(tables)) if tables else None
+    return Section(id="probes", title="Probes", lead=lead, tables=tuple(tables)) if tables else None
 
 
 def _probe_table(name: str, probes: Sequence[Probe], board: Leaderboard) -> Table:
@@ -164,7 +165,7 @@ def calibration_section(board: Leaderboard) -> Section:
         *_temperatures(board),
     )
     tables = (_calibration_table(board, directions),)
-    title = "Does it know when it is right?"
+    title = "Calibration"
     return Section(id="calibration", title=title, lead=lead, tables=tables, pictures=tuple(pictures))
 
 
@@ -255,7 +256,7 @@ def layers_section(board: Leaderboard) -> Section | None:
     used = f"{run.name} uses {listing(run.record['layers']['image'])} with {listing(run.record['layers']['text'])}."
     picture = Picture(svg=layer_map(scores, table["image_layers"], table["text_layers"], pair), caption=caption)
     lead = tuple(filter(None, (used, str(table.get("advice", "")))))
-    return Section(id="layers", title="Which layers agree", lead=lead, pictures=(picture,))
+    return Section(id="layers", title="Layers", lead=lead, pictures=(picture,))
 
 
 def training_section(board: Leaderboard) -> Section | None:
@@ -306,7 +307,7 @@ def _examples_section(found: Findings) -> Section | None:
     if not found.examples:
         return None
     lead = f"By {found.board.lead.name}, seed {found.board.lead.seeds[0]}. {found.pictures.note}".strip()
-    return Section(id="examples", title="What it finds", lead=(lead,), groups=tuple(found.examples))
+    return Section(id="examples", title="Samples", lead=(lead,), groups=tuple(found.examples))
 
 
 def _counting_section(found: Findings) -> Section:
@@ -323,7 +324,7 @@ def _counting_section(found: Findings) -> Section:
     }
     lines = (TEMPLATES / "counting.txt").read_text(encoding="utf-8").splitlines()
     facts = tuple((name, said.format(**numbers)) for name, _, said in (line.partition(": ") for line in lines))
-    return Section(id="counting", title="How it was counted", facts=facts)
+    return Section(id="counting", title="Protocol", facts=facts)
 
 
 def _record_section(found: Findings, stores: Sequence[FeatureStore]) -> Section:
@@ -331,7 +332,7 @@ def _record_section(found: Findings, stores: Sequence[FeatureStore]) -> Section:
     folded = [(f"run.json of {run.name}", _json(run.record)) for run in board.runs]
     return Section(
         id="record",
-        title="The record",
+        title="Provenance",
         facts=(*map(_store_fact, stores), *found.surroundings.items()),
         tables=(_run_table(board),),
         folded=(*folded, ("Settings of this evaluation", _json(vars(found.config)))),

@@ -1,6 +1,7 @@
 """The chapters on the numbers: side by side, paired differences, what training has seen, further down the list."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pipeline.evaluate.features import NEAR, SAME, Duplicates, Twin, without
 from pipeline.evaluate.figures import Series, recall_curves
@@ -32,6 +33,7 @@ from pipeline.evaluate.results import (
     Measure,
     RunResult,
     chance_level,
+    headline_names,
 )
 from pipeline.words import count, listing
 
@@ -59,7 +61,23 @@ def results_section(found: Findings) -> Section:
     )
     head, foot = map(measure_name, board.measures), (percent(board.chance[name]) for name in board.names)
     table = Table(caption=caption, head=("run", *head), rows=rows, foot=("chance", *foot))
-    return Section(id="results", title="Side by side", tables=(table,))
+    return Section(id="results", title="Results", tables=(table,))
+
+
+def short_table(board: Leaderboard) -> Table:
+    """Return the runs by their headline measures alone, as the first screen shows them."""
+    names = [*headline_names(board.k), *(each.name for each in board.measures if each.name.endswith("acc1"))][:3]
+    shown = [each for name in names for each in board.measures if each.name == name]
+    best = {each: max(run.mean(each.name) for run in board.runs) for each in shown}
+
+    def cells(run: RunResult) -> Iterator[Cell]:
+        for each in shown:
+            value = run.mean(each.name)
+            yield Cell.percent(value, best=len(board.runs) > 1 and value == best[each])
+
+    chance = tuple(percent(board.chance[each.name]) for each in shown)
+    table = Table.of_runs(board.runs, ("run", *map(measure_name, shown)), cells, "Percent. Intervals: see Results.")
+    return replace(table, foot=("chance", *chance))
 
 
 def _cell(board: Leaderboard, run: RunResult, measure: str, best: float) -> Cell:
@@ -88,7 +106,7 @@ def differences_section(found: Findings) -> Section | None:
         "error over seeds. The best of many runs was picked on these very images, which flatters it a little. All "
         "measures: differences.csv.",
     )
-    return Section(id="differences", title="Is it real?", lead=tuple(filter(None, lead)), tables=tables)
+    return Section(id="differences", title="Significance", open=True, lead=tuple(filter(None, lead)), tables=tables)
 
 
 def _by_luck(board: Leaderboard, comparisons: int) -> str:
@@ -143,7 +161,7 @@ def seen_section(found: Findings) -> Section | None:
     kinds = ((NEAR, "near-duplicate images"), (SAME, "repeated captions"))
     return Section(
         id="seen",
-        title="Seen before?",
+        title="Train–test overlap",
         lead=lead,
         tables=tuple(table for kind, what in kinds for table in _without_table(found.board, duplicates, kind, what)),
         groups=_closest([twin for twin in duplicates.twins if twin.kind == NEAR and not twin.set], found.pictures),
@@ -228,7 +246,7 @@ def curves_section(found: Findings) -> Section:
         caption = f"{name}, {largest:,} in the gallery; mean over seeds."
         pictures.append(Picture(svg=recall_curves(series, random, f"{name} R@k"), caption=caption))
     tables = (_ranking_table(board), *_csls_table(board))
-    return Section(id="curves", title="Further down the list", pictures=tuple(pictures), tables=tables)
+    return Section(id="curves", title="Recall at k", pictures=tuple(pictures), tables=tables)
 
 
 def _csls_table(board: Leaderboard) -> Iterator[Table]:

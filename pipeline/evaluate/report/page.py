@@ -56,6 +56,8 @@ class Caveat:
 
     title: str
     text: str
+    grave: bool = False
+    """It may turn the verdict round, so the page shows it unfolded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,8 @@ class Section:
     facts: tuple[tuple[str, str], ...] = ()
     folded: tuple[tuple[str, str], ...] = ()
     """(title, text) of things to look up, in a monospaced box behind a board."""
+    open: bool = False
+    """Whether the page shows it unfolded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,8 @@ class Page:
     tiles: tuple[Tile, ...]
     figure: Picture | None
     caveats: tuple[Caveat, ...]
+    short: Table | None = None
+    """All runs by their headline measures, for the first screen."""
     sections: tuple[Section, ...] = ()
 
 

@@ -191,11 +191,11 @@ def split_caveats(runs: Sequence[RunResult], split: str) -> Iterator[Caveat]:
         guilty = [run.name for run in runs if run.record.get("config", {}).get(key) == split]
         if guilty:
             text = f"{listing(guilty)} {use}. Their numbers say nothing about new data."
-            yield Caveat(title=f"The split {split} was not held out", text=text)
+            yield Caveat(title=f"The split {split} was not held out", text=text, grave=True)
     other = [run.name for run in runs if not _layers_from_training(run)]
     if other:
         text = f"The layers of {listing(other)} were chosen on another split than train."
-        yield Caveat(title="Layers chosen outside the training split", text=text)
+        yield Caveat(title="Layers chosen outside the training split", text=text, grave=True)
 
 
 def _layers_from_training(run: RunResult) -> bool:

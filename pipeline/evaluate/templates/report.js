@@ -17,3 +17,16 @@ for (const button of document.querySelectorAll("th button")) {
     heading.setAttribute("aria-sort", falling ? "descending" : "ascending");
   });
 }
+// Open the chapter that a link leads to, and all of them on paper.
+const reveal = () => {
+  const chapter = location.hash.length > 1 && document.getElementById(location.hash.slice(1))?.closest("details");
+  if (chapter && !chapter.open) {
+    chapter.open = true;
+    chapter.scrollIntoView();
+  }
+};
+addEventListener("hashchange", reveal);
+reveal();
+addEventListener("beforeprint", () => {
+  for (const chapter of document.querySelectorAll("details.chapter, details.caveat")) chapter.open = true;
+});

@@ -50,7 +50,7 @@ def test_the_same_tables_everywhere(world: World) -> None:
     text = (out / "report.md").read_text()
     assert text.count("\n|---") == len(page.rows)
     assert "- **One seed.**" not in text
-    assert "## Side by side" in text
+    assert "## Results" in text
 
 
 def test_nothing_is_read_as_markup() -> None:
