@@ -10,7 +10,13 @@ import numpy as np
 from pipeline.evaluate.features import ALIGNED, CHOSEN, LAST, NEIGHBOURS, Probe
 from pipeline.evaluate.figures import COLOURS, Series, confusion_map, layer_map, reliability, step_curves
 from pipeline.evaluate.output import TEMPLATES
-from pipeline.evaluate.report.numbers import curves_section, differences_section, results_section, seen_section, short_table
+from pipeline.evaluate.report.numbers import (
+    curves_section,
+    differences_section,
+    results_section,
+    seen_section,
+    short_table,
+)
 from pipeline.evaluate.report.page import (
     Cell,
     Findings,
