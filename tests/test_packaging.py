@@ -72,8 +72,9 @@ def test_the_pythons_are_the_same_everywhere() -> None:
     assert PROJECT["requires-python"] == f">={pythons[0]}"
 
 
-def test_every_job_runs_steps_with_pinned_actions_and_a_limit() -> None:
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["ci.yml", "release.yml"])
+def test_every_job_runs_steps_with_pinned_actions_and_a_limit(name: str) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
     for name, job in workflow["jobs"].items():
         assert {"runs-on", "timeout-minutes", "steps"} <= set(job), name
