@@ -240,20 +240,22 @@ def _by_seed(group: Group, metric: str, seeds: Sequence[int]) -> Floats:
 def _by_queries(pairs: Sequence[tuple[Group, Group]], counted: Sequence[Counted], seeds: Sequence[int]) -> Effect:
     values: list[float] = []
     replicates: list[Floats] = []
+    images = 0
     for a, b in pairs:
         parts = [_part(a, b, each, seeds) for each in counted]
-        values.append(float(np.mean([value for value, _ in parts])))
-        replicates.append(np.mean([drawn for _, drawn in parts], axis=0))
-    low, high = interval(np.mean(replicates, axis=0), CONFIDENCE)
+        values.append(float(np.mean([value for value, _, _ in parts])))
+        replicates.append(np.mean([drawn for _, drawn, _ in parts], axis=0))
+        images = parts[0][2]
+    low, high = interval(np.mean(replicates, axis=0), CONFIDENCE, images, least=-1.0)
     return Effect(float(np.mean(values)), low, high, len(pairs), sum(value > 0 for value in values))
 
 
-def _part(a: Group, b: Group, counted: Counted, seeds: Sequence[int]) -> tuple[float, Floats]:
-    """Return one recall's difference and its draws [B]."""
+def _part(a: Group, b: Group, counted: Counted, seeds: Sequence[int]) -> tuple[float, Floats, int]:
+    """Return one recall's difference, its draws [B], and how many images were drawn from."""
     (hits, queries), (others, _) = a.hits(counted, seeds), b.hits(counted, seeds)
     gap = hits - others
     value = float(gap.mean(axis=0).sum() / queries.sum())
-    return value, np.concatenate(list(_draws(gap, queries)))
+    return value, np.concatenate(list(_draws(gap, queries))), len(queries)
 
 
 def _draws(gap: Floats, queries: Floats) -> Iterator[Floats]:

@@ -190,15 +190,17 @@ def _tables(side: Side, pairs: PairSet, metric: Metric) -> tuple[list[str], list
 def _advice(names: tuple[str, str], found: LayerPairs, says: str) -> str:
     score, last = says.format(float(found.score[found.best])), says.format(float(found.score[-1, -1]))
     pair = f"image layer {names[0]} and text layer {names[1]}"
+    tested = f"more than shuffled pairings reach (p = {found.best_p_value:.3f}, the choice among all pairs counted in)"
     if found.best_p_value > SIGNIFICANT:
         return (
             f"No pair of layers stands out from shuffled pairs (p = {found.best_p_value:.2f}): {found.rows} images are "
             f"too few to choose by, or images and captions do not match; {pair} is the best guess."
         )
     if found.best == (found.score.shape[0] - 1, found.score.shape[1] - 1):
-        return f"The last layers are the best pair: {pair}, {score} (p = {found.best_p_value:.3f})."
+        return f"The last layers are the best pair: {pair}, {score}, {tested}."
     return (
-        f"Use {pair}: {score} against {last.removesuffix(COMMON)} for the last layers (p = {found.best_p_value:.3f})."
+        f"Use {pair}: {score}, {tested}. The last layers have {last.removesuffix(COMMON)}; whether that is less is not "
+        "tested."
     )
 
 

@@ -31,12 +31,13 @@ def evaluate(given: dict[str, Any], *, params: Params = PARAMS, json: Json = Fal
     data = given.get("data")
     if data is not None and open_storage(data).absent():
         raise UserError(expected="the data set folder that holds the pictures", found="none", where=f"--data {data}")
-    metrics = run(config) if quiet else run(config, on_stderr)
-    if json:
-        emit_json(metrics)
-    else:
-        say(report.file("metrics.md").read_text(encoding="utf-8"))
-        say(f"Report: {report / 'report.html'}")
+    found = run(config) if quiet else run(config, on_stderr)
+    if not json:
+        say(found)
+        return
+    if found.warning and not quiet:
+        on_stderr(found.warning)
+    emit_json(found)
 
 
 @takes_urls("first", "second")

@@ -90,12 +90,13 @@ def _rows(
     a, b = a.take(kept), b.take([place[a.ids[index]] for index in kept])
     b = replace(b, image_ids=a.image_ids, labels=a.labels)
     measures = measures_of(a.direction, ks, len(set(a.labels)))
+    images = len(set(a.image_ids))
     drawn = [resample(each, measures, samples, seed) for each in (a, b)]
     rows = []
     for measure in measures:
         values = [float(value_by_seed(measure, each).mean()) for each in (a, b)]
         differences = drawn[1][measure.name] - drawn[0][measure.name]
-        low, high = interval(differences, confidence)
+        low, high = interval(differences, confidence, images, least=-1.0)
         rows.append(
             {
                 "run": name,
@@ -105,7 +106,7 @@ def _rows(
                 "difference": values[1] - values[0],
                 "low": low,
                 "high": high,
-                "p_value": p_value(differences),
+                "p_value": p_value(differences, images),
                 "queries": len(kept),
                 "left_out": left_out,
             }

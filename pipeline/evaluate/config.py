@@ -64,6 +64,12 @@ class EvaluateConfig:
         flag=None,
         help="Share of the bootstrap samples inside an interval.",
     )
+    baselines: tuple[str, ...] = setting(
+        default=(),
+        flag="--baseline",
+        help="Run or method that every other run is tested against; repeat for several. Intervals and p-values are "
+        "corrected for their number. [default: the closed forms, and plain info_nce]",
+    )
     seed: int = setting(default=0, flag=None, help="Seed of the bootstrap and of the examples shown.")
     index: str = setting(
         default="auto",

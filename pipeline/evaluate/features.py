@@ -201,7 +201,7 @@ class Probe:
     acc1: float
     low: float
     high: float
-    """Ends of the bootstrap interval of acc1."""
+    """Ends of the interval of acc1 over test images."""
     mean_per_class_recall: float
     setting: float
     """k of kNN, C of the linear probe."""
@@ -262,7 +262,8 @@ def _probe_set(
         for method, predicted, setting in (("knn", by_knn, near), ("linear", by_line.predictions, by_line.strength)):
             hits = predicted == rows.test_target
             drawn = Bootstrap(images=len(hits), samples=config.bootstrap, seed=0)
-            low, high = interval(drawn.replicates([(hits[:, None], np.ones((len(hits), 1)))])[0], config.confidence)
+            replicates = drawn.replicates([(hits[:, None], np.ones((len(hits), 1)))])[0]
+            low, high = interval(replicates, config.confidence, len(hits))
             confusion = confusion_matrix(torch.from_numpy(rows.test_target), torch.from_numpy(predicted), classes)
             held = confusion.sum(1) > 0
             yield Probe(

@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.evaluate.results import Role
+from pipeline.evaluate.leaderboard import Role
 
 INK, MUTED, GRID, PAPER = "#010203", "#010204", "#010205", "#010206"
 LEAD, RIVAL, CLOSED, OTHER = "#010207", "#010208", "#010209", "#01020a"

@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.evaluate.features import Duplicates, Probe, Twin, probe_metrics, without
+from pipeline.evaluate.leaderboard import Difference, Leaderboard
 from pipeline.evaluate.report.page import Cell, Page, Table
-from pipeline.evaluate.results import RETRIEVAL, Difference, Leaderboard, QueryRanks, RunResult, set_prefix
+from pipeline.evaluate.results import RETRIEVAL, QueryRanks, RunResult, set_prefix
 from pipeline.files import lock, publish, sync_file, sync_folder
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -212,11 +213,11 @@ def write_tables(
     _write_json(out / "metrics.json", values)
     for run in board.runs:  # the means alone: `dvc metrics show` makes a row of each file
         _write_json(out / "metrics" / f"{run.name}.json", {each.name: run.mean(each.name) for each in board.measures})
-    (out / "metrics.md").write_text(_markdown(board), encoding="utf-8")
+    (out / "metrics.md").write_text(metrics_table(board), encoding="utf-8")
     probed = [vars(each) | {"runs": " ".join(each.runs)} for each in probes]
     bins = ("run", "direction", "temperature", "confidence", "accuracy", "answers")
     tables: dict[str, tuple[Sequence[str], Iterable[Row]]] = {
-        "metrics.csv": ((), _long_rows(board)),
+        "metrics.csv": ((), long_rows(board)),
         "differences.csv": (_names(Difference), map(vars, board.differences())),
         "duplicates.csv": (_names(Twin), map(vars, duplicates.twins)),
         "probes.csv": (_names(Probe), probed),
@@ -239,7 +240,8 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _long_rows(board: Leaderboard) -> Iterator[Row]:
+def long_rows(board: Leaderboard) -> Iterator[Row]:
+    """Yield the rows of metrics.csv: one a run and measure, fractions."""
     for run in board.runs:
         for name in board.names:
             low, high = board.interval(run, name)
@@ -279,7 +281,8 @@ def _layer_rows(runs: Sequence[RunResult]) -> Iterator[Row]:
                 yield {"run": run.name, "image_layer": image, "text_layer": text, **values}
 
 
-def _markdown(board: Leaderboard) -> str:
+def metrics_table(board: Leaderboard) -> str:
+    """Return what metrics.md holds: a row a run, percent with spread and interval."""
     rows = [["run", *board.names]]
     for run in board.runs:
         cells = [" ".join(run.name.split()).replace("|", "\\|")]

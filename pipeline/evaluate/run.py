@@ -4,25 +4,47 @@ Run by `pipeline evaluate` and by `stages/evaluate.py`.
 """
 
 import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import MissingExtraError, UserError
 from pipeline.evaluate.config import USUAL_KS, EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, pairs_of_split, zero_shot_set
 from pipeline.evaluate.features import NEAR, SAME, find_duplicates, find_probes
-from pipeline.evaluate.output import MARK, OWN, TIE_RULE, fresh_output, metrics, write_report, write_tables
+from pipeline.evaluate.leaderboard import Leaderboard, rank_runs
+from pipeline.evaluate.output import (
+    MARK,
+    OWN,
+    TIE_RULE,
+    fresh_output,
+    long_rows,
+    metrics,
+    metrics_table,
+    write_report,
+    write_tables,
+)
 from pipeline.evaluate.report.chapters import build_page
-from pipeline.evaluate.report.page import Findings, Gallery, Pictures, example_groups
+from pipeline.evaluate.report.page import (
+    Caveat,
+    Findings,
+    Gallery,
+    Page,
+    Pictures,
+    example_groups,
+    measure_name,
+    percent,
+)
+from pipeline.evaluate.report.summary import SMALL
 from pipeline.evaluate.results import (
     RETRIEVAL,
     Measure,
     chance_level,
     measures_of,
-    rank_runs,
     zero_shot_direction,
 )
 from pipeline.evaluate.single import evaluate_run
@@ -33,12 +55,80 @@ from pipeline.storage.contract import Storage
 from pipeline.storage.local import is_url, open_recorded, open_storage
 from pipeline.store.manifest import CLASSES, HEADER
 from pipeline.store.views import Side
-from pipeline.words import count
+from pipeline.words import count, html_table
 
 PACKAGES = ("fewpairs", "torch", "numpy", "scikit-learn", "faiss-cpu", "faiss-gpu")
 
 
-def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]:
+class Evaluation(dict[str, Any]):
+    """What metrics.json holds, as a dict, with the words and tables of the report.
+
+    Args:
+        values: What metrics.json holds: metric → number for one run, run → such a mapping for several.
+        board: The runs, best first.
+        page: The report's page.
+        folder: The report's folder.
+    """
+
+    def __init__(self, values: Mapping[str, Any], board: Leaderboard, page: Page, folder: Storage) -> None:
+        super().__init__(values)
+        self.board, self.page, self.folder = board, page, folder
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json holds, as a plain dict."""
+        return dict(self)
+
+    @property
+    def verdict(self) -> str:
+        """The sentence that the report opens with."""
+        return self.page.verdict
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """What to know before believing a number, the gravest first."""
+        return self.page.caveats
+
+    @property
+    def warning(self) -> str:
+        """A sentence on how little a small test set says; empty where it is not small."""
+        return " ".join(f"{each.title}. {each.text}" for each in self.caveats if each.title.startswith(SMALL))
+
+    def to_pandas(self) -> Any:
+        """Return a pandas.DataFrame with a row a run and measure: mean, std over seeds, interval, chance.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            pandas: Any = import_module("pandas")
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pip install pandas", "evaluation.to_pandas()") from error
+        return pandas.DataFrame(list(long_rows(self.board)))
+
+    def show(self) -> None:
+        """Print the table of measures, the verdict and what to know before believing it."""
+        sys.stdout.write(f"{self}\n")
+
+    def __str__(self) -> str:
+        """Return what `show` prints."""
+        lines = [metrics_table(self.board), self.verdict]
+        lines += [self.warning] if self.warning else []
+        others = [each.title for each in self.caveats if not each.title.startswith(SMALL)]
+        lines += [f"Before you believe it: {'; '.join(others)}."] if others else []
+        return "\n".join([*lines, f"Report: {self.folder / 'report.html'}"])
+
+    def __repr__(self) -> str:
+        runs = ", ".join(run.name for run in self.board.runs)
+        return f"<Evaluation of {runs} on {count(self.board.images(self.board.lead), 'image')}; {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        columns = [measure_name(measure) for measure in self.board.measures]
+        rows = [[run.name, *(percent(run.mean(name)) for name in self.board.names)] for run in self.board.runs]
+        return html_table(f"{self.verdict} Percent, means over seeds.", ["run", *columns], rows)
+
+
+def evaluate(config: EvaluateConfig, progress: Progress = silent) -> Evaluation:
     """Evaluate one run or several side by side.
 
     Args:
@@ -46,7 +136,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         progress: Gets a sentence at every step.
 
     Returns:
-        What metrics.json holds.
+        What metrics.json holds, a dict that knows the report as well.
 
     Raises:
         UserError: A run, store, split or setting is at fault; the sentence says which.
@@ -64,7 +154,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     for name, run in runs.items():
         say(progress, f"evaluating {name}, {count(len(run.seeds), 'seed')}")
         results.append(evaluate_run(name, run, pairs, sets, config))
-    board = rank_runs(results, measures_for(pairs, sets, config.ks), config.confidence)
+    board = rank_runs(results, measures_for(pairs, sets, config.ks), config.confidence, config.baselines)
     probes = find_probes(runs, sets, config, progress)
     say(progress, "drawing the report")
     pictures = Pictures(data_folder(config, pairs))
@@ -82,10 +172,10 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         surroundings=surroundings(started),
     )
     values = metrics(board, counts(found) | gallery.index_recall(), found.duplicates, probes)
-    out = open_storage(config.out)
-    _write(found, values, out)
+    out, page = open_storage(config.out), build_page(found)
+    _write(found, values, page, out)
     say(progress, f"wrote {out / 'report.html'}")
-    return values
+    return Evaluation(values, board, page, out)
 
 
 def measures_for(pairs: TestPairs, sets: Sequence[ZeroShotSet], ks: Sequence[int]) -> dict[Measure, float]:
@@ -98,8 +188,7 @@ def measures_for(pairs: TestPairs, sets: Sequence[ZeroShotSet], ks: Sequence[int
     }
 
 
-def _write(found: Findings, values: Mapping[str, Any], out: Storage) -> None:
-    page = build_page(found)
+def _write(found: Findings, values: Mapping[str, Any], page: Page, out: Storage) -> None:
     out.make()
     with fresh_output(out.here) as new:
         write_tables(new, found.board, values, found.duplicates, found.probes)

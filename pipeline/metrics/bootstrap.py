@@ -1,7 +1,7 @@
 """Bootstrap over images: how far would a number move with other test images of the same kind?
 
 drawn = Bootstrap(images=1000, samples=2000, seed=0).replicates([(hits_MK, queries_MK), …])
-low, high = interval(drawn[0], 0.95)
+low, high = interval(drawn[0], 0.95, images=1000)
 
 The captions of an image are no independent queries, so whole images are drawn. Every method is resampled with the same
 draws: the difference of two methods is paired, query by query.
@@ -10,6 +10,7 @@ draws: the difference of two methods is paired, query by query.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from pipeline.metrics.retrieval import check_count
 
 Floats = NDArray[np.float64]
 BLOCK_FLOATS = 2**22
+ALIKE = 1e-9
+"""Replicates that differ by less are the same number, rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,31 +67,33 @@ class Bootstrap:
         return np.concatenate([np.stack(block) for block in blocks], axis=1)
 
 
-def interval(replicates: Floats, confidence: float) -> tuple[float, float]:
-    """Return the percentile interval of replicates [B]."""
+def interval(replicates: Floats, confidence: float, images: int, least: float = 0.0) -> tuple[float, float]:
+    """Return the interval of a number: the percentiles of its replicates [B].
+
+    Where every image says the same, all replicates are equal and know nothing of what another image could say. Then the
+    share of such images is at most Wilson's upper limit for 0 of M, z²/(M + z²), and each of them could move the number
+    to an end of its range. For 0 % and 100 % that is Wilson's interval; for two runs that answer alike it is Tango's.
+
+    Args:
+        replicates: The number in B samples.
+        confidence: Share of the samples inside.
+        images: M images that were drawn from.
+        least: The smallest value that is possible: 0, or −1 for a difference; the largest is 1.
+    """
+    if np.ptp(replicates) < ALIKE:
+        value, square = float(replicates.mean()), NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+        other = square / (images + square)
+        return value - other * (value - least), value + other * (1 - value)
     tail = (1 - confidence) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def p_value(differences: Floats) -> float:
-    """Return the two-sided bootstrap p-value of differences [B] against zero, never below 1/(B+1)."""
+def p_value(differences: Floats, images: int) -> float:
+    """Return the two-sided bootstrap p-value of differences [B] against zero.
+
+    It is never below 1/(B+1), nor below 2^(1−M), which is what a sign test says where all M images agree.
+    """
     count = len(differences)
     smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    return min(1.0, 2 * (smaller + 1) / (count + 1))
-
-
-def simultaneous_factor(replicates_RB: Floats, confidence: float) -> float:
-    """Return how many standard errors a difference of two of R runs must reach to hold for all pairs at once.
-
-    It is the quantile of the largest studentised difference of any pair in a draw, each difference centred; 0 for one
-    run. Source: Westfall and Young, Resampling-Based Multiple Testing, 1993 (single-step maxT).
-    """
-    centred = replicates_RB - replicates_RB.mean(axis=1, keepdims=True)
-    largest = np.zeros(centred.shape[1])
-    for row in range(len(centred) - 1):
-        gaps = centred[row + 1 :] - centred[row]
-        errors = gaps.std(axis=1, keepdims=True)
-        scaled = np.divide(np.abs(gaps), errors, out=np.zeros_like(gaps), where=errors > 1e-12)
-        largest = np.maximum(largest, scaled.max(axis=0))
-    return float(np.quantile(largest, confidence))
+    return min(1.0, max(2 * (smaller + 1) / (count + 1), 0.5 ** min(images - 1, 1000)))

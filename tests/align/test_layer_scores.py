@@ -39,6 +39,8 @@ def test_finds_the_clear_views(stores: Stores) -> None:
     assert found.p_value[0][0] > 0.01
     assert found.calibrated[0][0] < 0.02
     assert "Use image layer block1 and text layer block1" in found.advice
+    assert "more than shuffled pairings reach (p = 0.0" in found.advice
+    assert found.advice.endswith("; whether that is less is not tested.")
 
 
 def test_cka_finds_them_too(stores: Stores, tmp_path: Path) -> None:

@@ -37,6 +37,18 @@ def test_bare_evaluate_follows_params(own: Path) -> None:
     result = done("evaluate", "--quiet")
     assert "| cca |" in result.out
     assert result.out.endswith(f"Report: {REPORT}/report.html\n")
+    assert "\nA small test set" in result.out
+    assert " is known to lie between " in result.out
+
+
+def test_baselines_are_flags(project: Path, tmp_path: Path) -> None:
+    words = (*STORES, "--out", tmp_path / "report")
+    result = done("evaluate", RUN, OTHER, *words, "--baseline", "cca", "--json")
+    assert "A small test set" in result.err
+    assert "is tested against cca, all runs" in (tmp_path / "report/report.md").read_text()
+    said = refused("evaluate", RUN, OTHER, *words, "--baseline", "ccca", "--quiet")
+    assert "--baseline: expected a known run to compare with (" in said
+    assert "did you mean 'cca'?" in said
 
 
 def test_a_cut_off_above_the_gallery_is_refused(project: Path, tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.errors import DamagedStoreError, KeyMismatchError, UnknownNameError, UserError
+from pipeline.errors import DamagedStoreError, KeyMismatchError, MissingExtraError, UnknownNameError, UserError
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.config import EvaluateConfig, ZeroShotConfig
 from pipeline.evaluate.output import read_queries
@@ -105,6 +107,35 @@ def test_one_run_is_flat_and_names_what_it_stands_on(world: Any) -> None:
         assert values[f"{name}_std"] >= 0
     assert any("report.html" in str(update) for update in told)
     check_page(out / "report.html")
+
+
+def test_what_comes_back_is_the_metrics_and_knows_the_report(
+    world: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = evaluate(settings(world, world.add_run("fewpairs", noise=0.05), world.add_run("info_nce", noise=2.0)))
+    out = world.root / "out"
+    assert found == found.metrics == json.loads((out / "metrics.json").read_text())
+    assert type(found.metrics) is dict
+    assert (out / "report.md").read_text().startswith(f"# {found.verdict.split(':')[0].replace('_', chr(92) + '_')}")
+    assert repr(found) == f"<Evaluation of fewpairs, info_nce on 20 images; {out}>"
+    found.show()
+    said = capsys.readouterr().out
+    assert said.startswith((out / "metrics.md").read_text())
+    assert f"\n{found.verdict}\nA small test set. With 20 test images the mean of both directions of fewpairs" in said
+    assert said.endswith(f"Report: {out / 'report.html'}\n")
+    assert found.warning in said
+    html = found._repr_html_()
+    assert html.count("<tr>") == 3
+    assert "<td>fewpairs</td>" in html
+    frames: list[Any] = []
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=frames.append))
+    found.to_pandas()
+    with (out / "metrics.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [{name: str(value) for name, value in row.items()} for row in frames[0]] == rows
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"'pandas' .* run: pip install pandas"):
+        found.to_pandas()
 
 
 def test_metrics_follow_from_the_table_of_queries(world: Any) -> None:

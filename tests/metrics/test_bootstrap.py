@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.metrics import bootstrap
-from pipeline.metrics.bootstrap import Bootstrap, interval, p_value, simultaneous_factor
+from pipeline.metrics.bootstrap import Bootstrap, interval, p_value
 from tests.drawing import draws
 
 Floats = NDArray[np.float64]
@@ -24,7 +24,7 @@ def means(values: Floats, *, samples: int = 2000, seed: int = 0, groups: NDArray
 
 def test_interval_is_close_to_the_normal_one() -> None:
     hits = (np.random.default_rng(0).random(2000) < 0.3).astype(float)
-    low, high = interval(means(hits, samples=4000), 0.95)
+    low, high = interval(means(hits, samples=4000), 0.95, 100)
     half = 1.96 * hits.std() / 2000**0.5
     assert low == pytest.approx(hits.mean() - half, abs=0.15 * half)
     assert high == pytest.approx(hits.mean() + half, abs=0.15 * half)
@@ -36,7 +36,7 @@ def test_replicates_are_those_of_the_generator() -> None:
     expected = [np.mean([values[i] for i in generator.integers(0, 30, size=30)]) for _ in range(200)]
     ours = means(values, samples=200, seed=7)
     assert ours == pytest.approx(np.array(expected))
-    assert interval(ours, 0.9) == pytest.approx(tuple(np.quantile(expected, [0.05, 0.95])))
+    assert interval(ours, 0.9, 30) == pytest.approx(tuple(np.quantile(expected, [0.05, 0.95])))
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +80,10 @@ def test_captions_of_one_image_are_drawn_together() -> None:
     """Five equal captions an image carry no more than one: the interval is that of the images."""
     images = np.random.default_rng(2).normal(size=400)
     captions, groups = np.repeat(images, 5), np.repeat(np.arange(400), 5)
-    alone, grouped = interval(means(images, seed=1), 0.95), interval(means(captions, seed=1, groups=groups), 0.95)
-    naive = interval(means(captions, seed=1), 0.95)
+    alone, grouped, naive = (
+        interval(each, 0.95, 400)
+        for each in (means(images, seed=1), means(captions, seed=1, groups=groups), means(captions, seed=1))
+    )
     assert grouped == pytest.approx(alone)
     assert naive[1] - naive[0] < 0.6 * (grouped[1] - grouped[0])
 
@@ -99,58 +101,70 @@ def test_a_clear_difference_is_found_and_a_null_one_is_not() -> None:
     generator = np.random.default_rng(3)
     a = generator.random(1000)
     better = means(a + 0.02 + 0.01 * generator.normal(size=1000)) - means(a)
-    assert interval(better, 0.95)[0] > 0
-    assert p_value(better) == pytest.approx(2 / 2001)
+    assert interval(better, 0.95, 2000, least=-1.0)[0] > 0
+    assert p_value(better, 2000) == pytest.approx(2 / 2001)
     same = means(a + 0.05 * generator.normal(size=1000)) - means(a)
-    low, high = interval(same, 0.95)
+    low, high = interval(same, 0.95, 2000, least=-1.0)
     assert low < 0 < high
-    assert p_value(same) > 0.05
-    assert p_value(np.zeros(100)) == 1.0
-    assert p_value(np.ones(99)) == pytest.approx(0.02)
+    assert p_value(same, 2000) > 0.05
+    assert p_value(np.zeros(100), 2000) == 1.0
+    assert p_value(np.ones(99), 2000) == pytest.approx(0.02)
 
 
 def test_p_values_are_two_sided_with_one_added() -> None:
-    assert p_value(np.array([-1.0, 1.0, 2.0, 3.0])) == pytest.approx(2 * 2 / 5)
-    assert p_value(np.array([1.0, -1.0, -2.0, -3.0])) == pytest.approx(2 * 2 / 5)
-    assert p_value(np.array([0.0, 1.0, 2.0])) == pytest.approx(1.0)
-    assert p_value(np.array([0.0, -1.0, -2.0])) == pytest.approx(1.0)
-    assert p_value(np.array([0.0, 1.0, 2.0, 3.0, 4.0])) == pytest.approx(2 * 2 / 6)
-    assert p_value(np.array([0.0, -1.0, -2.0, -3.0, -4.0])) == pytest.approx(2 * 2 / 6)
+    assert p_value(np.array([-1.0, 1.0, 2.0, 3.0]), 100) == pytest.approx(2 * 2 / 5)
+    assert p_value(np.array([1.0, -1.0, -2.0, -3.0]), 100) == pytest.approx(2 * 2 / 5)
+    assert p_value(np.array([0.0, 1.0, 2.0]), 100) == pytest.approx(1.0)
+    assert p_value(np.array([0.0, -1.0, -2.0]), 100) == pytest.approx(1.0)
+    assert p_value(np.array([0.0, 1.0, 2.0, 3.0, 4.0]), 100) == pytest.approx(2 * 2 / 6)
+    assert p_value(np.array([0.0, -1.0, -2.0, -3.0, -4.0]), 100) == pytest.approx(2 * 2 / 6)
 
 
-def test_one_pair_needs_the_normal_quantile_and_many_need_more() -> None:
-    """Two runs: the quantile of |z|. Independent runs: the studentised range's, as Tukey has it for known variance."""
-    drawn = np.random.default_rng(4).normal(size=(10, 20_000))
-    assert simultaneous_factor(drawn[:1], 0.95) == 0
-    assert simultaneous_factor(drawn[:2], 0.95) == pytest.approx(1.96, abs=0.04)
-    assert simultaneous_factor(drawn, 0.95) == pytest.approx(4.474 / 2**0.5, abs=0.06)
-    assert simultaneous_factor(np.stack([drawn[0], drawn[0]]), 0.95) == 0
+def test_a_p_value_is_never_below_that_of_a_sign_test() -> None:
+    """All M images agree: by luck that has the probability 2 · 2^(−M)."""
+    from scipy.stats import binomtest
+
+    ahead = np.full(1000, 0.5)
+    for images in (1, 2, 6, 9):
+        assert p_value(ahead, images) == pytest.approx(binomtest(images, images).pvalue)
+    assert p_value(ahead, 10**9) == pytest.approx(2 / 1001)
 
 
-def test_the_factor_is_the_quantile_of_the_largest_studentised_difference() -> None:
-    """Westfall and Young's single step, pair by pair; runs may lie anywhere and differ by any amount."""
-    drawn = np.random.default_rng(4).normal(size=(4, 300)) * np.array([[1.0], [3.0], [0.5], [2.0]])
-    moved = drawn + np.array([[0.0], [5.0], [-3.0], [40.0]])
-    largest = np.zeros(300)
-    for a in range(4):
-        for b in range(a):
-            gap = moved[a] - moved[b]
-            largest = np.maximum(largest, np.abs(gap - gap.mean()) / gap.std())
-    for scale in (1.0, 1e-6):
-        for confidence in (0.5, 0.9):
-            found = simultaneous_factor(scale * moved, confidence)
-            assert found == pytest.approx(np.quantile(largest, confidence), rel=1e-9)
-    twins = np.concatenate([moved, moved[:1]])
-    assert simultaneous_factor(twins, 0.9) == pytest.approx(np.quantile(largest, 0.9), rel=1e-9)
+@pytest.mark.parametrize("images", [1, 14, 1000])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.975])
+def test_an_interval_at_the_ends_is_wilsons(images: int, confidence: float) -> None:
+    from scipy.stats import binomtest
+
+    for hits in (0, images):
+        expected = binomtest(hits, images).proportion_ci(confidence, method="wilson")
+        found = interval(means(np.full(images, hits / images)), confidence, images)
+        assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("images", [1, 14, 1000])
+def test_runs_that_answer_alike_may_differ_by_tangos_interval(images: int) -> None:
+    """Tango 1998: without discordant pairs the score statistic Δ·√(n / |Δ|(1 − |Δ|)) reaches z at z² / (n + z²)."""
+    low, high = interval(np.zeros(500), 0.95, images, least=-1.0)
+    statistic = high * (images / (high * (1 - high))) ** 0.5
+    assert statistic == pytest.approx(1.959964, abs=1e-5)
+    assert low == -high
+
+
+def test_images_that_all_say_one_half_keep_the_number_inside() -> None:
+    low, high = interval(means(np.full(20, 0.5)), 0.95, 20)
+    assert low < 0.5 < high
+    assert high - 0.5 == pytest.approx(0.5 - low)
+    assert interval(np.full(9, 1.0), 0.95, 1, least=-1.0)[0] < 0
 
 
 @settings(max_examples=draws(40))
 @given(values=st.lists(st.floats(-100, 100), min_size=1, max_size=20), seed=st.integers(0, 1000))
 def test_interval_properties(values: list[float], seed: int) -> None:
     array = np.array(values)
-    low, high = interval(means(array, samples=50, seed=seed), 0.95)
+    assume(np.ptp(means(array, samples=50, seed=seed)) > 1e-6)
+    low, high = interval(means(array, samples=50, seed=seed), 0.95, len(array))
     assert array.min() - 1e-9 <= low <= high <= array.max() + 1e-9
-    shifted = interval(means(array + 5, samples=50, seed=seed), 0.95)
+    shifted = interval(means(array + 5, samples=50, seed=seed), 0.95, len(array))
     assert shifted == pytest.approx((low + 5, high + 5), abs=1e-6)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.evaluate.features import ALIGNED, CHOSEN, LAST, NEIGHBOURS, Probe
 from pipeline.evaluate.figures import COLOURS, Series, confusion_map, layer_map, reliability, step_curves
+from pipeline.evaluate.leaderboard import Leaderboard
 from pipeline.evaluate.output import TEMPLATES
 from pipeline.evaluate.report.numbers import (
     curves_section,
@@ -29,7 +30,7 @@ from pipeline.evaluate.report.page import (
     percent,
 )
 from pipeline.evaluate.report.summary import NAMED, find_caveats, forest_picture, reasons, tiles, verdict
-from pipeline.evaluate.results import Calibration, Leaderboard, Ranks, RunResult, zero_shot_direction
+from pipeline.evaluate.results import Calibration, Ranks, RunResult, zero_shot_direction
 from pipeline.evaluate.single import ROWS
 from pipeline.projectors.run_record import DEFAULT, DEFAULT_TEMPERATURE
 from pipeline.store.reader import FeatureStore

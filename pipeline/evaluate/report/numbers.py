@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pipeline.evaluate.features import NEAR, SAME, Duplicates, Twin, without
 from pipeline.evaluate.figures import Series, recall_curves
+from pipeline.evaluate.leaderboard import MEAN, Difference, Leaderboard
 from pipeline.evaluate.report.page import (
     Cell,
     Example,
@@ -22,20 +23,17 @@ from pipeline.evaluate.report.page import (
     plus_minus,
     signed,
 )
-from pipeline.evaluate.report.summary import queries_asked
+from pipeline.evaluate.report.summary import declared, queries_asked
 from pipeline.evaluate.results import (
     CURVE,
-    MEAN,
     RETRIEVAL,
     TEXT_RETRIEVAL,
-    Difference,
-    Leaderboard,
     Measure,
     RunResult,
     chance_level,
     headline_names,
 )
-from pipeline.words import count, listing
+from pipeline.words import count
 
 FEW = 20
 """Comparisons below which luck is not worth a sentence."""
@@ -88,23 +86,23 @@ def _cell(board: Leaderboard, run: RunResult, measure: str, best: float) -> Cell
 
 
 def differences_section(found: Findings) -> Section | None:
-    """Return paired differences against the baseline and the best closed form; none where there is no rival."""
+    """Return paired differences against the baselines; none where no run of a baseline is here."""
     board = found.board
     differences = board.differences()
     if not differences:
         return None
-    rivals = dict.fromkeys(each.against for each in differences)
+    shown = dict.fromkeys(each.runs[0].name for each in board.baselines if each.runs)
     tables = tuple(
-        _difference_table(board, rival, [each for each in differences if each.against == rival]) for rival in rivals
+        _difference_table(board, rival, [each for each in differences if each.against == rival]) for rival in shown
     )
     lead = (
         "The same queries, the same draws of test images, one run minus the other, in points.",
-        _not_better(board),
+        declared(board),
         _by_luck(board, sum(len(row) - 1 for table in tables for row in table.rows)),
-        "Intervals speak of other test images, not of other seeds or other training pairs. The sentences above and on "
-        "top count a run as better only if it is ahead with all pairs of runs looked at, and by twice the standard "
-        "error over seeds. The best of many runs was picked on these very images, which flatters it a little. All "
-        "measures: differences.csv.",
+        "Intervals speak of other test images, not of other seeds or other training pairs. The sentences on top count "
+        "a run as better only if it is ahead by twice the standard error over seeds as well. The best of many runs "
+        "was picked on these very images, which flatters it a little. Of several closed forms the best here is shown; "
+        "all of them, and all measures: differences.csv.",
     )
     return Section(id="differences", title="Significance", open=True, lead=tuple(filter(None, lead)), tables=tables)
 
@@ -113,19 +111,11 @@ def _by_luck(board: Leaderboard, comparisons: int) -> str:
     """Say how many differences would look real if there were none."""
     if comparisons < FEW:
         return ""
+    lucky = comparisons * (1 - board.confidence) / board.tests
     return (
-        f"In the tables each interval and p stands alone: of their {comparisons} comparisons about "
-        f"{comparisons * (1 - board.confidence):.0f} would be bold if all runs were equally good."
+        "The correction counts baselines, neither runs nor measures: of the "
+        f"{comparisons} differences in these tables about {lucky:.1f} would be bold if all runs were equally good."
     )
-
-
-def _not_better(board: Leaderboard) -> str:
-    closed = board.best_closed
-    behind = [run.name for run in board.runs if closed and run.trained and not board.settled(run, closed)]
-    if closed is None or not behind:
-        return ""
-    verb = "does" if len(behind) == 1 else "do"
-    return f"{listing(behind)} {verb} not beat the closed form {closed.name} on the mean of both directions."
 
 
 def _difference_table(board: Leaderboard, against: str, found: list[Difference]) -> Table:
@@ -138,7 +128,8 @@ def _difference_table(board: Leaderboard, against: str, found: list[Difference])
             cell = Cell(text=signed(each.value), sub=sub, value=each.value, best=each.real)
             rows.setdefault(each.run, [Cell(text=each.run)]).append(cell)
     return Table(
-        caption=f"Minus {against}, in points. Bold: the interval leaves zero out. p: two-sided, from the same draws.",
+        caption=f"Minus {against}, in points. Bold: the interval leaves zero out. p: two-sided, from the same draws; "
+        "both are corrected for the number of baselines.",
         head=(f"run − {against}", *headings.values()),
         rows=tuple(map(tuple, rows.values())),
     )

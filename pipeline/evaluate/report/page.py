@@ -20,15 +20,8 @@ from torch import Tensor
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import TestPairs, ZeroShotSet, run_features
 from pipeline.evaluate.features import Duplicates, Probe
-from pipeline.evaluate.results import (
-    IMAGE_RETRIEVAL,
-    TEXT_RETRIEVAL,
-    ZERO_SHOT,
-    Leaderboard,
-    Measure,
-    Ranks,
-    RunResult,
-)
+from pipeline.evaluate.leaderboard import Leaderboard
+from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT, Measure, Ranks, RunResult
 from pipeline.indexes.index import Index, build_index
 from pipeline.indexes.recall import recall_against_exact
 from pipeline.projectors.run_record import AlignedRun

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.evaluate.data import TestPairs, ZeroShotSet
 from pipeline.evaluate.features import NEAR, SAME, Duplicates, without
 from pipeline.evaluate.figures import Interval, forest
+from pipeline.evaluate.leaderboard import Leaderboard, headline_names
 from pipeline.evaluate.report.page import (
     Caveat,
     Findings,
@@ -21,12 +22,17 @@ from pipeline.evaluate.report.page import (
     plus_minus,
     signed,
 )
-from pipeline.evaluate.results import Leaderboard, Measure, RunResult, headline_names
+from pipeline.evaluate.results import Measure, RunResult
 from pipeline.words import count, listing
 
 NAMED = 3
 """How many runs are named; of more the number is said."""
 IMBALANCE = 3.0
+SMALL = "A small test set"
+FEW_IMAGES = 100
+"""Test images below which every reader is warned."""
+WIDE = 0.05
+"""Half an interval that is a caveat whatever the number of images."""
 # Their model cards list captions of COCO and Flickr30k among the training text.
 CAPTION_TRAINED = ("all-minilm", "all-mpnet", "paraphrase-", "all-distilroberta")
 CAPTION_SETS = ("coco", "flickr")
@@ -42,38 +48,72 @@ def verdict(board: Leaderboard) -> str:
     )
     if len(board.runs) == 1:
         return f"{lead.name} puts {found}."
-    second = board.runs[1]
-    ahead = f"{percent(board.gap(lead, second).value)} points ahead of {second.name}"
-    rivals = board.rivals()
-    if not rivals:
-        return f"{lead.name} wins on the mean of both directions, {ahead}: it puts {found}."
-    return f"No clear winner: {lead.name} is {ahead}, but {_not_beaten(rivals, board)}. {lead.name} puts {found}."
+    against, left = board.held_against(lead), board.not_beaten(lead)
+    if not against:
+        ahead = f"{percent(board.gap(lead, board.runs[1]).value)} points ahead of {board.runs[1].name}"
+        return f"{lead.name} comes first, {ahead}: it puts {found}."
+    if left:
+        names = listing([run.name for run in left])
+        return (
+            f"No clear winner: {lead.name} comes first, but its lead over {names} is not significant. It puts {found}."
+        )
+    beaten = listing([_called(title, runs) for title, runs in against.items()])
+    return f"{lead.name} beats {beaten}: it puts {found}."
+
+
+def _called(title: str, runs: Sequence[RunResult]) -> str:
+    """Return what the runs of a baseline are called: by their names where these are few."""
+    return listing([run.name for run in runs]) if len(runs) <= NAMED else f"{title} ({len(runs)})"
 
 
 def reasons(board: Leaderboard, images: int, captions: int) -> tuple[str, ...]:
-    """Return the sentences under the verdict: how sure, against what, and against which baselines."""
-    found = [_how_sure(board, images, captions), _by_measure(board), *_baselines(board)]
+    """Return the sentences under the verdict: how sure, against what, and what was declared beforehand."""
+    found = [_how_sure(board, images, captions), *_others(board), declared(board), _by_measure(board)]
     return tuple(sentence for sentence in found if sentence)
 
 
 def _how_sure(board: Leaderboard, images: int, captions: int) -> str:
     ground = f"{count(images, 'test image')} with {count(captions, 'caption')}"
-    value, (low, high) = board.value(board.lead), board.interval(board.lead)
-    level = f"{100 * board.confidence:.0f} %"
     if len(board.runs) == 1:
+        value, (low, high) = board.value(board.lead), board.interval(board.lead)
+        level = f"{100 * board.confidence:.0f} %"
         chance = sum(board.chance[name] for name in headline_names(board.k)) / 2
         factor = f"{value / chance:,.0f} times chance" if chance else "chance is nil"
         return f"On {ground}: the mean of both is {percent(value)} ({level} interval {between(low, high)}), {factor}."
-    gap = board.gap(board.runs[0], board.runs[1])
-    sure = f"{level} interval {signed(gap.low)} to {signed(gap.high)}"
-    pairs = len(board.runs) * (len(board.runs) - 1) // 2
-    if pairs > 1:
-        margin = board.margin(board.runs[0], board.runs[1])
-        sure += f" alone, {signed(gap.value - margin)} to {signed(gap.value + margin)} among all {pairs} pairs of runs"
-    lead = f"{signed(gap.value)} points on the mean of both directions, {sure}"
-    error = board.seed_error(board.runs[0], board.runs[1])
-    over_seeds = f" Over seeds its standard error is {percent(error)} points." if error else ""
-    return f"The lead: {lead}, paired query by query on {ground}.{over_seeds}"
+    against = board.held_against(board.lead)
+    nearest = {runs[0].name: runs[0] for runs in against.values()} or {board.runs[1].name: board.runs[1]}
+    leads = "; ".join(_lead_over(board, rival) for rival in nearest.values())
+    rest = "" if against else " No run of a baseline is here: this comparison is descriptive."
+    return f"Its lead on the mean of both directions, query by query on {ground}: {leads}.{rest}"
+
+
+def _lead_over(board: Leaderboard, rival: RunResult) -> str:
+    gap, error = board.gap(board.lead, rival), board.seed_error(board.lead, rival)
+    over_seeds = f", standard error over seeds {percent(error)}" if error else ""
+    return (
+        f"{signed(gap.value)} points over {rival.name} (interval {signed(gap.low)} to {signed(gap.high)}, "
+        f"p = {gap.p_value:.3f}{over_seeds})"
+    )
+
+
+def declared(board: Leaderboard) -> str:
+    """Say what is tested, how it is corrected, and that all else only describes; nothing for a single run."""
+    if len(board.runs) < 2:
+        return ""
+    names = [
+        f"{each.title} ({listing([run.name for run in each.runs]) or 'none here'})"
+        if [run.name for run in each.runs] != [each.title]
+        else each.title
+        for each in board.baselines
+    ]
+    correction = "need no correction"
+    if board.tests > 1:
+        correction = f"are corrected for these {board.tests} by Bonferroni's method, whatever else stands on this page"
+    return (
+        f"Declared beforehand: every run is tested against {listing(names)}, all runs of each, on the mean of both "
+        f"directions; {100 * board.confidence:.0f} % intervals and p of differences {correction}. All other "
+        "comparisons only describe."
+    )
 
 
 def _by_measure(board: Leaderboard) -> str:
@@ -84,44 +124,32 @@ def _by_measure(board: Leaderboard) -> str:
     parts = []
     for measure in board.measures:
         if measure.name in names or measure.name.endswith("acc1"):
-            best, rivals = board.ranking(measure.name)[0], board.rivals(measure.name)
-            rest = _not_beaten(rivals, board) if rivals else "ahead of every other run"
-            parts.append(f"{measure_name(measure)} {best.name} with {percent(best.mean(measure.name))} % ({rest})")
-    return f"The best in each: {'; '.join(parts)}."
+            best = board.ranking(measure.name)[0]
+            parts.append(f"{measure_name(measure)} {best.name} with {percent(best.mean(measure.name))} %")
+    return f"The highest in each: {'; '.join(parts)}."
 
 
-def _not_beaten(rivals: Sequence[RunResult], board: Leaderboard) -> str:
-    """Say over which runs the best one's lead is not significant."""
-    others = len(board.runs) - 1
-    if len(rivals) <= NAMED:
-        return f"its lead over {listing([run.name for run in rivals])} is not significant"
-    if len(rivals) == others:
-        return f"its lead over none of the other {others} is significant"
-    return f"its lead over {len(rivals)} of the other {others} is not significant"
+def _others(board: Leaderboard) -> Iterator[str]:
+    """Say of the runs behind the first how each stands against each baseline."""
+    for each in board.baselines:
+        runs = [run for run in board.runs[1:] if run.name not in {rival.name for rival in each.runs}]
+        if not each.runs or not runs:
+            continue
+        better = [run.name for run in runs if all(board.settled(run, rival) for rival in each.runs)]
+        worse = [run.name for run in runs if all(board.settled(rival, run) for rival in each.runs)]
+        even = [run.name for run in runs if run.name not in (*better, *worse)]
+        whom = "all of them" if len(each.runs) > 1 else "it"
+        said = (
+            (better, _verb(better, "beat"), f" {whom} significantly"),
+            (even, _verb(even, "do", "does"), " not" if better else f" not beat {whom} significantly"),
+            (worse, _verb(worse, "stay"), f" below {whom}"),
+        )
+        parts = "; ".join(f"{listing(names)} {verb}{rest}" for names, verb, rest in said if names)
+        yield f"The other runs against {_called(each.title, each.runs)}: {parts}."
 
 
-def _baselines(board: Leaderboard) -> Iterator[str]:
-    closed, baseline = board.best_closed, board.baseline
-    trained = [run for run in board.runs if run.trained]
-    if closed is not None and trained:
-        yield _against_closed(trained, closed, board)
-    others = [run for run in trained if run is not baseline]
-    if baseline is not None and others:
-        better = [run.name for run in others if board.settled(run, baseline)]
-        beaten = f"{listing(better)} {'beats' if len(better) == 1 else 'beat'} it" if better else "none beats it"
-        yield f"Of the other trained losses, against plain {baseline.name}: {beaten} significantly."
-
-
-def _against_closed(trained: list[RunResult], closed: RunResult, board: Leaderboard) -> str:
-    better = [run.name for run in trained if board.settled(run, closed)]
-    worse = [run.name for run in trained if board.settled(closed, run)]
-    even = [run.name for run in trained if run.name not in (*better, *worse)]
-    rest = [f"the difference from {listing(even)} is not significant"] if even else []
-    rest += [f"{listing(worse)} {'stays' if len(worse) == 1 else 'stay'} below"] if worse else []
-    ending = f"; {'; '.join(rest)}." if rest else "."
-    if not better:
-        return f"No trained loss beats {closed.name}, which needs no training{ending}"
-    return f"{listing(better)} {'beats' if len(better) == 1 else 'beat'} {closed.name}, the best closed form{ending}"
+def _verb(names: Sequence[str], plural: str, singular: str = "") -> str:
+    return plural if len(names) > 1 else singular or f"{plural}s"
 
 
 def tiles(board: Leaderboard) -> tuple[Tile, ...]:
@@ -242,18 +270,24 @@ def cut_off_caveats(ks: Sequence[int], images: int) -> Iterator[Caveat]:
 
 
 def small_set_caveats(board: Leaderboard, images: int) -> Iterator[Caveat]:
-    """Say so where the interval of the best run is wider than the differences that the report speaks of."""
+    """Say so where there are few images, where the best run's interval is wide, or its lead is within the noise."""
     low, high = board.interval(board.lead)
-    known = f"With {count(images, 'test image')} {{}} number is known to ± {percent((high - low) / 2)} points"
-    if len(board.runs) > 1 and not board.apart(board.runs[0], board.runs[1]):
-        gap = board.gap(board.runs[0], board.runs[1]).value
+    level = f"{100 * board.confidence:.0f} %"
+    known = (
+        f"With {count(images, 'test image')} the mean of both directions of {board.lead.name} is known to lie between "
+        f"{percent(low)} and {percent(high)} ({level} interval)"
+    )
+    left = [run for run in board.not_beaten(board.lead) if not board.apart(board.lead, run)]
+    if left:
+        gap = board.gap(board.lead, left[0]).value
         text = (
-            f"{known.format('a')}, and the first two runs differ by {percent(abs(gap))}. More test images, not more "
+            f"{known}, and its lead over {left[0].name} is {percent(abs(gap))} points. More test images, not more "
             "decimals, would settle it."
         )
-        yield Caveat(title="The test set is too small to tell the first two apart", text=text)
-    elif (high - low) / 2 > 0.05:
-        yield Caveat(title="A small test set", text=f"{known.format('every')} only.")
+        yield Caveat(title=f"{SMALL}, too small to tell {board.lead.name} from {left[0].name}", text=text)
+    elif images < FEW_IMAGES or (high - low) / 2 > WIDE:
+        few = " Other images of the same kind could turn the order of runs round." if len(board.runs) > 1 else ""
+        yield Caveat(title=SMALL, text=f"{known}.{few}")
 
 
 def seed_caveats(board: Leaderboard) -> Iterator[Caveat]:
