@@ -4,8 +4,8 @@ Run `pipeline --help` for the commands. By import, everything that most programs
 
     from pipeline import AlignConfig, DualEncoder, FeatureStore, align, join
 
-    run = align(AlignConfig(image=(image,), text=(text,), out=out))
-    DualEncoder.open(run).encode_text(["a red heart"])
+    run = align(AlignConfig(image=image, text=text, out=out))
+    DualEncoder.open(run).search(image, "a red heart")
 
 Names load when they are first used, so this module itself imports nothing heavy. The stages `extract`, `align`,
 `evaluate` and `sweep` are subpackages and functions at once: each is a module that is called like the function of its
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pipeline.align.run import align
     from pipeline.apps.dual_encoder import DualEncoder, load_model
     from pipeline.apps.export.run import export
-    from pipeline.apps.search import SearchResult, search
+    from pipeline.apps.found import SearchResult
+    from pipeline.apps.search import search
     from pipeline.encoders.load import load_encoder
     from pipeline.errors import PipelineError, UserError
     from pipeline.evaluate.config import EvaluateConfig
@@ -68,7 +69,7 @@ _HOMES = {
     "ExtractConfig": "extract.config",
     "FeatureStore": "store.reader",
     "PipelineError": "errors",
-    "SearchResult": "apps.search",
+    "SearchResult": "apps.found",
     "UserError": "errors",
     "build_index": "indexes.index",
     "export": "apps.export.run",

@@ -10,6 +10,7 @@ the request of a receipt, the conversion of params.yaml (`pipeline.config`).
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast, dataclass_transform
@@ -87,6 +88,8 @@ def shared(cls: type, name: str, **changes: Any) -> Any:
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting,))
 def settings(cls: type[T]) -> type[T]:
     """Make a frozen keyword-only dataclass whose values are checked, all of them before the first complaint.
+
+    A field that holds several values takes one alone as well, and a list: `image="path"` is `image=("path",)`.
 
     The class may have a method `problems` that yields a `UserError` for each fault that lies between several fields;
     it is asked only where every field is sound by itself.
@@ -195,6 +198,11 @@ def _faults(check: Check, value: Any, where: str) -> Iterable[UserError]:
 
 
 def _check(self: Any) -> None:
+    for field in dataclasses.fields(self):
+        value = getattr(self, field.name)
+        if typing.get_origin(field.type) is tuple and not isinstance(value, tuple):
+            several = tuple(value) if isinstance(value, list) else (value,)
+            object.__setattr__(self, field.name, several)
     found = faults(type(self), vars(self))
     more: Callable[[], Iterator[UserError]] | None = getattr(self, "problems", None)
     if not found and more:

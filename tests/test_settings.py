@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from pipeline.align.config import AlignConfig
 from pipeline.commands.options import takes_settings
 from pipeline.config import build
 from pipeline.errors import UnknownNameError, UserError
@@ -172,3 +173,13 @@ def test_a_new_setting_is_one_declaration() -> None:
     assert bytes_settings(made) == bytes_settings(build(Larger, stated, where="here")) | {"sharpen": 2}
     with pytest.raises(UserError, match=r"^params\.yaml: extract: --sharpen: expected 0 or more, found -1"):
         build(Larger, stated | {"sharpen": -1}, where="params.yaml: extract")
+
+
+def test_one_value_counts_as_several() -> None:
+    """Where a field holds several values, `image="path"` is `image=("path",)`; a list does too."""
+    assert Baking(out=Path("x"), seeds=3).seeds == (3,)  # type: ignore[arg-type]
+    assert Baking(out=Path("x"), seeds=[3, 4]).seeds == (3, 4)  # type: ignore[arg-type]
+    config = AlignConfig(image="image", text=Path("text"), out="run")  # type: ignore[arg-type]
+    assert (config.image, config.text) == (("image",), (Path("text"),))
+    with pytest.raises(UserError, match="--seed"):
+        Baking(out=Path("x"), seeds=[])  # type: ignore[arg-type]

@@ -1,10 +1,11 @@
 """A trained run as a dual encoder: pictures and texts in, comparable unit vectors out.
 
 model = DualEncoder.open("data/2_projectors/combined")
-image = model.encode_image(["cat.jpg", "dog.jpg"])     # [2, d]
+image = model.encode_image(["cat.jpg", "dog.jpg"])     # [2, d]; one picture gives one vector [d]
 text = model.encode_text(["a cat", "a dog"])           # [2, d]
-print(image @ text.T)                                  # cosine
+print(model.similarity(image, text))                   # cosines [2, 2]
 print(model.classify("cat.jpg", ["cat", "dog"]))       # probabilities [1, 2]
+print(model.search("data/1_features/photos/lite0", "a dog", k=5))
 
 `load_model` does the same for a run or for what `pipeline export` made, and loads the encoders at once.
 
@@ -13,24 +14,31 @@ the same key: an updated model, another tokenizer or image size is refused, beca
 projector.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from pipeline.apps.opening import open_run
+from pipeline.apps.found import SearchResult
+from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.encoders.base import Dtype, Encoder
 from pipeline.encoders.load import load_encoder, own_source, refuse_unknown_module
 from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.decode import JPEG_RULES, MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.metrics.classification import classifier
+from pipeline.progress import Update, progress_bar
 from pipeline.projectors.run_record import SIDES, AlignedRun, StoreRecord
 from pipeline.runtime import DTYPE_NAMES, torch_dtype
 from pipeline.storage.contract import Place
+from pipeline.words import html_table
 
+SEARCH = "pipeline.apps.search"
+"""Where `Searcher` lies, which opens runs by this module."""
 Picture = Image.Image | str | Path
 TEMPLATES = ("a photo of a {c}.",)
 COMPUTED = {long: cast(Dtype, short) for short, long in DTYPE_NAMES.items()}
@@ -163,10 +171,18 @@ class DualEncoder:
         self.device = device
         self._loader = loader
         self._sides: dict[str, SideEncoder] = {}
+        self._searchers: dict[str, Any] = {}
         run.projector("text", self.seed)
 
     def __repr__(self) -> str:
         return f"<DualEncoder {self.run.method}, seed {self.seed}, {self.run.dim} dimensions; {self.run.root}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (side, ", ".join(record.spec for record in self.run.stores[side]), ", ".join(self.run.layers[side]))
+            for side in SIDES
+        ]
+        return html_table(repr(self), ("side", "encoder", "layers"), rows)
 
     @classmethod
     def open(cls, path: Place, *, seed: int | None = None, device: str = "cpu") -> "DualEncoder":
@@ -192,26 +208,74 @@ class DualEncoder:
         other._sides = self._sides
         return other
 
-    def encode_image(self, images: Sequence[Picture]) -> Tensor:
-        """Return unit vectors [N, d] of N pictures: PIL images, taken as they are, or files, turned upright.
+    def encode_image(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        batch_size: int = BATCH,
+        show_progress: bool = False,
+        normalize: bool = True,
+    ) -> Tensor:
+        """Return the vectors [N, d] of N pictures, or [d] of one: PIL images as they are, or files, turned upright.
+
+        Args:
+            images: A picture or several; files are opened a batch at a time.
+            batch_size: How many are encoded at once.
+            show_progress: Draw a bar on standard error.
+            normalize: Give the vectors unit length.
 
         Raises:
             UserError: A file is no picture.
         """
-        if not images:
-            return torch.empty(0, self.run.dim)
-        reduction = self.side("image").reduction
-        return self._encode("image", [_picture(image, reduction) for image in images])
+        if isinstance(images, Picture):
+            return self._encode("image", [images], 1, quiet=True, normalize=normalize)[0]
+        return self._encode("image", list(images), batch_size, quiet=not show_progress, normalize=normalize)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Return unit vectors [N, d] of N texts.
+    def encode_text(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_size: int = BATCH,
+        show_progress: bool = False,
+        normalize: bool = True,
+    ) -> Tensor:
+        """Return the vectors [N, d] of N texts, or [d] of one; the arguments are those of `encode_image`.
 
         Raises:
             UserError: A text holds no token.
         """
         if isinstance(texts, str):
-            raise UserError(expected="a list of texts", found="one text", remedy="write [text]")
-        return self._encode("text", list(texts)) if texts else torch.empty(0, self.run.dim)
+            return self._encode("text", [texts], 1, quiet=True, normalize=normalize)[0]
+        return self._encode("text", list(texts), batch_size, quiet=not show_progress, normalize=normalize)
+
+    def similarity(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the cosines [N, M] of vectors [N, d] or [d] with vectors [M, d] or [d].
+
+        Raises:
+            UserError: They are of different widths.
+        """
+        a, b = (
+            functional.normalize(torch.atleast_2d(torch.as_tensor(each).float()), dim=1) for each in (first, second)
+        )
+        if a.shape[1] != b.shape[1]:
+            raise UserError(expected=f"vectors of width {a.shape[1]}", found=f"width {b.shape[1]}", where="similarity")
+        return a @ b.T
+
+    def search(self, store: Place, query: str | Path | Image.Image, k: int = 10) -> SearchResult:
+        """Return the K images of a store that fit a text, a picture's file (`Path`) or a PIL image best.
+
+        The store's features are projected when it is first searched, and kept.
+
+        Raises:
+            KeyMismatchError: The store holds features of another key than the run was trained on.
+            UserError: The store is missing, the query is empty or no picture, or `k` is not positive.
+        """
+        name = str(store)
+        if name not in self._searchers:
+            self._searchers[name] = import_module(SEARCH).Searcher(self, OpenedRun(self.run, (store,)))
+        searcher = self._searchers[name]
+        found: SearchResult = searcher.by_text(query, k) if isinstance(query, str) else searcher.by_image(query, k)
+        return found
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Return a picture that lies in memory, decoded as the run's images were and turned upright.
@@ -244,13 +308,31 @@ class DualEncoder:
             UserError: No class, a class twice or without a prompt, or a file is no picture.
         """
         prompts, owner = class_prompts(classes, templates)
-        single = isinstance(images, Image.Image | str | Path)
-        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[assignment,list-item]
+        pictures = [images] if isinstance(images, Picture) else images
         weights = classifier(self.encode_text(prompts), torch.tensor(owner), len(classes))
         return torch.softmax(self.encode_image(pictures) @ weights.T / self.temperature, dim=1)
 
-    def _encode(self, side: str, samples: Sequence[Image.Image] | Sequence[str]) -> Tensor:
-        return self.run.encode(side, self.side(side).features(samples), self.seed)
+    def _encode(
+        self, side: Literal["image", "text"], samples: Sequence[Any], batch: int, *, quiet: bool, normalize: bool
+    ) -> Tensor:
+        if not samples:
+            return torch.empty(0, self.run.dim)
+        if batch < 1:
+            raise UserError(expected="1 or more", found=str(batch), where="batch_size")
+        _check_kinds(side, samples)
+        encoders, parts = self.side(side), []
+        with progress_bar(quiet=quiet) as progress:
+            for start in range(0, len(samples), batch):
+                part = samples[start : start + batch]
+                if side == "image":
+                    part = [_picture(image, encoders.reduction) for image in part]
+                parts.append(encoders.features(part))
+                progress(Update(what=f"{side}s", done=start + len(part), total=len(samples)))
+        features = torch.cat(parts)
+        if normalize:
+            return self.run.encode(side, features, self.seed)
+        with torch.no_grad():
+            return self.run.projector(side, self.seed).eval().project(features)
 
     def side(self, side: str) -> SideEncoder:
         """Return a side's encoders, loaded once and checked.
@@ -303,6 +385,14 @@ def class_prompts(
         raise UserError(expected="a prompt for each class", found=f"none for {', '.join(missing[:5])}")
     flat = [(prompt, place) for place, prompts in enumerate(by_class) for prompt in prompts]
     return [prompt for prompt, _ in flat], [place for _, place in flat]
+
+
+def _check_kinds(side: str, samples: Sequence[Any]) -> None:
+    """Refuse what is no sample of a side: a number among texts, an array among pictures."""
+    kinds, expected = (Picture, "pictures: PIL images or files") if side == "image" else (str, "texts")
+    for place, sample in enumerate(samples):
+        if not isinstance(sample, kinds):
+            raise UserError(expected=expected, found=type(sample).__name__, where=f"item {place}")
 
 
 def _picture(image: Picture, reduction: Reduction | None) -> Image.Image:

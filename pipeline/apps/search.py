@@ -5,79 +5,26 @@ search is exact below a million images.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pipeline.apps.config import SearchConfig
 from pipeline.apps.dual_encoder import DualEncoder
+from pipeline.apps.found import CaptionHit, ImageHit, SearchResult
 from pipeline.apps.opening import OpenedRun
 from pipeline.encoders.load import trust_modules
 from pipeline.errors import UserError
 from pipeline.indexes.index import Index, build_index
 from pipeline.indexes.stored import read_index
-from pipeline.storage.contract import Place, Storage
-from pipeline.storage.local import open_storage
+from pipeline.storage.contract import Place
 from pipeline.store.views import Rows
-from pipeline.words import count, html_table
 
-EDGE, GAP, LABEL, COLUMNS = 224, 12, 22, 5
 Hit = TypeVar("Hit")
-PAPER, INK, EMPTY = (252, 251, 248), (28, 29, 32), (222, 219, 210)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageHit:
-    """A found image."""
-
-    image_id: str
-    score: float
-    """Cosine with the query."""
-    file: str
-    """File relative to the data set's folder."""
-    captions: tuple[str, ...]
-    """Its captions, where the text store is there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionHit:
-    """A found caption."""
-
-    caption_id: str
-    score: float
-    """Cosine with the query."""
-    caption: str
-    image_id: str
-    """Image that it describes; empty where it has none."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class SearchResult:
-    """What was found, best first. A notebook shows it as a table."""
-
-    query: str
-    images: tuple[ImageHit, ...]
-    captions: tuple[CaptionHit, ...] = ()
-    """For a picture as query; for a text where asked."""
-    data: str = ""
-    """The data set's folder, which the files are relative to; empty where the store does not say."""
-
-    def __repr__(self) -> str:
-        best = f", best {self.images[0].image_id} ({self.images[0].score:.3f})" if self.images else ""
-        found = f"{count(len(self.images), 'image')}, {count(len(self.captions), 'caption')}"
-        return f"<SearchResult {self.query!r}: {found}{best}>"
-
-    def _repr_html_(self) -> str:
-        images = [(f"{hit.score:.3f}", hit.image_id, hit.file, "; ".join(hit.captions)) for hit in self.images]
-        captions = [(f"{hit.score:.3f}", hit.caption, hit.image_id) for hit in self.captions]
-        return html_table(self.query, ("score", "image", "file", "captions"), images) + (
-            html_table(self.query, ("score", "caption", "image"), captions) if captions else ""
-        )
 
 
 class Searcher:
@@ -252,51 +199,6 @@ def search(
     config = SearchConfig(run=run, store=stores, text_store=texts, seed=seed, split=split, device=device)
     searcher = Searcher.open(config, index)
     return searcher.by_image(query, top) if isinstance(query, Path) else searcher.by_text(query, top)
-
-
-def contact_sheet(result: SearchResult, out: Path, data: Place | None = None) -> Path:
-    """Write the found images as one PNG, best first, and return its path.
-
-    A picture that cannot be read, or that lies outside the folder, stays a grey field.
-
-    Args:
-        result: What a search found.
-        out: File to write.
-        data: The data set's folder (default: the one that the store says).
-
-    Raises:
-        UserError: The folder of pictures is not there, or nothing was found.
-    """
-    folder = open_storage(data or result.data)
-    if not (data or result.data) or folder.absent():
-        found = f"no folder {folder}" if result.data else "no folder"
-        raise UserError(expected="the data set's folder with the pictures", found=found, remedy="say where with --data")
-    if not result.images:
-        raise UserError(expected="one found image at least", found="none")
-    columns = min(COLUMNS, len(result.images))
-    rows = -(-len(result.images) // columns)
-    sheet = Image.new("RGB", (GAP + columns * (EDGE + GAP), GAP + rows * (EDGE + LABEL + GAP)), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for place, hit in enumerate(result.images):
-        left = GAP + place % columns * (EDGE + GAP)
-        top = GAP + place // columns * (EDGE + LABEL + GAP)
-        sheet.paste(_picture(folder, hit.file), (left, top))
-        pen.text((left, top + EDGE + 5), f"{place + 1}   {hit.score:.3f}", fill=INK)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out, "PNG")
-    return out
-
-
-def _picture(folder: Storage, file: str) -> Image.Image:
-    empty = Image.new("RGB", (EDGE, EDGE), EMPTY)
-    try:
-        path = folder.file(file).resolve()
-        if not path.is_relative_to(folder.here.resolve()):
-            return empty
-        with Image.open(path) as image:
-            return ImageOps.pad(image.convert("RGB"), (EDGE, EDGE), color=PAPER)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return empty
 
 
 def _hits(

@@ -18,7 +18,7 @@ from pipeline.storage.local import open_storage
 from pipeline.words import on_stderr, size
 
 if TYPE_CHECKING:
-    from pipeline.apps.search import SearchResult
+    from pipeline.apps.found import SearchResult
 
 SERVER = ("fastapi", "uvicorn", "python_multipart")
 """Packages that `pipeline serve` needs."""
@@ -113,7 +113,8 @@ def search(
     at_least_one(top, "--top")
     if show:
         writable_file(show, "--show")
-    from pipeline.apps.search import Searcher, contact_sheet
+    from pipeline.apps.found import contact_sheet
+    from pipeline.apps.search import Searcher
 
     searcher = Searcher.open(build(SearchConfig, given, where="pipeline search"))
     if captions:

@@ -12,7 +12,8 @@ from PIL import Image
 from pipeline.apps import dual_encoder
 from pipeline.apps.config import SearchConfig
 from pipeline.apps.dual_encoder import DualEncoder, SideEncoder
-from pipeline.apps.search import CaptionHit, ImageHit, Searcher, SearchResult, search
+from pipeline.apps.found import CaptionHit, ImageHit, SearchResult
+from pipeline.apps.search import Searcher, search
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.extract.decode import JPEG_RULES
 from pipeline.projectors.run_record import AlignedRun
@@ -66,6 +67,56 @@ def test_dual_encoder_gives_unit_vectors_of_both_sides(run: Path, tmp_path: Path
     assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 3)
 
 
+def test_one_sample_gives_one_vector(run: Path, tmp_path: Path) -> None:
+    """As sentence-transformers has it: a text or a picture [d], a list of one [1, d]."""
+    model, file = DualEncoder.open(run), tmp_path / "red.png"
+    assert model.encode_text("a red thing").shape == (3,)
+    assert torch.equal(model.encode_text("a red thing"), model.encode_text(["a red thing"])[0])
+    for one in (file, str(file), Image.open(file)):
+        assert torch.equal(model.encode_image(one), model.encode_image([one])[0])
+    assert torch.equal(model.encode_text(word for word in ("red", "blue")), model.encode_text(["red", "blue"]))
+
+
+def test_batches_and_bars_change_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, files = DualEncoder.open(run), [tmp_path / f"{name}.png" for name in COLOURS]
+    whole = model.encode_image(files)
+    assert capsys.readouterr().err == ""
+    for size in (1, 3, 100):
+        torch.testing.assert_close(model.encode_image(files, batch_size=size, show_progress=True), whole)
+    assert "images" in capsys.readouterr().err
+
+
+def test_vectors_without_unit_length_and_their_similarity(run: Path) -> None:
+    model = DualEncoder.open(run)
+    raw = model.encode_text(["red red green", "blue"], normalize=False)
+    assert raw.tolist() == [[2, 1, 0], [0, 0, 1]]
+    torch.testing.assert_close(torch.nn.functional.normalize(raw, dim=1), model.encode_text(["red red green", "blue"]))
+    assert model.similarity(raw[0], raw).tolist() == [pytest.approx([1.0, 0.0])]
+    assert model.similarity(raw, raw[1]).tolist() == [[0.0], [1.0]]
+    assert model.similarity(raw.numpy(), raw).shape == (2, 2)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="similarity: expected vectors of width 3, found width 2"):
+        model.similarity(raw, raw[:, :2])
+
+
+def test_a_model_searches_a_store(run: Path, tmp_path: Path) -> None:
+    model = DualEncoder.open(run)
+    found = model.search(tmp_path / "image", "a blue thing", k=2)
+    assert found == search(run, "a blue thing", top=2)
+    assert model.search(tmp_path / "image", tmp_path / "red.png", k=1).images[0].image_id == "red"
+    assert model.search(tmp_path / "image", Image.open(tmp_path / "green.png")).images[0].image_id == "green"
+    assert "<td>image</td><td>tests.apps.tiny:Colours</td><td>output</td>" in model._repr_html_()
+
+
+def test_a_notebook_sees_the_pictures(run: Path, tmp_path: Path) -> None:
+    found = dataclasses.replace(search(run, "a blue thing", top=2), query="<b>blue</b>")
+    page = found._repr_html_()
+    assert page.count("src='data:image/jpeg;base64,") == 2
+    assert "&lt;b&gt;blue" in page
+    assert "<b>" not in page
+    (tmp_path / "blue.png").unlink()
+    assert found._repr_html_().count("src='data:image/jpeg;base64,") == 1
+
+
 def test_same_features_as_the_store(run: Path, tmp_path: Path) -> None:
     model = DualEncoder.open(run)
     stored = model.run.encode("image", FeatureStore.open(tmp_path / "image").read("output"))
@@ -102,7 +153,10 @@ def test_hostile_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
         (lambda: search(run, tmp_path / "broken.jpg"), "broken.jpg: expected a picture"),
         (lambda: search(tmp_path / "no-run", "red"), "no-run: expected a finished run's folder"),
         (lambda: search(run, "red", image=[tmp_path / "text"]), "expected a store of image features"),
-        (lambda: DualEncoder.open(run).encode_text("red"), "expected a list of texts"),
+        (lambda: DualEncoder.open(run).encode_text(["red", 3]), "item 1: expected texts, found int"),  # type: ignore[list-item]
+        (lambda: DualEncoder.open(run).encode_image([3]), "item 0: expected pictures: PIL images or files, found int"),  # type: ignore[list-item]
+        (lambda: DualEncoder.open(run).encode_text(["red"], batch_size=0), "batch_size: expected 1 or more, found 0"),
+        (lambda: DualEncoder.open(run).search(tmp_path / "text", "red"), "expected a store of image features"),
     ]
     for ask, message in cases:
         with pytest.raises(UserError, match=message):
@@ -172,7 +226,7 @@ def test_what_a_result_looks_like() -> None:
     result = SearchResult(query="<q>", images=(image,) * 300, captions=(caption,))
     assert repr(result) == "<SearchResult '<q>': 300 images, 1 caption, best i<1> (0.500)>"
     shown = result._repr_html_()
-    assert "<td>0.500</td><td>i&lt;1&gt;</td><td>1.png</td><td>&lt;b&gt;bold&lt;/b&gt;; plain</td>" in shown
+    assert "<figcaption>0.500 i&lt;1&gt;<br>&lt;b&gt;bold&lt;/b&gt;; plain</figcaption>" in shown
     assert "<td>0.250</td><td>a &amp; b</td>" in shown
     assert repr(SearchResult(query="", images=())) == "<SearchResult '': 0 images, 0 captions>"
 
