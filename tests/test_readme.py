@@ -195,12 +195,11 @@ def test_the_snippet_of_the_readme_runs(
     ours = {"data/1_features/photos/lite0": IMAGE, "data/1_features/photos/minilm": TEXT}
     names = run(snippet("README.md", "from pipeline import"), **ours, **{"cat.jpg": f"{DATA}/images/large_red_bar.png"})
     assert AlignedRun.open(Path("data/2_projectors/mine")).method == "fewpairs"
-    (score,) = re.findall(r"-?\d\.\d+", capsys.readouterr().out)
-    image, text = (
-        names["model"].encode_image([f"{DATA}/images/large_red_bar.png"]),
-        names["model"].encode_text(["a cat"]),
-    )
-    assert float(score) == pytest.approx((image @ text.T).item(), abs=1e-4)
+    out = capsys.readouterr().out
+    scores = [float(number) for number in re.findall(r"-?\d\.\d+", out.splitlines()[0])]
+    image = names["model"].encode_image(f"{DATA}/images/large_red_bar.png")
+    assert scores == pytest.approx((image @ names["model"].encode_text(["a cat", "a dog"]).T).tolist(), abs=1e-4)
+    assert "<SearchResult 'a dog on a beach': 5 images" in out
 
 
 def test_the_snippet_about_stores_runs(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
