@@ -28,10 +28,13 @@ from pipeline.evaluate.leaderboard import Role
 
 INK, MUTED, GRID, PAPER = "#010203", "#010204", "#010205", "#010206"
 LEAD, RIVAL, CLOSED, OTHER = "#010207", "#010208", "#010209", "#01020a"
+NAMED = ("#01020b", "#01020c", "#01020d", "#01020e")
+"""Colours without a role, for lines that have to be told apart in one figure."""
 LARGEST = 1.5  # how far a figure is blown up on a wide page
 VARIABLES = {
     INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper",
     LEAD: "--lead", RIVAL: "--rival", CLOSED: "--closed", OTHER: "--other",
+    **{colour: f"--named-{place}" for place, colour in enumerate(NAMED, 1)},
 }  # fmt: skip
 WIDTH = 5.4  # inches; 72 SVG units each
 STYLE: dict[Any, Any] = {
@@ -74,6 +77,8 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
+    colour: str = ""
+    """One of `NAMED`, in place of the role's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +266,9 @@ def confusion_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
 
 def _lines(ax: Axes, series: Sequence[Series], scale: float = 1.0, marker: str = "") -> None:
     for line in series:
+        colour = line.colour or COLOURS[line.role]
         ax.plot(
-            line.x, [scale * value for value in line.y], color=COLOURS[line.role], zorder=ORDER[line.role] + 2,
+            line.x, [scale * value for value in line.y], color=colour, zorder=ORDER[line.role] + 2,
             linestyle="--" if line.dashed else "-", linewidth=1.1 if line.role == "other" else 2.0, marker=marker,
             markersize=4, label=plain(line.name, 28), alpha=0.7 if line.role == "other" else 1.0,
         )  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.features import ALIGNED, CHOSEN, LAST, NEIGHBOURS, Probe
-from pipeline.evaluate.figures import COLOURS, Series, confusion_map, layer_map, reliability, step_curves
+from pipeline.evaluate.figures import NAMED as COLOURS_WITHOUT_ROLE
+from pipeline.evaluate.figures import Series, confusion_map, layer_map, reliability, step_curves
 from pipeline.evaluate.leaderboard import Leaderboard
 from pipeline.evaluate.output import TEMPLATES
 from pipeline.evaluate.report.numbers import (
@@ -290,13 +291,10 @@ def training_section(board: Leaderboard) -> Section | None:
 
 
 def _coloured(lines: Sequence[Series]) -> list[Series]:
-    """Give the colours that a figure does not use to its grey lines, where there are enough of them."""
+    """Give grey lines colours of their own, which no role has, where there are enough of them."""
     grey = list(dict.fromkeys(line.name for line in lines if line.role == "other"))
-    free = [role for role in COLOURS if role not in {line.role for line in lines} and role != "other"]
-    if len(grey) > len(free):
-        return list(lines)
-    chosen = dict(zip(grey, free, strict=False))
-    return [replace(line, role=chosen.get(line.name, line.role)) for line in lines]
+    chosen = dict(zip(grey, COLOURS_WITHOUT_ROLE, strict=False)) if len(grey) <= len(COLOURS_WITHOUT_ROLE) else {}
+    return [replace(line, colour=chosen.get(line.name, "")) for line in lines]
 
 
 def _logged(board: Leaderboard, name: str, *, dashed: bool = False) -> list[Series]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pipeline.evaluate.features import NEAR, SAME, Duplicates, Twin, without
 from pipeline.evaluate.figures import Series, recall_curves
-from pipeline.evaluate.leaderboard import MEAN, Difference, Leaderboard
+from pipeline.evaluate.leaderboard import MEAN, Difference, Leaderboard, headline_names
 from pipeline.evaluate.report.page import (
     Cell,
     Example,
@@ -31,7 +31,6 @@ from pipeline.evaluate.results import (
     Measure,
     RunResult,
     chance_level,
-    headline_names,
 )
 from pipeline.words import count
 
