@@ -33,6 +33,12 @@ def listing(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def shortened(names: Sequence[str]) -> str:
+    """Return names with commas between them, the first of them where they are many."""
+    text = ", ".join(names[:20])
+    return f"{text[:400]}..., {len(names)} in all" if len(names) > 20 or len(text) > 400 else text
+
+
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a table for a notebook, every value escaped."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)

@@ -4,18 +4,20 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.commands.options import Json, Quiet, takes_settings, takes_urls
-from pipeline.commands.output import emit_json
+from pipeline.commands.output import emit_json, say
+from pipeline.errors import UserError
 from pipeline.extract.datasets.records import ImportOptions
-from pipeline.words import count
+from pipeline.words import count, on_stderr
 
 if TYPE_CHECKING:
-    from pipeline.extract.datasets.writing import MadeDataset
+    from pipeline.extract.datasets.writing import MadeDataset, Survey
 
 app = typer.Typer(no_args_is_help=True, help="Bring a data set into data/0_raw/<name>: the embedded one, or your own.")
 
@@ -59,8 +61,11 @@ def import_(
             "Parquet of image bytes, Karpathy JSON, webdataset tars ('shards/{000..012}.tar'), Hugging Face data set."
         ),
     ],
-    out: Out,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to make, such as data/0_raw/mine.")] = None,
     given: dict[str, Any],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be read and what left out; write nothing.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -68,12 +73,40 @@ def import_(
 
     Example: pipeline data import photos.csv --out data/0_raw/photos
     """
-    from pipeline.extract.datasets.importers import import_dataset
+    from pipeline.extract.datasets.importers import import_dataset, open_source
+    from pipeline.extract.datasets.writing import survey
     from pipeline.progress import progress_bar
 
+    options = ImportOptions(**given)
+    if out is None and not dry_run:
+        raise UserError(expected="--out FOLDER", found="none", remedy="say where, or look first with --dry-run")
     with progress_bar(quiet=quiet) as progress:
-        made = import_dataset(source, out, ImportOptions(**given), progress=progress)
-    _tell(made, json)
+        if out is None or dry_run:
+            found = survey(open_source(source, options), rule=options.rule, progress=progress)
+        else:
+            made = import_dataset(source, out, options, progress=progress, tell=on_stderr)
+    if out is None or dry_run:
+        emit_json(asdict(found)) if json else _show(found)
+    else:
+        _tell(made, json)
+
+
+def _show(found: "Survey") -> None:
+    say(f"read: {found.read}")
+    pictures = ", ".join(f"{images:,} with {number}" for number, images in found.captions_an_image.items())
+    alone = f"; {count(found.alone, 'caption')} without an image" if found.alone else ""
+    say(f"{count(found.images, 'image')}, {count(found.captions, 'caption')} ({pictures}){alone}")
+    for name, counts in (("labels", found.labels), ("splits", found.splits)):
+        shown = ", ".join(f"{each or 'none'} {number:,}" for each, number in list(counts.items())[:20])
+        more = f", and {len(counts) - 20} more" if len(counts) > 20 else ""
+        say(f"{name}: {shown or 'none'}{more}")
+    for row in found.rows:
+        say(
+            f"  {'  '.join(filter(None, (row['image_id'], row['split'], row['label'])))}: {' | '.join(row['captions'])}"
+        )
+    say(f"left out: {found.left_out}")
+    for reason in list(found.reasons.values())[:20]:
+        say(f"  {reason['count']:,} such as {reason['first']}: {reason['why']}")
 
 
 def _tell(made: "MadeDataset", json: bool) -> None:

@@ -9,15 +9,17 @@ import pytest
 from tests.commands.project import DATA, IMAGES, SHAPES, snapshot, write_table
 from tests.commands.running import done, pipeline, refused
 
+READ = 'table: captions from column "caption", 2 a picture; labels from column "label"; splits from column "split"'
+
 
 def test_import_tells_what_it_made(own: Path) -> None:
     result = done("data", "import", "shapes.csv", "--out", "data/0_raw/again", "--licence", "CC0", "--json")
     expected = {"path": "data/0_raw/again", "images": IMAGES, "captions": 2 * IMAGES, "classes": len(SHAPES)}
-    assert result.json() == {**expected, "skipped": 0}
+    assert result.json() == {**expected, "skipped": 0, "alone": 0, "read": READ}
     assert json.loads((own / "data/0_raw/again/dataset.json").read_text())["licence"] == "CC0"
     shown = done("data", "import", "shapes.csv", "--out", "data/0_raw/again", "--replace", "--quiet")
     assert shown.out == f"data/0_raw/again: {IMAGES} images, {2 * IMAGES} captions, {len(SHAPES)} classes\n"
-    assert not shown.err
+    assert shown.err == f"{READ}\n"
 
 
 def test_broken_rows_are_listed_and_left_out(own: Path) -> None:
@@ -97,6 +99,31 @@ def test_interrupted_it_leaves_the_old_one_as_it_was(own: Path, monkeypatch: pyt
     monkeypatch.setattr(writing, "_write_info", interrupt)
     result = pipeline("data", "import", "shapes.csv", "--out", DATA, "--replace", "--quiet")
     assert (result.code, result.out) == (130, "")
-    assert result.err.startswith("Interrupted: ")
-    assert result.err.count("\n") == 1
+    assert result.err.startswith(f"{READ}\nInterrupted: ")
+    assert result.err.count("\n") == 2
     assert snapshot(own) == before
+
+
+def test_without_out_there_is_only_looking(own: Path) -> None:
+    before = snapshot(own)
+    assert "expected --out FOLDER, found none" in refused("data", "import", "shapes.csv")
+    shown = done("data", "import", "shapes.csv", "--dry-run", "--quiet").out.splitlines()
+    assert shown[0] == f"read: {READ}"
+    assert shown[1] == f"{IMAGES} images, {2 * IMAGES} captions ({IMAGES} with 2)"
+    assert snapshot(own) == before
+
+
+def test_a_dry_run_says_what_would_be_left_out_and_why(own: Path) -> None:
+    rows = [
+        ("large_red_bar.png", "a bar"),
+        ("missing.png", "nothing"),
+        ("gone.png", "more"),
+        ("small_red_bar.png", " "),
+    ]
+    write_table(own / "some.csv", ("filepath", "caption"), rows)
+    told = done("data", "import", "some.csv", "--dry-run", "--quiet", "--json").json()
+    assert (told["images"], told["captions"], told["left_out"]) == (2, 1, 3)
+    counts = {reason: about["count"] for reason, about in told["reasons"].items()}
+    assert counts == {"the image cannot be read": 2, "the caption is empty": 1}
+    assert told["reasons"]["the image cannot be read"]["first"] == "missing.png"
+    assert [row["captions"] for row in told["rows"]] == [["a bar"], []]

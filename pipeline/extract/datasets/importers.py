@@ -4,28 +4,26 @@
 
 - A folder a class; images with captions in a `.txt` of the same stem; images alone. Any of them may lie in split
   folders.
-- CSV, TSV, JSONL or Parquet with a column of image paths and any of caption, label, split; also the folder that holds
-  such a table as `captions.csv` next to its `images/`.
-- Karpathy's split files of Flickr8k, Flickr30k and COCO (arXiv:1412.2306): `images`, each with `filename`, `split`,
-  `sentences` (`raw`) and perhaps `filepath`, the folder inside the images' root.
+- CSV, TSV, JSON or Parquet with a column of image paths and any of caption, label, split; also the folder that holds
+  such tables. How they are read: `tables`.
+- Annotation files of COCO and of Karpathy's splits: `annotations`.
 """
 
-import json
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, product
+from itertools import chain, islice
 from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.extract.datasets import archives
-from pipeline.extract.datasets.layout import Classes, Fence, classes_beside, read_rows
+from pipeline.extract.datasets import annotations, archives
+from pipeline.extract.datasets.image_files import ImageFiles, files_below, is_image, unnamed
+from pipeline.extract.datasets.layout import Classes, Fence, classes_beside
 from pipeline.extract.datasets.records import (
-    IMAGE_SUFFIXES,
     Columns,
     ImportOptions,
     Record,
@@ -35,14 +33,23 @@ from pipeline.extract.datasets.records import (
     named_splits,
     unread,
 )
+from pipeline.extract.datasets.tables import READERS, Table, is_table, open_table, tables_of
 from pipeline.extract.datasets.writing import MadeDataset, write_dataset
-from pipeline.files import read_json
 from pipeline.progress import Progress, silent
-from pipeline.words import count
+from pipeline.words import count, shortened
+
+FIRST = 1000
+"""Records that are looked at before the work, or as many as hold so many bytes of images:"""
+FIRST_BYTES = 2**25
 
 
 def import_dataset(
-    source: str | Path, out: Path, options: ImportOptions | None = None, *, progress: Progress = silent
+    source: str | Path,
+    out: Path,
+    options: ImportOptions | None = None,
+    *,
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> MadeDataset:
     """Make a raw data set of a user's table, folder or archive.
 
@@ -51,21 +58,66 @@ def import_dataset(
         out: The new folder.
         options: Columns, root and the like.
         progress: Is told how far it is.
+        tell: Is told before the work, in one line, what is read as captions, labels and splits.
 
     Raises:
-        UserError: The source is not there or not understood, or the importer's own complaints.
+        UserError: The source is not there or not understood, no caption comes of its texts, or the importer's own
+            complaints.
         UnknownNameError: No such kind.
     """
     options = options or ImportOptions()
+    found = open_source(source, options)
+    tell(found.say())
+    rule = options.rule or SplitRule()
+    return write_dataset(out, found, rule=rule, replace=options.replace, link=options.link, progress=progress)
+
+
+def open_source(source: str | Path, options: ImportOptions) -> Records:
+    """Open a source with the importer that is named, or that recognises it.
+
+    Raises:
+        UserError: As `import_dataset`.
+        UnknownNameError: No such kind.
+    """
     kind = detect(str(source)) if options.kind == "auto" else options.kind
     if kind not in IMPORTERS:
         raise UnknownNameError("kind of source", kind, IMPORTERS, "--kind")
     found = IMPORTERS[kind].read(str(source), options)
     said = {name: getattr(options, name) for name in ("origin", "licence", "attribution") if getattr(options, name)}
-    rule = options.rule or SplitRule()
-    return write_dataset(
-        out, replace(found, **said), rule=rule, replace=options.replace, link=options.link, progress=progress
-    )
+    first, whole = _first(found.records)
+    captioned = any(text.strip() for record in first if isinstance(record, Record) for text in record.captions)
+    if not captioned and (whole or (found.columns and not found.columns.captions)):
+        found.refuse_lost_texts()
+    return replace(found, kind=kind, records=chain(first, found.records), counted=_counted(first, whole=whole), **said)
+
+
+def _first(records: Iterator[Record | Skipped]) -> tuple[list[Record | Skipped], bool]:
+    """Return the first records, and whether they are all."""
+    first: list[Record | Skipped] = []
+    left = FIRST_BYTES
+    for record in islice(records, FIRST):
+        first.append(record)
+        left -= len(record.source) if isinstance(record, Record) and isinstance(record.source, bytes) else 0
+        if left < 0:
+            return first, False
+    return first, len(first) < FIRST
+
+
+def _counted(first: Sequence[Record | Skipped], *, whole: bool) -> str:
+    """Return in words how many captions a picture has, and how many rows none."""
+    images: Counter[str] = Counter()
+    alone = 0
+    for record in first:
+        if isinstance(record, Record):
+            captions = sum(bool(text.strip()) for text in record.captions)
+            images[record.image_id] += captions
+            alone += not record.image_id
+    numbers = sorted({number for name, number in images.items() if name})
+    said = []
+    if numbers and numbers[-1]:
+        said.append(f"{numbers[0]} to {numbers[-1]} a picture" if numbers[1:] else f"{numbers[0]} a picture")
+    said += [f"{count(alone, 'row')} without a picture"] if alone else []
+    return ", ".join(said) + f" in the first {len(first):,} rows" * bool(said and not whole)
 
 
 def detect(source: str) -> str:
@@ -89,26 +141,14 @@ def detect(source: str) -> str:
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Yield the files below a folder, in order; hidden ones are left out."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        inner = Path(folder).relative_to(root)
-        yield from ((inner / name).as_posix() for name in sorted(files) if not name.startswith("."))
-
-
-def _is_image(name: str) -> bool:
-    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
 def _is_text(name: str) -> bool:
     return name.lower().endswith(".txt")
 
 
 def _has_captions(source: str) -> bool:
-    names = list(_files(Path(source)))
+    names = list(files_below(Path(source)))
     texts = {_plain(name) for name in names if _is_text(name)}
-    return any(_plain(name) in texts for name in names if _is_image(name))
+    return any(_plain(name) in texts for name in names if is_image(name))
 
 
 def _has_classes(source: str) -> bool:
@@ -116,7 +156,7 @@ def _has_classes(source: str) -> bool:
 
 
 def _has_images(source: str | Path) -> bool:
-    return any(_is_image(name) or unread(name) for _, _, files in os.walk(source) for name in files)
+    return any(is_image(name) or unread(name) for _, _, files in os.walk(source) for name in files)
 
 
 def _read_folder(source: str, options: ImportOptions, *, captions: bool = False, classes: bool = False) -> Records:
@@ -130,8 +170,8 @@ def _read_folder(source: str, options: ImportOptions, *, captions: bool = False,
         raise UserError(expected="a folder of images", found="none", where=str(root))
     folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     has_splits = named_splits(folders)
-    names = list(_files(root))
-    labels = {name: _label(name, has_splits) if classes else "" for name in names if _is_image(name)}
+    names = list(files_below(root))
+    labels = {name: _label(name, has_splits) if classes else "" for name in names if is_image(name)}
     known = tuple(sorted(set(labels.values()) - {""}))
     return Records(
         records=_folder_records(root, names, labels, has_splits, _Texts(root, names if captions else ())),
@@ -139,6 +179,11 @@ def _read_folder(source: str, options: ImportOptions, *, captions: bool = False,
         classes=Classes(names=known, templates=("a photo of a {c}.",)) if known else None,
         has_splits=has_splits,
         origin=root.name,
+        read={
+            "captions": "captions from the .txt of the same name" if captions else "no captions",
+            "labels": "labels from the folders" if classes else "no labels",
+        }
+        | ({"splits": "splits by folder"} if has_splits else {}),
     )
 
 
@@ -204,152 +249,94 @@ def _plain(name: str) -> str:
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
-Rows = Iterator[tuple[int, Mapping[str, Any]]]
-"""(line number, column → value); the first item holds the columns alone."""
-
-
-def _jsonl(path: Path) -> Rows:
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                rows.append((number, _object(line, f"{path}, line {number}")))
-    yield 1, dict.fromkeys(chain.from_iterable(row for _, row in rows))
-    yield from rows
-
-
-def _object(line: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(expected="a JSON object a line", found=str(error), where=where) from error
-    if not isinstance(row, dict):
-        raise UserError(expected="a JSON object a line", found=type(row).__name__, where=where)
-    return row
-
-
-def _parquet(path: Path) -> Rows:
-    yield 0, dict.fromkeys(archives.open_parquet(path).schema_arrow.names)
-    yield from enumerate(archives.parquet_rows([path]), 1)
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".csv": read_rows,
-    ".tsv": partial(read_rows, delimiter="\t"),
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".parquet": _parquet,
-}
-"""File name ending → reader."""
-
 
 def _is_table(source: str) -> bool:
-    path = Path(source)
-    return (path.suffix.lower() in READERS and path.is_file()) or (
-        (path / "captions.csv").is_file() and (path / "images").is_dir()
-    )
+    return is_table(Path(source)) or bool(tables_of(Path(source)))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A table of a source, with what is known of its rows."""
+
+    table: Table
+    columns: Columns
+    files: ImageFiles
+    prefix: str
+    """The table's folder inside the source, which begins the ids of its images."""
+    split: str
+    """The split of all its rows; empty where they say it."""
+    by_folder: bool
+    """The paths of its images begin with the name of a split."""
+
+    def records(self) -> Iterator[Record | Skipped]:
+        """Yield a record a row."""
+        for line, row in self.table.rows:
+            name = self.columns.path(row)
+            yield self._image(name, line, row) if name else self._alone(line, row)
+
+    def _image(self, name: str, line: int, row: Mapping[str, Any]) -> Record | Skipped:
+        inner = self.files.relative(name)
+        found = self.files.find((inner,), f"{self.table.path}, line {line}")
+        if isinstance(found, str):
+            return Skipped(self.prefix + inner, found)
+        split = inner.partition("/")[0] if self.by_folder else self.split
+        stated = {"split": split} if split else {}
+        return self.columns.record(row, self.prefix + self.files.image_id(found, inner), found, **stated)
+
+    def _alone(self, line: int, row: Mapping[str, Any]) -> Record | Skipped:
+        record = self.columns.record(row, label=None, split=None)
+        empty = not any(map(str.strip, record.captions))
+        return Skipped(f"{self.prefix}line {line}", "neither image nor caption") if empty else record
 
 
 def _read_table(source: str, options: ImportOptions) -> Records:
-    """Open a table, or the folder that holds it as captions.csv."""
+    """Open a table, or those that a folder holds."""
     path = Path(source)
-    table = path / "captions.csv" if path.is_dir() else path
-    if table.suffix.lower() not in READERS:
-        raise UserError(expected=f"a table ({', '.join(READERS)})", found=table.name, where=source)
-    rows = READERS[table.suffix.lower()](table)
-    _, header = next(rows)
-    columns = Columns.find(options, list(header), str(table), classes_beside(table))
-    if not columns.filepath and not columns.captions:
+    places = tables_of(path) if path.is_dir() else [("", path)]
+    if not places or (len(places) > 1 and not all(split for split, _ in places)):
         raise UserError(
-            expected="a column 'caption'",
-            found=", ".join(header) or "none",
-            where=str(table),
-            remedy="name the column with --caption",
+            expected=f"one table ({', '.join(READERS)})",
+            found=shortened([table.name for _, table in places]) or "none",
+            where=source,
+            remedy="name the one to import",
         )
+    files = {table.parent: ImageFiles(options.root or table.parent) for _, table in places}
+    parts = [_part(path, table, split, files[table.parent], options) for split, table in places]
+    first = parts[0]
+    by_name = {"splits": "splits by the names of tables or folders"} if first.split or first.by_folder else {}
+    left = unnamed(path, files.values()) if path.is_dir() and not options.root else iter(())
     return Records(
-        records=_table_records(rows, columns, ImageFiles(options.root or table.parent)),
-        classes=columns.classes,
-        has_splits=bool(columns.split),
-        origin=table.name,
+        records=chain(chain.from_iterable(part.records() for part in parts), left),
+        classes=first.columns.classes,
+        has_splits=bool(first.columns.split or by_name),
+        origin=path.name,
+        columns=first.columns,
+        read=by_name,
+        form=first.table.form,
     )
 
 
-def _table_records(rows: Rows, columns: Columns, files: "ImageFiles") -> Iterator[Record | Skipped]:
-    for line, row in rows:
-        name = str(columns.value(row, "filepath") or "").strip()
-        if name:
-            inner = files.relative(name)
-            yield columns.record(row, inner, files.find((inner,), f"{columns.where}, line {line}"))
-            continue
-        alone = Columns().record({}, caption=columns.texts(row))
-        yield alone if any(map(str.strip, alone.captions)) else Skipped(f"line {line}", "neither image nor caption")
-
-
-class ImageFiles:
-    """Finds the image files that a table names, below a folder and nowhere else.
-
-    Args:
-        root: The folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._fence = Fence(root, remedy="say --root DIR, the folder that all image paths lie in")
-        self._found: dict[Sequence[str], Path] = {}
-
-    def relative(self, name: str) -> str:
-        """Return a path as one relative to the folder."""
-        path = Path(name)
-        if path.is_absolute() and path.is_relative_to(self._fence.root.absolute()):
-            return path.relative_to(self._fence.root.absolute()).as_posix()
-        return name.removeprefix("./")
-
-    def find(self, names: Sequence[str], where: str) -> Path:
-        """Return the first file that is there of some names, each also in `images/` and with an image's ending added.
-
-        Raises:
-            UserError: A name leaves the folder.
-        """
-        if names not in self._found:
-            tries = (
-                self._fence.path(f"{folder}{name}{suffix}", where)
-                for name, folder, suffix in product(names, ("", "images/"), ("", *sorted(IMAGE_SUFFIXES)))
-            )
-            self._found[names] = next((path for path in tries if path.is_file()), self._fence.root / names[0])
-        return self._found[names]
-
-
-# ---- Karpathy's split files ------------------------------------------------------------------------------------------
-
-
-def _is_karpathy(source: str) -> bool:
-    path = Path(source)
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return b'"images"' in file.read(2**16) and b'"sentences"' in path.read_bytes()
-
-
-def _read_karpathy(source: str, options: ImportOptions) -> Records:
-    """Open a Karpathy file; images are looked for beside it, in `images/`, or under `--root`."""
-    path = Path(source)
-    entries = read_json(path, "images and sentences").get("images")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "filename" in entry for entry in entries):
+def _part(source: Path, path: Path, split: str, files: ImageFiles, options: ImportOptions) -> _Part:
+    table = open_table(path, options.encoding)
+    columns = Columns.find(options, table.columns, str(path), classes_beside(path))
+    if not columns.filepath and not columns.captions:
         raise UserError(
-            expected='{"images": [{"filename", "sentences", "split"}]}',
-            found=json.dumps(entries, ensure_ascii=False)[:80] if entries is not None else "no images",
-            where=source,
+            expected="a column 'caption'",
+            found=shortened(table.columns) or "none",
+            where=str(path),
+            remedy="name the column with --caption",
         )
-    columns = Columns(captions=("sentences",), split="split", where=source)
-    records = _karpathy_records(entries, columns, ImageFiles(options.root or path.parent))
-    has_splits = any("split" in entry for entry in entries)
-    return Records(records=records, total=len(entries), has_splits=has_splits, origin=path.name)
-
-
-def _karpathy_records(entries: Sequence[Mapping[str, Any]], columns: Columns, files: ImageFiles) -> Iterator[Record]:
-    for number, entry in enumerate(entries):
-        name = str(entry["filename"])
-        inner = f"{entry['filepath']}/{name}" if entry.get("filepath") else name
-        yield columns.record(entry, inner, files.find((inner, name), f"{columns.where}, image {number}"))
+    first = list(islice(table.rows, 50))
+    folders = [columns.path(row).replace("\\", "/").rpartition("/")[0].partition("/")[0] for _, row in first]
+    inside = path.parent.relative_to(source).as_posix() if source.is_dir() else "."
+    return _Part(
+        table=replace(table, rows=chain(first, table.rows)),
+        columns=columns,
+        files=files,
+        prefix="" if inside == "." else f"{inside}/",
+        split="" if columns.split else split,
+        by_folder=not (split or columns.split) and named_splits(folders),
+    )
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -374,9 +361,10 @@ IMPORTERS = {
     "webdataset": Importer(
         "tar, tars by {000..012} or a folder of tars", archives.is_webdataset, archives.read_webdataset
     ),
-    "karpathy": Importer("JSON with images and sentences", _is_karpathy, _read_karpathy),
+    "coco": Importer("COCO's captions_*.json, or its folder", annotations.is_coco, annotations.read_coco),
+    "karpathy": Importer("JSON with images and sentences", annotations.is_karpathy, annotations.read_karpathy),
     "image-parquet": Importer("Parquet of image bytes", archives.is_image_parquet, archives.read_image_parquet),
-    "table": Importer("CSV, TSV, JSONL or Parquet of image paths", _is_table, _read_table),
+    "table": Importer("CSV, TSV, JSON or Parquet of image paths, or a folder of them", _is_table, _read_table),
     "captions": Importer("images with same-stem .txt", _has_captions, partial(_read_folder, captions=True)),
     "classes": Importer("a folder a class", _has_classes, partial(_read_folder, classes=True)),
     "images": Importer("a folder of images", _has_images, _read_folder),

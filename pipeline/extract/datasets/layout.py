@@ -268,14 +268,13 @@ def _some(names: Iterable[str]) -> str:
 # ---- tables and paths as users write them ----------------------------------------------------------------------------
 
 
-def read_rows(path: Path, delimiter: str = ",", where: str = "") -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(path: Path, where: str = "") -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, column → text) of every row, first of all the header with empty texts.
 
     Bytes that are not UTF-8 become surrogates (see `is_utf8`).
 
     Args:
         path: The file.
-        delimiter: What separates its fields.
         where: What errors call the file; its path if unsaid.
 
     Raises:
@@ -285,21 +284,45 @@ def read_rows(path: Path, delimiter: str = ",", where: str = "") -> Iterator[tup
         raise UserError(expected=f"a table {path.name}", found="no such file", where=str(path.parent))
     where = where or str(path)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        try:
-            header = next(reader, [])
-            yield 1, dict.fromkeys(header, "")
-            for row in filter(None, reader):
-                if len(row) != len(header):
-                    raise UserError(
-                        expected=f"{len(header)} fields ({', '.join(header)})",
-                        found=f"{len(row)}",
-                        where=f"{where}, line {reader.line_num}",
-                        remedy="quote fields that hold the separator or line ends",
-                    )
-                yield reader.line_num, dict(zip(header, row, strict=True))
-        except csv.Error as error:
-            raise UserError(expected="CSV", found=str(error), where=f"{where}, line {reader.line_num}") from error
+        rows = csv_rows(file, ",", where)
+        _, header = next(rows, (1, []))
+        yield 1, dict.fromkeys(header, "")
+        for line, row in rows:
+            if len(row) != len(header):
+                raise wrong_width(row, header, f"{where}, line {line}")
+            yield line, dict(zip(header, row, strict=True))
+
+
+def csv_rows(file: Iterable[str], delimiter: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, fields) of the rows of an open CSV file, as RFC 4180 has them; empty lines are no rows.
+
+    Raises:
+        UserError: A quote does not close its field; names the line where the row begins.
+    """
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    before = 0
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+            before = reader.line_num
+    except csv.Error as error:
+        raise UserError(
+            expected="CSV",
+            found=f"a quote that does not close its field ({error})",
+            where=f"{where}, line {before + 1}",
+            remedy="close the quote, and double the quotes inside a quoted field",
+        ) from error
+
+
+def wrong_width(row: Sequence[str], header: Sequence[str], where: str) -> UserError:
+    """Return the complaint about a row that has more or fewer fields than the header."""
+    return UserError(
+        expected=f"{len(header)} fields ({', '.join(header)})",
+        found=f"{len(row)}",
+        where=where,
+        remedy="quote fields that hold the separator or line ends",
+    )
 
 
 def is_utf8(text: str) -> bool:

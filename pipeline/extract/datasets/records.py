@@ -8,14 +8,17 @@ their usual names or the user's, captions as texts, labels as class names, split
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.extract.datasets.layout import Classes
 from pipeline.settings import setting, settings
+from pipeline.words import shortened
 
 _READ = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .hif .jp2 .j2k"
 IMAGE_SUFFIXES = frozenset(_READ.split())
@@ -79,6 +82,47 @@ class Records:
     """Under which licence, for dataset.json."""
     attribution: str = ""
     """Whom to name, for dataset.json."""
+    columns: "Columns | None" = None
+    """Which columns are read as what; None where the source has none."""
+    read: Mapping[str, str] = field(default_factory=dict)
+    """Where `captions`, `labels` and `splits` come from, in words, where no column holds them."""
+    form: tuple[str, ...] = ()
+    """What was found out about the source, in words, such as an unusual separator."""
+    kind: str = ""
+    """The importer's name."""
+    counted: str = ""
+    """What the first records hold, in words."""
+
+    def say(self) -> str:
+        """Return in words what is read as captions, labels and splits, and what is not read."""
+        said = self.sources()
+        captions = ", ".join(filter(None, (said.pop("captions", ""), self.counted)))
+        return f"{self.kind}: " + "; ".join(filter(None, (captions, *said.values(), *self.form, self._left())))
+
+    def refuse_lost_texts(self) -> None:
+        """Raise if columns hold sentences and no caption is read.
+
+        Raises:
+            UserError: Names the columns.
+        """
+        candidates = self.columns.candidates() if self.columns else ()
+        if candidates:
+            raise UserError(
+                expected="captions",
+                found=f"none, but sentences in the columns {shortened(candidates)}",
+                where=self.origin,
+                remedy=f"name the column with --caption, or say --caption {NO_CAPTION} if none is a caption",
+            )
+
+    def sources(self) -> dict[str, str]:
+        """Return `captions`, `labels` and `splits` → where they come from, in words."""
+        splits = "splits of the source" if self.has_splits else "splits by the hash of the id"
+        usual = {"captions": "", "labels": "", "splits": splits}
+        return usual | (self.columns.say() if self.columns else {}) | dict(self.read)
+
+    def _left(self) -> str:
+        left = self.columns.unread if self.columns else ()
+        return f"not read: {shortened(left)}" if left else ""
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------
@@ -147,6 +191,12 @@ def official_split(name: str) -> str:
     return SPLIT_NAMES.get(name.strip().lower(), name.strip())
 
 
+def split_within(name: str) -> str:
+    """Return the split that a file's name holds (`captions_train2017.json`); empty where it is none, or several."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_NAMES]
+    return words[0] if len(words) == 1 else ""
+
+
 def named_splits(names: Sequence[str]) -> bool:
     """Tell whether all names (of folders, say) are names of splits, and at least one is there."""
     return bool(names) and all(name.lower() in SPLIT_NAMES for name in names)
@@ -164,11 +214,16 @@ class ImportOptions:
         default=None, help="Folder that image paths are relative to. [default: the folder of the table]"
     )
     filepath: str = setting(default="", help="Column of the image's path. [default: filepath, or another usual name]")
-    caption: str = setting(default="", help="Column of the caption. [default: caption, or another usual name]")
+    caption: str = setting(
+        default="",
+        help="Column of the caption, or several with commas between them; none: texts are no captions. "
+        "[default: caption, or another usual name]",
+    )
     label: str = setting(default="", help="Column of the label. [default: label, or another usual name]")
     split: str = setting(
         default="", flag="--split-column", help="Column of the split. [default: split, or another usual name]"
     )
+    encoding: str = setting(default="", help="How a table's letters are written, such as cp1250. [default: found out]")
     rule: SplitRule | None = setting(
         default=None,
         flag="--split",
@@ -195,15 +250,31 @@ COLUMNS = {
     "label": ("label", "class", "category"),
     "split": ("split", "set"),
 }  # fmt: skip
-"""Usual names of columns, the first found wins; case, spaces and hyphens do not count."""
+"""Usual names of columns, the first found wins; case, spaces, hyphens and points do not count."""
 
+NO_CAPTION = "none"
+"""What `--caption` says where texts are no captions."""
 _NUMBERED = re.compile(r"(caption|text|title|sentence|description)s?_?\d+")
 _SPOKEN = ("raw", "caption", "text", "sentence", "value")
 """Fields of a structure that hold its caption, the first found wins."""
+_FIRST = 50
+"""Rows that are looked through for texts that no column of captions holds."""
+_SENTENCE = re.compile(r"[^\W\d_]+\W+[^\W\d_]+|[\u3040-\u9fff\uac00-\ud7af]{3}")
+"""Two words, or three signs of a script without spaces."""
 
 
 def _usual(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+    return re.sub(r"[\s_.-]+", "_", name.strip().casefold())
+
+
+def is_usual(name: str, field: str = "") -> bool:
+    """Tell whether a column's name is a usual one, of any field or of one."""
+    fields = [field] if field else list(COLUMNS)
+    return any(_usual(name) in COLUMNS[each] for each in fields) or (not field and _is_numbered(name))
+
+
+def _is_numbered(name: str) -> bool:
+    return bool(_NUMBERED.fullmatch(_usual(name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,10 +289,14 @@ class Columns:
     """A class name, or its number."""
     split: str = ""
     """A split's name."""
+    unread: tuple[str, ...] = ()
+    """The other columns."""
     classes: Classes | None = None
     """Class names by number; None: labels are kept as they are written."""
     where: str = ""
     """The source, for errors."""
+    noticed: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+    """Column → in how many of the first rows it holds a sentence that is no caption; "" counts the rows."""
 
     @classmethod
     def find(
@@ -235,26 +310,34 @@ class Columns:
             UserError: A column that the user names is not there.
         """
         known = {_usual(name): name for name in reversed(found)}
-        chosen: dict[str, str] = {}
-        for field, usual in COLUMNS.items():
-            asked: str = getattr(options, field)
-            several = asked.split(",") if field == "caption" and asked not in found else [asked]
-            if asked and not set(several) <= set(found):
-                listed = ", ".join(found)
-                listed = listed if len(listed) <= 400 else f"{listed[:400]}... ({len(found)} columns)"
-                raise UserError(expected=f"a column {asked!r}", found=listed or "none", where=where)
-            chosen[field] = asked or next((known[name] for name in usual if name in known), "")
-        asked = chosen.pop("caption")
-        numbered = tuple(name for name in found if _NUMBERED.fullmatch(_usual(name)))
-        captions = (asked,) if asked in found else tuple(filter(None, asked.split(",")))
-        return cls(
-            **chosen, captions=captions if options.caption else captions or numbered, classes=classes, where=where
-        )
+        chosen: dict[str, tuple[str, ...]] = {}
+        looked = 0
+        for name, usual in COLUMNS.items():
+            asked: str = getattr(options, name)
+            several = tuple(asked.split(",")) if name == "caption" and asked not in found else (asked,)
+            if name == "caption" and several == (NO_CAPTION,):
+                several, looked = (), _FIRST
+            elif asked and not set(several) <= set(found):
+                raise UserError(expected=f"a column {asked!r}", found=shortened(found) or "none", where=where)
+            elif not asked:
+                several = tuple(islice((known[each] for each in usual if each in known), 1))
+                several += _numbered(found, several) if name == "caption" else ()
+            chosen[name] = several
+        captions = chosen.pop("caption")
+        one = {name: "".join(columns) for name, columns in chosen.items()}
+        left = tuple(name for name in found if name and name not in captions and name not in one.values())
+        noticed = Counter({"": looked})
+        return cls(**one, captions=captions, unread=left, classes=classes, where=where, noticed=noticed)
 
     def value(self, row: Mapping[Any, Any], field: str) -> Any:
         """Return what a row holds of `filepath`, `label` or `split`; None where no column does."""
         column = getattr(self, field)
         return row.get(column) if column else None
+
+    def path(self, row: Mapping[Any, Any]) -> str:
+        """Return the path of a row's image, empty where it has none."""
+        value = self.value(row, "filepath")
+        return _text(value.get("path") if isinstance(value, dict) else value, self.where).strip()
 
     def record(
         self, row: Mapping[Any, Any], image_id: str = "", source: Path | bytes | None = None, **stated: Any
@@ -268,45 +351,45 @@ class Columns:
             stated: `caption`, `label` or `split` where another thing than a column of the row says it.
 
         Raises:
-            UserError: There are classes, and the label is none of them.
+            UserError: There are classes, and the label is none of them; a structure is not a text.
         """
+        if self.unread and self.noticed[""] < _FIRST:
+            self._notice(row)
         label = stated["label"] if "label" in stated else self.value(row, "label")
         split = stated["split"] if "split" in stated else self.value(row, "split")
         return Record(
             image_id=image_id,
             source=source,
-            split=_text(split),
-            label=self._class_name(_number(_text(label).strip())),
-            captions=tuple(_texts(stated["caption"])) if "caption" in stated else self.texts(row),
+            split=_text(split, self.where),
+            label=self._class_name(_whole(_text(label, self.where).strip())),
+            captions=tuple(_texts(stated["caption"], self.where)) if "caption" in stated else self._captions(row),
         )
 
-    def texts(self, row: Mapping[Any, Any]) -> tuple[str, ...]:
+    def candidates(self) -> tuple[str, ...]:
+        """Return the columns that hold sentences in the rows that became records so far, and are not read."""
+        return tuple(name for name in self.unread if self.noticed[name])
+
+    def say(self) -> dict[str, str]:
+        """Return `captions`, `labels` and, where a column says them, `splits` → where they come from, in words."""
+        names = " and ".join(f'"{name}"' for name in self.captions)
+        captions = f"captions from column{'s' * (len(self.captions) > 1)} {names}" if names else "no captions"
+        said = {"captions": captions, "labels": f'labels from column "{self.label}"' if self.label else "no labels"}
+        return said | ({"splits": f'splits from column "{self.split}"'} if self.split else {})
+
+    def _captions(self, row: Mapping[Any, Any]) -> tuple[str, ...]:
         """Return the captions of a row; one empty text where its columns hold none, so that it is listed."""
         if len(self.captions) == 1:
-            return tuple(_texts(row.get(self.captions[0]))) or ("",)
-        found = (text for column in self.captions for text in _texts(row.get(column)) if text.strip())
+            return tuple(_texts(row.get(self.captions[0]), self.where)) or ("",)
+        found = (text for column in self.captions for text in _texts(row.get(column), self.where) if text.strip())
         return tuple(found) or ("",) * bool(self.captions)
 
-    def unread(self, row: Mapping[str, Any]) -> bool:
-        """Tell whether a row holds sentences, two words or more, of which no column becomes a caption."""
-        if self.captions:
-            return False
-        others = (value for name, value in row.items() if name not in (self.filepath, self.label, self.split))
-        return any(len(text.split()) > 1 for value in others for text in _texts(value))
-
-    def say(self, has_splits: bool = False) -> str:
-        """Return in words which columns are read as what."""
-        names = " and ".join(f'"{name}"' for name in self.captions)
-        some = "columns" if len(self.captions) > 1 else "column"
-        return "; ".join(
-            (
-                f"captions from {some} {names}" if names else "no captions",
-                f'labels from column "{self.label}"' if self.label else "no labels",
-                f'splits from column "{self.split}"'
-                if self.split
-                else "splits by folder" * has_splits or "splits by the rule",
-            )
-        )
+    def _notice(self, row: Mapping[Any, Any]) -> None:
+        self.noticed[""] += 1
+        for name in self.unread:
+            value = row.get(name)
+            texts = value if isinstance(value, list) else (value,)
+            spoken = (text if not isinstance(text, dict) else _spoken(text) for text in texts)
+            self.noticed[name] += any(isinstance(text, str) and bool(_SENTENCE.search(text)) for text in spoken)
 
     def _class_name(self, label: str) -> str:
         """Return the class name of a label; empty for none, which a list of classes also lets be written as -1."""
@@ -320,26 +403,47 @@ class Columns:
         raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(label), where=self.where)
 
 
-def _texts(value: Any) -> list[str]:
-    """Return the texts of a value: itself, a structure's sentence, or those of all members of a list."""
+def _numbered(found: Sequence[str], first: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the numbered columns of captions; those of one stem, that of `first` where there is one."""
+    stems = {name: _usual(name).rstrip("_0123456789").removesuffix("s") for name in found if _is_numbered(name)}
+    stem = _usual(first[0]).removesuffix("s") if first else next(iter(stems.values()), "")
+    return tuple(name for name, each in stems.items() if each == stem and name not in first)
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """Return the texts of a value: itself, or those of all members of a list."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list | tuple):
-        return [
-            text for member in value for text in (_texts(member) if not isinstance(member, list) else [str(member)])
-        ]
-    return [] if value is None else [_text(value)]
+        return [_text(member, where) for member in value]
+    return [] if value is None else [_text(value, where)]
 
 
-def _text(value: Any) -> str:
-    """Return a value as text; of a structure its sentence, and nothing for what is missing."""
+def _text(value: Any, where: str) -> str:
+    """Return a value as text; of a structure its sentence, and nothing for what is missing.
+
+    Raises:
+        UserError: It is a list, or a structure in which no field is known to hold the text.
+    """
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
-        value = next((value[name] for name in _SPOKEN if name in value), value)
+        value = _spoken(value)
+    if isinstance(value, dict | list | tuple):
+        inside = f"the fields {shortened(list(map(str, value)))}" if isinstance(value, dict) else "a list"
+        raise UserError(expected=f"a text, or a structure with one of {', '.join(_SPOKEN)}", found=inside, where=where)
     if isinstance(value, float):
         return "" if value != value else str(int(value)) if value.is_integer() else str(value)
     return "" if value is None else str(value)
 
 
-def _number(label: str) -> str:
+def _spoken(value: Mapping[str, Any]) -> Any:
+    """Return the sentence of a structure: that of a known field, or of its only text; itself where there is none."""
+    texts = [each for each in value.values() if isinstance(each, str)]
+    return next((value[name] for name in _SPOKEN if name in value), texts[0] if len(texts) == 1 else value)
+
+
+def _whole(label: str) -> str:
     """Return a label; a whole number that a nullable column made a fraction (1.0) as it was."""
-    return label[:-2] if label.endswith(".0") and label[:-2].isdecimal() else label
+    number = label.removesuffix(".0")
+    return number if number.removeprefix("-").isdecimal() else label

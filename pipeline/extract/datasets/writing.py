@@ -9,6 +9,7 @@ import secrets
 import shutil
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRul
 from pipeline.files import read_json
 from pipeline.progress import Meter, Progress, silent
 
+SHOWN = 3
+"""Images that a survey shows."""
 _MAGIC = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG\r\n\x1a\n", ".png"),
@@ -44,6 +47,80 @@ class MadeDataset:
     """Classes in it."""
     skipped: int
     """Lines of skipped.csv."""
+    alone: int = 0
+    """Captions without an image."""
+    read: str = ""
+    """What was read as captions, labels and splits, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What an import would make."""
+
+    kind: str
+    """The importer's name."""
+    read: str
+    """What would be read as captions, labels and splits, in words."""
+    columns: Mapping[str, Any]
+    """`image`, `captions`, `label`, `split` and `unread` → columns of the source; empty where it has none."""
+    images: int
+    """Images that would be in it."""
+    captions: int
+    """Captions, those without an image too."""
+    alone: int
+    """Captions without an image."""
+    captions_an_image: Mapping[int, int]
+    """Number of captions → images that have so many."""
+    labels: Mapping[str, int]
+    """Class → images."""
+    splits: Mapping[str, int]
+    """Split → images."""
+    rows: Sequence[Mapping[str, Any]]
+    """The first images: `image_id`, `split`, `label`, `captions`."""
+    left_out: int
+    """Lines that skipped.csv would have."""
+    reasons: Mapping[str, Mapping[str, Any]]
+    """Why something would be left out → `count`, and the `first` that would be."""
+
+
+def survey(source: Records, *, rule: SplitRule | None = None, progress: Progress = silent) -> Survey:
+    """Go through a source's records as `write_dataset` does, and write nothing.
+
+    Args:
+        source: The records.
+        rule: Split of records whose source has no splits.
+        progress: Is told how far it is.
+
+    Raises:
+        UserError: As `write_dataset`.
+    """
+    rule = None if source.has_splits else rule or SplitRule()
+    with ExitStack() as stack:
+        tables = _Tables(None, stack, rule)
+        _fill(tables, source, progress)
+    columns = source.columns
+    return Survey(
+        kind=source.kind,
+        read=source.say(),
+        columns={
+            "image": columns.filepath,
+            "captions": columns.captions,
+            "label": columns.label,
+            "split": columns.split,
+            "unread": columns.unread,
+        }
+        if columns
+        else {},
+        images=tables.images,
+        captions=tables.captions,
+        alone=tables.alone,
+        captions_an_image=dict(sorted(Counter(tables.kept.values()).items())),
+        labels=dict(sorted(tables.labels.items())),
+        splits=dict(sorted(tables.splits.items())),
+        rows=tuple(tables.first.values()),
+        left_out=tables.skipped,
+        reasons=tables.reasons,
+    )
 
 
 def write_dataset(
@@ -78,25 +155,33 @@ def write_dataset(
     try:
         with ExitStack() as stack:
             tables = _Tables(work, stack, rule if not source.has_splits else None, link)
-            meter = Meter(progress, "images", source.total)
-            for record in source.records:
-                tables.add(record)
-                meter.advance()
-        if not tables.images and not tables.captions:
-            example = f", the first because: {tables.first_reason}" if tables.first_reason else ""
-            raise UserError(
-                expected="at least one image or caption",
-                found=f"none ({tables.skipped} left out{example})",
-                where=source.origin or str(out),
-            )
+            _fill(tables, source, progress)
         classes = _write_classes(work, source, tables.labels)
-        made = MadeDataset(out, tables.images, tables.captions, classes, tables.skipped)
+        counts = (tables.images, tables.captions, classes, tables.skipped, tables.alone)
+        made = MadeDataset(out, *counts, read=source.say() if source.kind else "")
         _write_info(work, name, source, made, rule)
         _put_in_place(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     return made
+
+
+def _fill(tables: "_Tables", source: Records, progress: Progress) -> None:
+    """Add all records of a source; raise where nothing comes of them, or of its texts no caption."""
+    meter = Meter(progress, "images", source.total)
+    for record in source.records:
+        tables.add(record)
+        meter.advance()
+    if not tables.images and not tables.captions:
+        example = f", the first because: {tables.first_reason}" if tables.first_reason else ""
+        raise UserError(
+            expected="at least one image or caption",
+            found=f"none ({tables.skipped} left out{example})",
+            where=source.origin,
+        )
+    if not tables.captions:
+        source.refuse_lost_texts()
 
 
 def _refuse_existing(out: Path, name: str, replace: bool) -> None:
@@ -125,7 +210,7 @@ def _put_in_place(work: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_classes(work: Path, source: Records, labels: set[str]) -> int:
+def _write_classes(work: Path, source: Records, labels: Iterable[str]) -> int:
     """Write the classes of the source, or those of the labels that were met; return how many."""
     classes = source.classes
     content: dict[str, Any] = {"classes": sorted(labels), "templates": ["a photo of a {c}."]}
@@ -158,24 +243,33 @@ def _write_json(path: Path, value: object) -> None:
 
 
 class _Tables:
-    """The tables of a data set in the making, open until `stack` closes, and the image files beside them."""
+    """The tables of a data set in the making, open until `stack` closes, and the image files beside them.
 
-    def __init__(self, work: Path, stack: ExitStack, rule: SplitRule | None, link: bool) -> None:
-        def table(name: str, *header: str) -> Any:
+    Without a folder nothing is written: the numbers are those of what would be.
+    """
+
+    def __init__(self, work: Path | None, stack: ExitStack, rule: SplitRule | None, link: bool = False) -> None:
+        def table(name: str, *header: str) -> Callable[[tuple[str, ...]], object]:
+            if work is None:
+                return lambda _: None
             file = stack.enter_context((work / name).open("w", newline="", encoding="utf-8", errors="replace"))
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
-            return writer
+            return writer.writerow
 
         self._work, self._rule, self._link = work, rule, link
-        self._images = table("images.csv", "image_id", "file", "split", "label")
-        self._captions = table("captions.csv", "caption_id", "image_id", "caption")
-        self._skipped = table("skipped.csv", "id", "reason")
+        self._image = table("images.csv", "image_id", "file", "split", "label")
+        self._caption = table("captions.csv", "caption_id", "image_id", "caption")
+        self._left = table("skipped.csv", "id", "reason")
         self._sources: dict[str, tuple[Path | None, str, str]] = {}
         self._names: set[str] = set()
         self._count: Counter[str] = Counter()
-        self.labels: set[str] = set()
-        self.images = self.captions = self.skipped = 0
+        self.labels: Counter[str] = Counter()
+        self.splits: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+        self.first: dict[str, dict[str, Any]] = {}
+        self.reasons: dict[str, dict[str, Any]] = {}
+        self.images = self.captions = self.skipped = self.alone = 0
         self.first_reason = ""
 
     def add(self, record: Record | Skipped) -> None:
@@ -189,9 +283,13 @@ class _Tables:
             self._add_captions(record)
 
     def _skip(self, item_id: str, reason: str) -> None:
-        self._skipped.writerow((item_id, reason))
+        self._left((item_id, reason))
         self.first_reason = self.first_reason or reason
         self.skipped += 1
+        if self._work is None:
+            kind = reason.partition(": ")[0] if reason not in self.reasons else reason
+            about = self.reasons.setdefault(kind, {"count": 0, "first": item_id, "why": reason})
+            about["count"] += 1
 
     def _add_image(self, record: Record) -> str:
         """Add an image that is not there yet; return why it cannot be, or nothing."""
@@ -206,14 +304,23 @@ class _Tables:
             return "its id, label or split is not UTF-8"
         try:
             file = self._place(record)
+        except FileNotFoundError:
+            place = record.source if isinstance(record.source, Path) else record.image_id
+            return f"the image cannot be read: there is no such file: {place}"
         except OSError as error:
             return f"the image cannot be read: {error.strerror or error}"
         self._sources[record.image_id] = (same, record.split, record.label)
         split = self._rule.of(record.image_id) if self._rule else official_split(record.split)
-        self._images.writerow((record.image_id, file, split, record.label))
+        self._image((record.image_id, file, split, record.label))
         if record.label:
-            self.labels.add(record.label)
+            self.labels[record.label] += 1
+        self.splits[split] += 1
         self.images += 1
+        if self._work is None:
+            self.kept[record.image_id] = 0
+            if len(self.first) < SHOWN:
+                shown = {"image_id": record.image_id, "split": split, "label": record.label, "captions": []}
+                self.first[record.image_id] = shown
         return ""
 
     def _compare(self, record: Record, split: str, label: str) -> None:
@@ -224,6 +331,10 @@ class _Tables:
 
     def _place(self, record: Record) -> str:
         file = self._free_name(record)
+        if self._work is None:
+            if record.source is None or (isinstance(record.source, Path) and not record.source.is_file()):
+                raise FileNotFoundError
+            return file
         target = self._work / file
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(record.source, bytes):
@@ -253,8 +364,13 @@ class _Tables:
             if not text or not is_utf8(text):
                 self._skip(caption_id, "the caption is empty" if not text else "the caption is not UTF-8")
                 continue
-            self._captions.writerow((caption_id, record.image_id, text))
+            self._caption((caption_id, record.image_id, text))
             self.captions += 1
+            self.alone += not record.image_id
+            if record.image_id in self.kept:
+                self.kept[record.image_id] += 1
+                if record.image_id in self.first:
+                    self.first[record.image_id]["captions"].append(text)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

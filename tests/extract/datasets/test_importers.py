@@ -127,9 +127,10 @@ def test_a_broken_jsonl_names_its_line(source: Path, tmp_path: Path, line: str, 
 
 
 def test_broken_captions_are_listed_and_the_rest_comes_through(source: Path, tmp_path: Path) -> None:
-    (source / "t.csv").write_bytes(b"filepath,caption\nimages/0.png,caf\xe9\nimages/0.png,coffee\nimages/1.png,\xff\n")
+    right = "images/0.png,thé ou café\nimages/0.png,à côté\n".encode()
+    (source / "t.csv").write_bytes(b"filepath,caption\nimages/0.png,caf\xe9\n" + right + b"images/1.png,\xff\n")
     dataset = imported(source / "t.csv", tmp_path / "out", "table")
-    assert captions_of(dataset) == {"images/0.png": ["coffee"], "images/1.png": []}
+    assert captions_of(dataset) == {"images/0.png": ["thé ou café", "à côté"], "images/1.png": []}
     assert [row["id"] for row in read_table(tmp_path / "out" / "skipped.csv")] == ["images/0.png#0", "images/1.png#0"]
 
 

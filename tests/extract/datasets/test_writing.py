@@ -27,7 +27,7 @@ def test_records_become_tables(tmp_path: Path) -> None:
     summary = write(
         out, one, Record(captions=("alone",)), Skipped("b", "why"), has_splits=True, licence="L", attribution="A"
     )
-    assert summary == MadeDataset(out, images=1, captions=3, classes=1, skipped=1)
+    assert summary == MadeDataset(out, images=1, captions=3, classes=1, skipped=1, alone=1)
     dataset = open_dataset(out)
     assert dataset.images[0] == ("a", "images/a.png", "val", "cat")
     assert [tuple(row) for row in dataset.captions] == [
@@ -85,7 +85,8 @@ def test_broken_captions_are_listed(tmp_path: Path) -> None:
 def test_a_missing_image_is_listed_with_its_captions_left_out(tmp_path: Path) -> None:
     missing = Record(image_id="x", source=tmp_path / "none.png", captions=("one",))
     write(tmp_path / "set", missing, Record(image_id="y", source=picture(1)))
-    assert "No such file" in read_table(tmp_path / "set" / "skipped.csv")[0]["reason"]
+    reason = read_table(tmp_path / "set" / "skipped.csv")[0]["reason"]
+    assert reason == f"the image cannot be read: there is no such file: {tmp_path / 'none.png'}"
     assert open_dataset(tmp_path / "set").captions == ()
 
 

@@ -1,0 +1,118 @@
+"""The pictures that a table or an annotation file names: found in a folder or below it, and nowhere else."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PurePath
+
+from pipeline.extract.datasets.layout import Fence
+from pipeline.extract.datasets.records import IMAGE_SUFFIXES, Skipped, unread
+
+PICTURE = re.compile(rf"(.*({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))(\.\d+)?(#\d+)?", re.IGNORECASE)
+"""A picture's name, and Flickr's number of its caption."""
+MAX_FILES = 1_000_000
+"""Pictures below a folder that are looked through for one that does not lie where its table says."""
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """Yield the files below a folder, in order; hidden ones are left out."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        inner = Path(folder).relative_to(root)
+        yield from ((inner / name).as_posix() for name in sorted(files) if not name.startswith("."))
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file's name ends as an image's."""
+    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+class ImageFiles:
+    """Finds the image files that a table names, below a folder and nowhere else.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._fence = Fence(root, remedy="say --root DIR, the folder that all image paths lie in")
+        self._found: dict[Sequence[str], Path | str] = {}
+        self._ids: dict[Path, str] = {}
+        self._below: dict[str, list[str]] | None = None
+
+    def relative(self, name: str) -> str:
+        """Return a path as one relative to the folder, between slashes, without the number of a caption (`#0`)."""
+        if "#" in name and (numbered := PICTURE.fullmatch(name)):
+            name = name[: len(name) - len(numbered[4] or "")]
+        if "\\" in name and not (self._fence.root / name).is_file():
+            name = name.replace("\\", "/")
+        if name.startswith("/") and Path(name).is_relative_to(self._fence.root.absolute()):
+            return Path(name).relative_to(self._fence.root.absolute()).as_posix()
+        return name.removeprefix("./")
+
+    def find(self, names: Sequence[str], where: str) -> Path | str:
+        """Return the first file that is there of some names, or why it is not known which.
+
+        A file that does not lie where a name says is looked for below the folder: by the end of its path, with the
+        ending of an image added, then without regard to case and form of letters. Where several fit, `images/` is
+        preferred.
+
+        Raises:
+            UserError: A name leaves the folder.
+        """
+        if names not in self._found:
+            paths = [self._fence.path(name, where) for name in names]
+            there = next((path for path in paths if path.is_file()), None)
+            self._found[names] = there or self._elsewhere(names)
+        return self._found[names]
+
+    def image_id(self, path: Path, name: str) -> str:
+        """Return the id of a found file: its first name in the table, its letters composed."""
+        return self._ids.setdefault(path, name if name.isascii() else unicodedata.normalize("NFC", name))
+
+    def named(self) -> set[Path]:
+        """Return the files that were looked for, those that are not there too."""
+        return {found for found in self._found.values() if isinstance(found, Path)}
+
+    def _elsewhere(self, names: Sequence[str]) -> Path | str:
+        if self._below is None:
+            self._below = {}
+            for inner in islice(filter(is_image, files_below(self._fence.root)), MAX_FILES):
+                path = Path(_folded(inner))
+                self._below.setdefault(path.name, []).append(inner)
+                self._below.setdefault(path.stem, []).append(inner)
+        for name in names:
+            tail = _folded(name.removesuffix(".0"))  # a number that a column with gaps made a fraction
+            fits = [inner for inner in self._below.get(tail.rpartition("/")[2], ()) if _ends_in(_folded(inner), tail)]
+            exact = [inner for inner in fits if _ends_in(inner, name)]
+            usual = [inner for inner in fits if _is_under_images(_folded(inner), tail)]
+            one = next((some[0] for some in (fits, usual, exact) if len(some) == 1), None)
+            if one is None and fits:
+                return f"several files have this name: {', '.join(fits[:3])}"
+            if one and not (problem := self._fence.problem(one)):
+                return self._fence.root / one
+            if one:
+                return problem
+        return self._fence.root / names[0]
+
+
+def _folded(name: str) -> str:
+    return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+
+
+def _ends_in(inner: str, tail: str) -> bool:
+    return f"/{inner}".endswith(f"/{tail}") or f"/{inner.rpartition('.')[0]}".endswith(f"/{tail}")
+
+
+def _is_under_images(inner: str, tail: str) -> bool:
+    return inner == f"images/{tail}" or inner.rpartition(".")[0] == f"images/{tail}"
+
+
+def unnamed(folder: Path, files: Iterable[ImageFiles]) -> Iterator[Skipped]:
+    """List the pictures of a folder that no row of its tables names, and those that are of no kind that is read."""
+    named = set().union(*(each.named() for each in files))
+    for name in files_below(folder):
+        if folder / name not in named and (is_image(name) or unread(name)):
+            yield Skipped(name, unread(name) or "no row of the table names it")
