@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.words import count, duration, html_table, listing, on_stderr, size
+from pipeline.words import count, duration, html_table, listing, on_stderr, shortened, size
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,9 @@ def test_a_table_escapes_what_it_shows() -> None:
     assert "<caption>a &amp; b</caption>" in table
     assert "<th>&lt;i&gt;</th>" in table
     assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td></tr><tr><td>3</td>" in table
+
+
+def test_shortened_names() -> None:
+    assert shortened(["a", "b"]) == "a, b"
+    assert shortened([str(number) for number in range(30)]).endswith("18, 19..., 30 in all")
+    assert len(shortened(["x" * 5000])) < 450
