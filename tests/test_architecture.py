@@ -25,6 +25,7 @@ FLOORS = {
     "runtime": 1,
     "words": 1,
     "files": 1,
+    "heif": 1,
     "parallel": 1,
     "progress": 2,
     "storage": 2,

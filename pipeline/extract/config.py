@@ -14,6 +14,8 @@ from pipeline.settings import at_least, between, more_than, one_of, setting, set
 from pipeline.storage.contract import Place
 from pipeline.storage.leases import LEASE_SECONDS
 
+TURNED = "stored turned or mirrored"
+"""How the reason begins for which `--exif reject` leaves a photograph out; by it a store's table of them is read."""
 _ON_A_CPU = {"image": 16, "text": 32}
 """Rows a pass: more are no faster on a CPU (see `runtime.keep_freed_memory`), and their activations take memory."""
 SHARD_BYTES = 128 * 2**20
@@ -79,10 +81,10 @@ class ExtractConfig:
         help="exact, or reduced: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, 2 to 6 times as fast.",
     )
     exif: str = setting(
-        default="reject",
-        check=one_of(("reject", "apply"), "treatment of EXIF orientations"),
+        default="apply",
+        check=one_of(("apply", "reject"), "treatment of EXIF orientations"),
         changes_bytes=True,
-        help="Photographs stored turned or mirrored: reject them, or apply their EXIF orientation.",
+        help="Photographs stored turned or mirrored: apply their EXIF orientation, or reject them.",
     )
     device: str = setting(default="auto", changes_bytes=False, help="auto, cpu, cuda or cuda:1.")
     batch_size: int | None = setting(

@@ -2,9 +2,9 @@
 
 Rejected, because a guess would change features in silence: truncated or empty files, more than `MAX_PIXELS` (a
 decompression bomb), one edge more than `MAX_ASPECT` times the other (gigabytes once it is resized), several frames,
-CMYK and other colour spaces, 16 bits and more a channel, and an EXIF orientation other than upright (turn such a file
-once, for example with `exiftran -ai`, and it is read). Converted, because there is one way to do it: palettes,
-greyscale and black-and-white to RGB, transparency onto white.
+CMYK and other colour spaces, more than 8 bits a channel. Converted, because there is one way to do it: palettes,
+greyscale and black-and-white to RGB, transparency onto white, photographs upright as their EXIF orientation says (with
+`--exif reject` they are rejected). HEIC takes the package pillow-heif, and is rejected without it.
 
 With `--jpeg reduced`, JPEGs much larger than what the encoder resizes to are decoded at 1/2, 1/4 or 1/8 of their size
 (libjpeg's scaled inverse transform), as long as twice the aim of the resize is left each way. Photographs of 1024 to
@@ -16,14 +16,16 @@ library's own numbers.
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.encoders.image_model import REDUCED, Reduced
 from pipeline.errors import RejectedInputError
+from pipeline.extract.config import TURNED
 from pipeline.files import is_endless
+from pipeline.heif import INSTALL, START, is_heif, register
 
 DECODE_VERSION = 2
 """Part of the feature key: raised whenever the same file would give other pixels or another verdict."""
@@ -40,6 +42,12 @@ MAX_ASPECT = 1000
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"})
 _ORIENTATION = 0x0112
+_END = b"\xff\xd9"
+"""The marker that ends a JPEG."""
+_FILLER = bytes(range(1, 129))
+"""Rubbish that any decoder of JPEG takes for pixels, where it still lacks some."""
+_GREY = ((128, 128),) * 3
+_TURNED_BY_PILLOW = ("TIFF", "HEIF")
 _LIES = 5
 """EXIF orientations from here on swap width and height."""
 _TURNS = {
@@ -59,7 +67,7 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 def decode_image(path: Path, reduction: Reduction | None = None, *, turn: bool = False) -> Image.Image:
     """Return an image as RGB; a JPEG smaller where `reduction` says so, with a `Reduced` in its info.
 
-    With `turn` a photo from a phone is turned upright: queries, and data sets with `--exif apply`; else it is rejected.
+    With `turn` a photo from a phone is turned upright: queries, and data sets but for `--exif reject`.
 
     Raises:
         RejectedInputError: Says what is wrong with the file.
@@ -98,8 +106,9 @@ def decode_bytes(
     if not data:
         raise RejectedInputError("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return _decoded(image, reduction, _refuse(image, min(max_pixels, MAX_PIXELS), turn))
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+            orientation = _refuse(image, min(max_pixels, MAX_PIXELS), turn)
+            return _decoded(image, reduction, orientation, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedInputError(f"too many pixels (limit {MAX_PIXELS:,}): a decompression bomb?") from error
     except UnidentifiedImageError as error:
@@ -109,6 +118,15 @@ def decode_bytes(
     except Exception as error:  # decoders of broken files raise anything: OSError, SyntaxError, struct.error, ...
         said = " ".join(str(error).split()) or type(error).__name__
         raise RejectedInputError(f"the image is damaged: {said}") from error
+
+
+def _formats(data: bytes) -> Sequence[str]:
+    """Return the formats of Pillow that the data may be of."""
+    if not is_heif(data[:START]):
+        return _FORMATS
+    if not register():
+        raise RejectedInputError(f"HEIC is read by the package pillow-heif: {INSTALL}")
+    return ("HEIF",)
 
 
 def _refuse(image: Image.Image, max_pixels: int, turn: bool) -> int:
@@ -121,28 +139,51 @@ def _refuse(image: Image.Image, max_pixels: int, turn: bool) -> int:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO is a photo with a preview behind it
         raise RejectedInputError(f"animated or of several pages ({frames} frames)")
-    if any(";16" in str(tile) for tile in getattr(image, "tile", ())) or image.mode.startswith(("I", "F")):
+    deep = any(";16" in str(tile) for tile in getattr(image, "tile", ())) or image.mode.startswith(("I", "F"))
+    if deep or (image.format == "HEIF" and image.info.get("bit_depth", 8) > 8):
         raise RejectedInputError(f"more than 8 bits a channel (mode {image.mode})")
     if image.mode not in _MODES:
         raise RejectedInputError(f"colours are {image.mode}, not RGB or grey")
     orientation = image.getexif().get(_ORIENTATION, 1)
+    if image.format == "HEIF":
+        orientation = image.info.get("original_orientation") or 1
     if orientation not in (0, 1) and not turn:
-        raise RejectedInputError(f"stored turned or mirrored (EXIF orientation {orientation})")
-    return int(orientation) if orientation in _TURNS and image.format != "TIFF" else 1  # Pillow turns TIFFs by itself
+        raise RejectedInputError(f"{TURNED} (EXIF orientation {orientation})")
+    return int(orientation) if orientation in _TURNS and image.format not in _TURNED_BY_PILLOW else 1
 
 
-def _decoded(image: Image.Image, reduction: Reduction | None, orientation: int) -> Image.Image:
+def _decoded(image: Image.Image, reduction: Reduction | None, orientation: int, data: bytes) -> Image.Image:
     """Return an opened image upright and as RGB; of a large JPEG the smaller one that `reduction` asks for."""
     upright = image.size[::-1] if orientation >= _LIES else image.size
     times = reduction(*upright) if reduction and image.format in ("JPEG", "MPO") else 1
     if times > 1:
         image.draft(None, (image.width // times, image.height // times))
     decoded = _to_rgb(image)
+    if image.format == "JPEG" and _ends_grey(decoded) and _lacks_pixels(data, decoded, times):
+        raise RejectedInputError(f"the image is damaged: its data end before its {upright[0]} × {upright[1]} pixels do")
     if orientation in _TURNS:
         decoded = decoded.transpose(_TURNS[orientation])
     if times > 1:
         decoded.info[REDUCED] = Reduced(width=upright[0], height=upright[1], times=times)
     return decoded
+
+
+def _ends_grey(decoded: Image.Image) -> bool:
+    """Tell whether the last row is of the grey that libjpeg gives to pixels for which there are no data."""
+    return decoded.crop((0, decoded.height - 1, *decoded.size)).getextrema() == _GREY
+
+
+def _lacks_pixels(data: bytes, decoded: Image.Image, times: int) -> bool:
+    """Tell whether a JPEG has fewer data than pixels, so that what stands before its end becomes pixels as well.
+
+    Pillow tells a file that is cut off, but not one that ends in order after too few pixels: its header claims more, or
+    somebody has put an end to what was cut off.
+    """
+    end = data.rfind(_END)
+    with Image.open(io.BytesIO(data[:end] + _FILLER + data[end:]), formats=("JPEG",)) as filled:
+        if times > 1:
+            filled.draft(None, (filled.width // times, filled.height // times))
+        return _to_rgb(filled).tobytes() != decoded.tobytes()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,19 +8,19 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from pipeline.encoders.base import Encoder, Modality
-from pipeline.errors import RejectedInputError, UserError
-from pipeline.extract.config import ExtractConfig
+from pipeline.errors import PipelineError, RejectedInputError, UserError
+from pipeline.extract.config import TURNED, ExtractConfig
 from pipeline.extract.datasets.layout import Classes, RawDataset, is_utf8
-from pipeline.files import file_sha256
+from pipeline.heif import START, is_heif, register
 from pipeline.runtime import DTYPE_NAMES
 from pipeline.storage.contract import Storage
 from pipeline.storage.local import open_storage
 from pipeline.store.key import FeatureKey
-from pipeline.store.manifest import CLASSES
+from pipeline.store.manifest import CLASSES, MANIFEST, read_manifest
 from pipeline.store.samples import Samples
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ class Items:
     """sha256 over (id, sha256 of the content) of each item in order."""
     at: Callable[[int], Item]
     """Position → where that item comes from."""
+    heif: bool = False
+    """Whether some are HEIF pictures, which not every machine can read."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -172,19 +174,20 @@ def jobs_of(config: ExtractConfig, dataset: RawDataset, modality: str) -> Iterat
         yield Job(out / CLASSES, prompt_items(dataset, classes))
 
 
-def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif: str = "reject") -> Items:
+def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif: str = "apply") -> Items:
     """Return the images of a data set; reads every file once for the digest, and once more when it is loaded.
 
     Args:
         dataset: The data set.
         workers: Threads that read.
         jpeg: `exact` or `reduced`.
-        exif: `reject` or `apply`.
+        exif: `apply` or `reject`.
     """
     root = dataset.root
     ids, files, splits, labels = (list(column) for column in zip(*dataset.images, strict=True))
     with ThreadPoolExecutor(workers) as pool:
-        digests = list(pool.map(lambda file: _file_sha256(root, file), files, chunksize=64))
+        read = list(pool.map(lambda file: _digested(root, file), files, chunksize=64))
+    digests = [digest for digest, _ in read]
     starts = b"".join(map(_start, digests))
 
     def at(position: int) -> Item:
@@ -198,7 +201,7 @@ def image_items(dataset: RawDataset, workers: int, *, jpeg: str = "exact", exif:
         )
 
     samples = Samples(ids, ids, splits, labels, files)
-    return Items("images", samples, _digest(ids, digests), at)
+    return Items("images", samples, _digest(ids, digests), at, heif=any(heif for _, heif in read))
 
 
 def caption_items(dataset: RawDataset) -> Items:
@@ -230,11 +233,15 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _file_sha256(root: Storage, name: str) -> bytes:
+def _digested(root: Storage, name: str) -> tuple[bytes, bool]:
+    """Return the sha256 of a picture's file, and whether it is HEIF."""
     try:
-        return bytes.fromhex(file_sha256(root.file(name)))
+        with root.file(name).open("rb") as file:
+            heif = is_heif(file.read(START))
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").digest(), heif
     except OSError:
-        return b""  # a missing file is rejected when it is decoded; when it turns up, the digest changes
+        return b"", False  # a missing file is rejected when it is decoded; when it turns up, the digest changes
 
 
 def _start(digest: bytes) -> bytes:
@@ -263,7 +270,9 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
             "library": "pillow",
             "transparency": "white",
             "jpeg": JPEG_RULES[config.jpeg],
-            **({"exif": "turned upright"} if config.exif == "apply" else {}),  # without it they are refused
+            # Where these are not said, such pictures are refused.
+            **({"exif": "turned upright"} if config.exif == "apply" else {}),
+            **({"heif": "pillow-heif"} if items.heif and register() else {}),
         }
     return FeatureKey(
         modality=encoder.modality,
@@ -274,6 +283,37 @@ def feature_key(config: ExtractConfig, items: Items, encoder: Encoder) -> Featur
         compute_dtype=DTYPE_NAMES[config.dtype],
         storage_dtype=config.storage,
     )
+
+
+def with_its_rule(config: ExtractConfig, job: Job) -> ExtractConfig:
+    """Return the settings, with the rule of a finished store where turning photographs would change none of its bytes.
+
+    That is a store of the same pictures that refused turned photographs (`--exif reject`, the default of earlier
+    versions) and met none: its table of what was left out names them all. An unfinished store has no such table.
+    """
+    if config.exif != "apply" or job.root.stat(MANIFEST) is None:
+        return config
+    try:
+        manifest = read_manifest(job.root)
+    except PipelineError:
+        return config
+    key = manifest.header.key
+    refused = "exif" not in (key.preprocessing.get("decode") or {"exif": "not known"})
+    met = any(reason.startswith(TURNED) for shard in manifest.shards for _, reason in shard.rejected)
+    same = key.dataset_digest == job.items.digest
+    return replace(config, exif="reject") if refused and same and not met else config
+
+
+def require_key(config: ExtractConfig, key: FeatureKey, existing: FeatureKey, where: str) -> None:
+    """Check that a store of another key is not taken for this one.
+
+    Raises:
+        KeyMismatchError: Names each field that differs.
+    """
+    remedy = "extract to another --out, or start over with --replace"
+    if [field for field, *_ in key.differences(existing)] == ["preprocessing.decode.exif"]:
+        remedy = f"say --exif {'reject' if config.exif == 'apply' else 'apply'}, as that store was made, {remedy}"
+    key.require(existing, where, remedy)
 
 
 # ---- made ready for the encoder --------------------------------------------------------------------------------------

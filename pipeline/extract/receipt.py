@@ -36,6 +36,7 @@ _LIBRARIES = (
     "numpy",
     "open_clip_torch",
     "pillow",
+    "pillow-heif",
     "safetensors",
     "sentence-transformers",
     "timm",

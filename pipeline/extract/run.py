@@ -13,7 +13,15 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig, default_shard_rows
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
-from pipeline.extract.items import Items, Job, Preparing, feature_key, jobs_of, prepare
+from pipeline.extract.items import (
+    Job,
+    Preparing,
+    feature_key,
+    jobs_of,
+    prepare,
+    require_key,
+    with_its_rule,
+)
 from pipeline.extract.receipt import RECEIPT, prepare_receipt, read_receipt, same_receipt, versions, write_receipt
 from pipeline.layers import select_layers
 from pipeline.progress import Meter, Progress, Update, silent
@@ -30,8 +38,6 @@ from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
 from pipeline.words import count, duration, size
-
-_REMEDY = "extract to another --out, or start over with --replace"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +165,7 @@ def make_room(config: ExtractConfig) -> None:
     encoder = loaded(config)
     layers = encoder.resolve_layers(config.layers)
     for job in jobs_of(config, open_dataset(config.dataset), encoder.modality):
-        _pending(config, job.root, _header(config, job.items, encoder, layers), layers)
+        _pending(config, job.root, _header(config, job, encoder, layers), layers)
 
 
 def _opened(config: ExtractConfig) -> RawDataset:
@@ -252,7 +258,7 @@ def _with_encoder(
     layers = encoder.resolve_layers(config.layers)
     results = []
     for job in jobs_of(config, dataset, encoder.modality):
-        header = _header(config, job.items, encoder, layers)
+        header = _header(config, job, encoder, layers)
         results.append(_Making(config, job, encoder, layers, header, progress).run(preparing))
         if not config.dry_run:
             names = [layer.name for layer in encoder.layers]
@@ -348,15 +354,16 @@ class _Making:
         return len(work.shards)
 
 
-def _header(config: ExtractConfig, items: Items, encoder: Encoder, layers: Sequence[str]) -> Header:
+def _header(config: ExtractConfig, job: Job, encoder: Encoder, layers: Sequence[str]) -> Header:
     """Return the header of a new store; modules that are asked for by name count as layers before the output."""
     known = [layer.name for layer in encoder.layers]
     modules = [name for name in layers if name not in known]
     widths = [encoder.width(name) for name in layers]
+    rows = len(job.items)
     return Header(
-        key=feature_key(config, items, encoder),
-        items=len(items),
-        shard_rows=config.shard_rows or default_shard_rows(len(items), widths, config.storage, encoder.modality),
+        key=feature_key(with_its_rule(config, job), job.items, encoder),
+        items=rows,
+        shard_rows=config.shard_rows or default_shard_rows(rows, widths, config.storage, encoder.modality),
         file_format=config.format,
         layer_names=(*known[:-1], *modules, known[-1]),
     )
@@ -367,7 +374,7 @@ def _pending(config: ExtractConfig, root: Storage, header: Header, layers: tuple
     if HEADER in root.list():
         try:
             existing = read_header(root)
-            header.key.require(existing.key, str(root), _REMEDY)
+            require_key(config, header.key, existing.key, str(root))
             return pending_shards(root, existing, layers)
         except UserError:  # another key, a damaged header, another version of the format
             if not config.replace:

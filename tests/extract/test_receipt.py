@@ -69,7 +69,7 @@ def test_the_same_again_is_believed(folder: Path, root: Path) -> None:
         {"prompt": "x"},
         {"modality": "text"},
         {"jpeg": "reduced"},
-        {"exif": "apply"},
+        {"exif": "reject"},
     ],
 )
 def test_another_request_is_not(folder: Path, root: Path, options: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -438,20 +439,110 @@ def test_an_image_that_changes_during_the_run_stops_it(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_photographs_are_turned_where_asked(raw: Path, tmp_path: Path) -> None:
-    upright = Image.open(raw / "images" / "i001.png").convert("RGB")
+def turn_around(path: Path) -> None:
+    """Store a picture as a phone does that was held upright: lying, with an EXIF orientation that says so."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    (raw / "images" / "i001.png").write_bytes(encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif))
-    left = extract(config(raw, tmp_path / "reject"))
-    assert (left.rows, left.rejected) == (19, 1)
-    turned = extract(config(raw, tmp_path / "apply", exif="apply"))
-    assert (turned.rows, turned.rejected) == (20, 0)
-    (raw / "images" / "i001.png").write_bytes(picture(1))
+    upright = Image.open(path).convert("RGB")
+    path.write_bytes(encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif))
+
+
+def test_photographs_are_turned_upright(raw: Path, tmp_path: Path) -> None:
+    """Turned, all pictures give the numbers of the upright ones; with `reject` the turned one is listed."""
     whole = extract(config(raw, tmp_path / "whole"))
+    turn_around(raw / "images" / "i001.png")
+    turned = extract(config(raw, tmp_path / "apply"))
+    assert (turned.rows, turned.rejected) == (20, 0)
     assert turned.content_digest == whole.content_digest
+    assert FeatureStore.open(tmp_path / "apply").key.preprocessing["decode"]["exif"] == "turned upright"
+    left = extract(config(raw, tmp_path / "reject", exif="reject"))
+    assert (left.rows, left.rejected) == (19, 1)
+    assert "exif" not in FeatureStore.open(tmp_path / "reject").key.preprocessing["decode"]
+    assert (tmp_path / "reject" / "rejected.csv").read_text() == (
+        "sample_id,reason\ni001,stored turned or mirrored (EXIF orientation 6)\n"
+    )
+
+
+def test_a_store_that_met_no_turned_photograph_is_found_under_either_rule(raw: Path, tmp_path: Path) -> None:
+    """What earlier versions made is not made again: its bytes are the same. Layers are added under its own key."""
+    (raw / "images" / "i003.png").write_bytes(b"broken")
+    old = extract(config(raw, tmp_path / "out", exif="reject", layers="last", shard_rows=8))
+    key = FeatureStore.open(tmp_path / "out").key
+    again = extract(config(raw, tmp_path / "out", layers="last"))
+    assert (again.computed_shards, again.content_digest) == (0, old.content_digest)
+    more = extract(config(raw, tmp_path / "out"))
+    assert (more.computed_shards, more.rejected) == (3, 1)
+    assert FeatureStore.open(tmp_path / "out").key == key
+    assert more.content_digest == extract(config(raw, tmp_path / "new")).content_digest
+    with pytest.raises(
+        KeyMismatchError, match=r"preprocessing\.decode\.exif .*; say --exif apply, as that store was made"
+    ):
+        extract(config(raw, tmp_path / "new", exif="reject"))
+
+
+def test_a_store_that_left_out_turned_photographs_is_no_hit(raw: Path, tmp_path: Path) -> None:
+    turn_around(raw / "images" / "i001.png")
+    extract(config(raw, tmp_path / "out", exif="reject"))
+    for options in ({}, {"layers": "last"}, {"dry_run": True}):
+        with pytest.raises(
+            KeyMismatchError,
+            match=r'decode\.exif = "turned upright", .*; say --exif reject, as that store',
+        ):
+            extract(config(raw, tmp_path / "out", **options))
+    assert extract(config(raw, tmp_path / "out", replace=True)).rows == 20
+
+
+def test_an_unfinished_store_is_not_gone_on_with_under_another_rule(raw: Path, tmp_path: Path) -> None:
+    """What it has not looked at yet may be turned: that it met none so far says nothing."""
+    extract(config(raw, tmp_path / "out", exif="reject", shard_rows=5))
+    (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(KeyMismatchError, match=r"preprocessing\.decode\.exif"):
-        extract(config(raw, tmp_path / "whole", exif="apply"))
+        extract(config(raw, tmp_path / "out", shard_rows=5))
+    assert extract(config(raw, tmp_path / "out", exif="reject", shard_rows=5)).computed_shards == 0
+
+
+def test_a_store_of_other_pictures_lends_its_rule_to_none(raw: Path, tmp_path: Path) -> None:
+    extract(config(raw, tmp_path / "out", exif="reject"))
+    turn_around(raw / "images" / "i001.png")
+    with pytest.raises(KeyMismatchError, match=r"dataset_digest.*preprocessing\.decode\.exif"):
+        extract(config(raw, tmp_path / "out"))
+    assert extract(config(raw, tmp_path / "out", replace=True)).rows == 20
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+"""How a phone's picture begins."""
+
+
+def test_heic_without_its_package_is_listed_with_the_line_that_installs_it(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw / "images" / "i001.png").write_bytes(HEIC)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    made = extract(config(raw, tmp_path / "out"))
+    assert (made.rows, made.rejected) == (19, 1)
+    assert "i001,HEIC is read by the package pillow-heif: pip install 'fewpairs[heic]'" in (
+        tmp_path / "out" / "rejected.csv"
+    ).read_text(encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"found 1 of 20, the first 'i001': HEIC is read by .*pip install 'fewpairs\[heic\]'"
+    ):
+        extract(config(raw, tmp_path / "other", max_rejected=0))
+
+
+def test_heic_is_read_and_its_reader_is_in_the_key(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that was made without the package is no hit with it, and names why; others know nothing of either."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    plain = extract(config(raw, tmp_path / "plain"))
+    assert "heif" not in FeatureStore.open(plain.path).key.preprocessing["decode"]
+    picture_001 = Image.open(raw / "images" / "i001.png").convert("RGB").resize((64, 64))
+    (raw / "images" / "i001.png").write_bytes(encoded(picture_001, "HEIF"))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pillow_heif", None)
+        assert extract(config(raw, tmp_path / "out")).rejected == 1
+    with pytest.raises(KeyMismatchError, match=r'expected preprocessing\.decode\.heif = "pillow-heif"'):
+        extract(config(raw, tmp_path / "out"))
+    made = extract(config(raw, tmp_path / "out", replace=True))
+    assert (made.rows, made.rejected) == (20, 0)
 
 
 def test_a_folder_of_something_else_is_no_place_for_a_store(raw: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ ANOTHER: dict[str, tuple[str, dict[str, Any], str]] = {
     "dtype": ("text", {"dtype": "bf16"}, 'expected compute_dtype = "bfloat16", found'),
     "storage_dtype": ("text", {"storage_dtype": "fp16"}, 'expected storage_dtype = "float16", found'),
     "jpeg": ("image", {"jpeg": "reduced"}, r"expected preprocessing\.decode\.jpeg"),
-    "exif": ("image", {"exif": "apply"}, r"expected preprocessing\.decode\.exif"),
+    "exif": ("image", {"exif": "reject"}, r"expected preprocessing\.decode\.exif"),
     "device": ("text", {"device": "cpu"}, ""),
     "batch_size": ("text", {"batch_size": 2}, ""),
     "workers": ("text", {"workers": 1}, ""),

@@ -22,6 +22,7 @@ from pipeline.evaluate.data import TestPairs, ZeroShotSet, run_features
 from pipeline.evaluate.features import Duplicates, Probe
 from pipeline.evaluate.leaderboard import Leaderboard
 from pipeline.evaluate.results import IMAGE_RETRIEVAL, TEXT_RETRIEVAL, ZERO_SHOT, Measure, Ranks, RunResult
+from pipeline.heif import register
 from pipeline.indexes.index import Index, build_index
 from pipeline.indexes.recall import recall_against_exact
 from pipeline.projectors.run_record import AlignedRun
@@ -217,6 +218,7 @@ def encode_thumbnail(path: Path, edge: int = EDGE) -> str:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        register()
         with Image.open(path) as image:
             image.draft("RGB", (edge, edge))
             picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (edge, edge))
