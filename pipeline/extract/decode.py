@@ -159,7 +159,7 @@ def _decoded(image: Image.Image, reduction: Reduction | None, orientation: int, 
     if times > 1:
         image.draft(None, (image.width // times, image.height // times))
     decoded = _to_rgb(image)
-    if image.format == "JPEG" and _ends_grey(decoded) and _lacks_pixels(data, decoded, times):
+    if image.format == "JPEG" and _ends_grey(decoded) and _lacks_pixels(data):
         raise RejectedInputError(f"the image is damaged: its data end before its {upright[0]} × {upright[1]} pixels do")
     if orientation in _TURNS:
         decoded = decoded.transpose(_TURNS[orientation])
@@ -173,17 +173,19 @@ def _ends_grey(decoded: Image.Image) -> bool:
     return decoded.crop((0, decoded.height - 1, *decoded.size)).getextrema() == _GREY
 
 
-def _lacks_pixels(data: bytes, decoded: Image.Image, times: int) -> bool:
+def _lacks_pixels(data: bytes) -> bool:
     """Tell whether a JPEG has fewer data than pixels, so that what stands before its end becomes pixels as well.
 
     Pillow tells a file that is cut off, but not one that ends in order after too few pixels: its header claims more, or
     somebody has put an end to what was cut off.
     """
     end = data.rfind(_END)
-    with Image.open(io.BytesIO(data[:end] + _FILLER + data[end:]), formats=("JPEG",)) as filled:
-        if times > 1:
-            filled.draft(None, (filled.width // times, filled.height // times))
-        return _to_rgb(filled).tobytes() != decoded.tobytes()
+    return _pixels(data) != _pixels(data[:end] + _FILLER + data[end:])
+
+
+def _pixels(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        return image.convert("RGB").tobytes()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
