@@ -16,7 +16,7 @@ library's own numbers.
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -120,7 +120,7 @@ def decode_bytes(
         raise RejectedInputError(f"the image is damaged: {said}") from error
 
 
-def _formats(data: bytes) -> Sequence[str]:
+def _formats(data: bytes) -> tuple[str, ...]:
     """Return the formats of Pillow that the data may be of."""
     if not is_heif(data[:START]):
         return _FORMATS
