@@ -276,11 +276,10 @@ def _lines(ax: Axes, series: Sequence[Series], scale: float = 1.0, marker: str =
 
 def _legend(ax: Axes, series: Sequence[Series]) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    roles = {plain(line.name, 28): line.role for line in series}
-    others = sum(role == "other" for role in roles.values())
+    grey = {plain(line.name, 28): line.role == "other" and not line.colour for line in series}
     shown: dict[str, Artist] = {}
     for handle, text in zip(handles, labels, strict=True):
-        shown.setdefault(f"{others} other methods" if roles[text] == "other" and len(roles) > 3 else text, handle)
-    if len(roles) > 1 or any(line.dashed for line in series):
+        shown.setdefault(f"{sum(grey.values())} other methods" if grey[text] and len(grey) > 3 else text, handle)
+    if len(grey) > 1 or any(line.dashed for line in series):
         box: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "framealpha": 0.8, "fontsize": 8.5}
         ax.legend(list(shown.values()), list(shown), loc="best", **box)

@@ -283,16 +283,16 @@ def training_section(board: Leaderboard) -> Section | None:
         (structure, "structure term", None, "Structure regulariser, before its weight."),
     )
     pictures = (
-        Picture(svg=step_curves(_coloured(lines), label, reference), caption=caption)
+        Picture(svg=step_curves(_coloured(lines, loss), label, reference), caption=caption)
         for lines, label, reference, caption in figures
         if lines
     )
     return Section(id="training", title="Training", pictures=tuple(pictures))
 
 
-def _coloured(lines: Sequence[Series]) -> list[Series]:
-    """Give grey lines colours of their own, which no role has, where there are enough of them."""
-    grey = list(dict.fromkeys(line.name for line in lines if line.role == "other"))
+def _coloured(lines: Sequence[Series], among: Sequence[Series]) -> list[Series]:
+    """Give grey lines colours of their own, which no role has and which are the same in all figures."""
+    grey = list(dict.fromkeys(line.name for line in among if line.role == "other"))
     chosen = dict(zip(grey, COLOURS_WITHOUT_ROLE, strict=False)) if len(grey) <= len(COLOURS_WITHOUT_ROLE) else {}
     return [replace(line, colour=chosen.get(line.name, "")) for line in lines]
 
