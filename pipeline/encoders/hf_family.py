@@ -15,17 +15,27 @@ embedding (projected for CLIP). Inner layers are pooled by the same rule, those 
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.encoders.base import LoadOptions, Spec
-from pipeline.encoders.image_model import ImageInfo, ImageModel, ImageTransform, Resize, colour, token_pools
+from pipeline.encoders.image_model import (
+    ImageInfo,
+    ImageModel,
+    ImageTransform,
+    Resize,
+    colour,
+    made_up,
+    token_pools,
+)
 from pipeline.encoders.libraries import config_digest, fetch, import_library, opening, weight_files, weights_sha256
 from pipeline.encoders.text_model import TextInfo, TextModel, TextTokenizer, length_limit
 from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, TorchEncoder
@@ -33,9 +43,14 @@ from pipeline.errors import UserError
 
 VERSION = 1
 """Part of the key: goes up when this module changes what comes out."""
+AS_SEEN = 2
+"""The version of models whose tokens were told by names of parameters before, and wrongly."""
 
 DENSE_POOLERS = ("vit", "deit", "yolos")
 """Vision models whose pooler is a layer that most checkpoints lack: left out, `output` is the class token."""
+
+MASKING = ("vit_mae",)
+"""Vision models that hide most patches at random, as in their training: here they see all, in their order."""
 
 TEXT_POOLS = ("cls", "mean", "eos")
 DECODER_POOLS = ("mean", "eos")
@@ -54,6 +69,9 @@ def load(spec: Spec, options: LoadOptions) -> ImageModel | TextModel:
     with opening(spec, "hf:/folder with config.json and model.safetensors"):
         folder = fetch(spec, "config.json")
         config = import_library("transformers").AutoConfig.from_pretrained(folder)
+        _refuse_wrapped(spec, config)
+        if config.model_type in MASKING:
+            config.mask_ratio = 0.0
         image = _is_image(spec, options, config)
         model = _model(spec, folder, config, image=image)
         identity = {
@@ -66,6 +84,13 @@ def load(spec: Spec, options: LoadOptions) -> ImageModel | TextModel:
         }
         build = vision_encoder if image else text_encoder
         return build(spec, options, model, folder=folder, identity=identity)
+
+
+def _refuse_wrapped(spec: Spec, config: Any) -> None:
+    if config.model_type == "timm_wrapper":
+        where = f"timm:{spec.name}" if spec.folder else f"timm:hf-hub:{spec.name}"
+        found = f"{config.model_type}, a model of timm"
+        raise UserError(expected="a model of transformers", found=found, where=spec.text, remedy=f"use {where}")
 
 
 def _is_image(spec: Spec, options: LoadOptions, config: Any) -> bool:
@@ -94,7 +119,10 @@ def _model(spec: Spec, folder: Path, config: Any, *, image: bool) -> Any:
     accepts = model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     if accepts and (not image or config.model_type in DENSE_POOLERS):
         arguments["add_pooling_layer"] = False
-    model, info = transformers.AutoModel.from_pretrained(folder, **arguments)
+    half = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    alone = half is not None and half.__name__.endswith("EncoderModel")  # a checkpoint may hold this half alone
+    loader = transformers.AutoModelForTextEncoding if alone else transformers.AutoModel
+    model, info = loader.from_pretrained(folder, **arguments)
     name, missing = type(model).__name__, sorted(info["missing_keys"])
     if missing:
         found = f"none for {len(missing)} tensors, such as {missing[0]}"
@@ -104,7 +132,7 @@ def _model(spec: Spec, folder: Path, config: Any, *, image: bool) -> Any:
             expected = "a model with a vision tower and a text tower, such as CLIP or SigLIP"
             raise UserError(expected=expected, found=name, where=spec.text)
         delattr(model, "text_model" if image else "vision_model")
-    return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+    return model.get_encoder() if alone or getattr(config, "is_encoder_decoder", False) else model
 
 
 def _run(encoder: TorchEncoder, tower: Any, asked: Sequence[str], **inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
@@ -120,7 +148,7 @@ class HfVisionEncoder(ImageModel):
 
     def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
         tower = getattr(self.model, "vision_model", self.model)
-        out, found = _run(self, tower, states, pixel_values=batch.inputs["x"])
+        out, found = _run(self, tower, states, **_pixels(tower, batch.inputs["x"]))
         return self._embedding(tower, out, batch), found
 
     def _embedding(self, tower: Any, out: Any, batch: Batch) -> Tensor:
@@ -144,30 +172,94 @@ def vision_encoder(
     processor = import_library("transformers").AutoImageProcessor.from_pretrained(folder, backend="pil")
     transform = from_processor(processor, where=spec.text)
     tower = getattr(model, "vision_model", model)
-    has_blocks = hasattr(tower.config, "num_hidden_layers")
-    depth = int(tower.config.num_hidden_layers) if has_blocks else len(tower.config.depths)
-    prefix, has_class_token = _prefix(tower)
-    pools = token_pools(has_class_token=has_class_token) if has_blocks and hasattr(tower.config, "patch_size") else ()
+    seen = _seen(tower.eval(), transform)
+    blocks = hasattr(tower.config, "num_hidden_layers") and hasattr(tower.config, "patch_size")
+    as_named = (seen.prefix, seen.class_token, seen.channels_last) == (*_by_name(tower), False)
     info = ImageInfo(
         taps={},
-        states=tuple(f"hidden_{number}" for number in range(depth + 1)),
-        identity=identity,
+        states=seen.states,
+        refused=seen.refused,
+        identity=identity if as_named or seen.refused else {**identity, "version": AS_SEEN},
         preprocessing=transform.to_json(),
         transform=transform,
-        prefix=prefix,
-        pools=pools,
-        maps=not pools,
-        inner_pool="cls" if has_class_token else "patch_mean",
+        prefix=seen.prefix,
+        pools=token_pools(has_class_token=seen.class_token) if blocks and seen.tokens else (),
+        maps=not blocks,
+        inner_pool="cls" if seen.class_token else "patch_mean",
+        channels_last=seen.channels_last,
     )
     return HfVisionEncoder(spec.text, model, info, options)
 
 
-def _prefix(tower: Any) -> tuple[int, bool]:
-    """Return how many tokens stand before the patches, and whether the first is a class token."""
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What two made-up images show of a tower's hidden states."""
+
+    states: tuple[str, ...] = ()
+    """Their names; none where they are refused."""
+    refused: str = ""
+    """Why they cannot be pooled."""
+    tokens: bool = False
+    """Whether they are [N, T, D]."""
+    prefix: int = 0
+    """How many tokens stand before the patches: those that do not yet depend on the image."""
+    class_token: bool = False
+    """Whether the first of them is a class token."""
+    channels_last: bool = False
+    """Whether maps are [N, H, W, C]."""
+
+
+def _seen(tower: Any, transform: ImageTransform) -> _Seen:
+    """Look at the hidden states of two made-up images: the library's names of parameters are no proof of a token."""
+    with torch.inference_mode():
+        out = tower(**_pixels(tower, made_up(transform.output_size)), output_hidden_states=True)
+    hidden = getattr(out, "hidden_states", None) or ()
+    kinds = {state.ndim for state in hidden}
+    states = _names(hidden)
+    if not hidden or any(len(state) != 2 for state in hidden):
+        return _Seen(refused=f"{type(tower).__name__} hands over no hidden states, one row an image")
+    if kinds == {4}:
+        return _maps(hidden, states, transform)
+    if kinds != {3}:
+        return _Seen(refused=f"hidden states of {' and '.join(map(str, sorted(kinds)))} dimensions")
+    fixed = torch.isclose(hidden[0][0], hidden[0][1], rtol=1e-5, atol=1e-6).all(dim=-1)
+    prefix = int(fixed.int().cumprod(0).sum())
+    _, named = _by_name(tower)
+    lengths = {state.shape[1] for state in hidden}
+    if named and not prefix and len(lengths) > 1:
+        return _Seen(refused="a class token that is not there from the first layer on")
+    if prefix == len(fixed) or (bool(fixed[prefix:].any()) and not (named and prefix)):
+        return _Seen(refused="tokens that do not depend on the image, and none that says which")
+    return _Seen(states=states, tokens=not bool(fixed[prefix:].any()), prefix=prefix, class_token=named and prefix > 0)
+
+
+def _by_name(tower: Any) -> tuple[int, bool]:
+    """Return how many tokens stand before the patches by the names of parameters, and whether one is a class token."""
     shapes = {name.rpartition(".")[2]: value.shape for name, value in tower.named_parameters()}
     has_class_token = "cls_token" in shapes or "class_embedding" in shapes
     registers = shapes["register_tokens"][-2] if "register_tokens" in shapes else 0
     return int(has_class_token) + int("distillation_token" in shapes) + int(registers), has_class_token
+
+
+def _maps(hidden: Sequence[Tensor], states: tuple[str, ...], transform: ImageTransform) -> _Seen:
+    """Tell [N, C, H, W] from [N, H, W, C] by the one pair of axes that has the form of the image."""
+    height, width = transform.output_size
+    first = [state.shape[2] * width == state.shape[3] * height for state in hidden]
+    last = [state.shape[1] * width == state.shape[2] * height for state in hidden]
+    if all(first) and not all(last):
+        return _Seen(states=states)
+    if all(last) and not all(first):
+        return _Seen(states=states, channels_last=True)
+    shapes = ", ".join(str(tuple(state.shape[1:])) for state in hidden[:3])
+    return _Seen(refused=f"maps of {shapes}, which do not say where height and width are")
+
+
+def _pixels(tower: Any, images: Tensor) -> dict[str, Tensor]:
+    """Return the arguments for images; where a model would shuffle and hide patches, with an order that keeps them."""
+    if tower.config.model_type not in MASKING:
+        return {"pixel_values": images}
+    patches = int(tower.embeddings.patch_embeddings.num_patches)
+    return {"pixel_values": images, "noise": torch.arange(patches, device=images.device).expand(len(images), -1)}
 
 
 class HfTextEncoder(TextModel):
@@ -194,13 +286,15 @@ def text_encoder(
     """Wrap a loaded text model, or the text tower of a two-tower model."""
     config = getattr(model, "text_model", model).config
     words = import_library("transformers").AutoTokenizer.from_pretrained(folder)
-    limit = length_limit(options.max_length, words.model_max_length, positions(config))
+    states, most, refused = _text_states(getattr(model, "text_model", model).eval(), words)
+    limit = length_limit(options.max_length, words.model_max_length, positions(config), most)
     tokenizer = TextTokenizer(words, max_length=limit, prompt=options.prompt)
     fixed = config.model_type in FIXED_LENGTH
     at_end = is_decoder(config) or is_text_tower(config)
     info = TextInfo(
         taps={},
-        states=tuple(f"hidden_{number}" for number in range(int(config.num_hidden_layers) + 1)),
+        states=states,
+        refused=refused,
         identity=identity,
         preprocessing={**tokenizer.to_json(), "padding": "full length" if fixed else "longest"},
         tokenizer=tokenizer,
@@ -211,11 +305,47 @@ def text_encoder(
     return HfTextEncoder(spec.text, model, info, options)
 
 
+def _text_states(tower: Any, words: Any) -> tuple[tuple[str, ...], int | None, str]:
+    """Return the names of a text model's hidden states, the length that its positions allow, and why there are none."""
+    spare = next(number for number in range(3) if number not in (words.pad_token_id, tower.config.pad_token_id))
+    ids = torch.full((1, 2), spare)
+    with torch.inference_mode(), position_offsets(tower) as room:
+        out = tower(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+    hidden = getattr(out, "hidden_states", None) or ()
+    if not hidden or any(state.shape[:2] != ids.shape for state in hidden):
+        return (), min(room, default=None), f"{type(tower).__name__} hands over no hidden states, one vector a token"
+    return _names(hidden), min(room, default=None), ""
+
+
+def _names(hidden: Sequence[Tensor]) -> tuple[str, ...]:
+    return tuple(f"hidden_{number}" for number in range(len(hidden)))
+
+
+@contextmanager
+def position_offsets(model: nn.Module) -> Iterator[list[int]]:
+    """Yield a list that a pass over one text of two tokens fills with the length that each table of positions allows.
+
+    A table is one that is looked up at two numbers in a row. RoBERTa and its kin begin at the padding token's number
+    + 1, whatever that number is, and so much less room there is.
+    """
+    room: list[int] = []
+
+    def look(module: Any, args: tuple[Any, ...]) -> None:
+        numbers = args[0].flatten().tolist() if args and isinstance(args[0], Tensor) and args[0].numel() == 2 else []
+        if len(numbers) == 2 and numbers[1] == numbers[0] + 1:
+            room.append(int(module.num_embeddings) - int(numbers[0]))
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                hooks.enter_context(module.register_forward_pre_hook(look))
+        yield room
+
+
 def positions(config: Any) -> int | None:
-    """Return how many tokens a model's positions allow; the RoBERTa family keeps two of them for itself."""
+    """Return how many tokens a model's config allows; what its tables of positions allow may be less."""
     limit = getattr(config, "max_position_embeddings", None)
-    shifted = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text")
-    return limit - 2 if limit and shifted else limit
+    return limit if isinstance(limit, int) else None
 
 
 def is_text_tower(config: Any) -> bool:

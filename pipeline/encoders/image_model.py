@@ -196,6 +196,11 @@ class ImageModel(TorchEncoder):
         return torch.zeros(3, *self.info.transform.output_size)
 
 
+def made_up(size: tuple[int, int]) -> Tensor:
+    """Return two made-up images, [2, 3, H, W]: noise, the same every time."""
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
 def token_pools(*, has_class_token: bool) -> tuple[str, ...]:
     """Return the poolings that a transformer of patches can do."""
     if has_class_token:

@@ -6,6 +6,7 @@ is `encode_image` or `encode_text`, not normalised. Inner layers: class token or
 the tower itself takes. A pooling that is asked for takes the tokens after the final norm, without the projection.
 """
 
+import inspect
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,18 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from pipeline.encoders.base import LoadOptions, Spec
-from pipeline.encoders.image_model import ImageInfo, ImageModel, ImageTransform, Resize, colour, token_pools
+from pipeline.encoders.image_model import (
+    ImageInfo,
+    ImageModel,
+    ImageTransform,
+    Resize,
+    colour,
+    made_up,
+    token_pools,
+)
 from pipeline.encoders.libraries import (
     import_library,
     nearest,
@@ -28,17 +38,14 @@ from pipeline.encoders.libraries import (
     weight_files,
     weights_sha256,
 )
+from pipeline.encoders.taps import Patches, Tap, block_taps, prove, stage_taps, tapped
 from pipeline.encoders.timm_family import info_of
 from pipeline.encoders.torch_encoder import (
     TOKEN_POOLS,
     Batch,
     ModelInfo,
-    Tap,
     Tokens,
     TorchEncoder,
-    block_taps,
-    stage_taps,
-    tapped,
     to_device,
 )
 from pipeline.errors import UnknownNameError, UserError
@@ -104,12 +111,17 @@ def _parts(spec: Spec) -> tuple[str, str | None]:
 
 
 class ClipImageTower(ImageModel):
-    """The image tower of a model of open_clip."""
+    """The image tower of a model of open_clip; `unit` says whether its `encode_image` gives vectors of length 1."""
 
     model: Any
 
+    def __init__(self, spec: str, model: nn.Module, info: ImageInfo, options: LoadOptions, *, unit: bool) -> None:
+        self._unit = unit
+        super().__init__(spec, model, info, options)
+
     def _output(self, batch: Batch, states: Sequence[str]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return _embedding(self, self.model, _final_norm(self.model), batch.inputs["x"], batch.tokens), {}
+        found = _embedding(self, self.model, _final_norm(self.model), batch.inputs["x"], batch.tokens)
+        return normalize(found, dim=-1) if self._unit and self.options.pool == "auto" else found, {}
 
 
 class ClipTextTower(TorchEncoder):
@@ -152,14 +164,17 @@ class ClipTextTower(TorchEncoder):
 
 def image_tower(spec: Spec, options: LoadOptions, model: Any, *, identity: Mapping[str, Any]) -> ClipImageTower:
     """Wrap the image tower of a loaded model."""
-    tower = model.visual
+    tower = model.visual.eval()
+    if getattr(tower, "output_tokens", False):  # CoCa's decoder wants all tokens besides
+        tower.output_tokens = False
+    unit = inspect.signature(model.encode_image).parameters["normalize"].default is True
     transform = from_open_clip(tower.preprocess_cfg)
     if hasattr(tower, "trunk"):
         info = info_of(tower.trunk, identity, transform)
         info = info if _final_norm(tower) is not None else replace(info, pools=())
     else:
         info = _native_info(tower, identity, transform)
-    return ClipImageTower(spec.text, tower, info, options)
+    return ClipImageTower(spec.text, tower, info, options, unit=unit)
 
 
 def text_tower(
@@ -180,9 +195,11 @@ def text_tower(
     model.visual = nn.Identity()
     tower = text_part(model)
     blocks = _blocks(tower) if getattr(tower, "cls_emb", None) is None else []
+    taps, refused = _text_taps(model, block_taps(blocks), tokenizer)
     info = ModelInfo(
         modality="text",
-        taps=block_taps(blocks),
+        taps=taps,
+        refused=refused,
         identity=identity,
         preprocessing={"tokenizer": tokenizer_digest(tokenizer), "max_length": length, "prompt": options.prompt},
         pools=("mean", "eos") if blocks else (),
@@ -190,6 +207,22 @@ def text_tower(
         blocks=blocks,
     )
     return ClipTextTower(spec.text, model, info, options, tokenizer=tokenizer)
+
+
+def _text_taps(model: Any, declared: Mapping[str, Tap], tokenizer: Any) -> tuple[dict[str, Tap], str]:
+    """Return the proven places of a text tower's blocks: all tokens are the library's, the pooling says which count."""
+    if not declared:
+        return {}, ""
+
+    def theirs(texts: Tensor) -> list[Patches]:
+        found = tower.forward_intermediates(text=texts, intermediates_only=True, **form)
+        return [(layer, None) for layer in found["text_intermediates"]]
+
+    tower = text_part(model.eval())
+    form = {"text_output_fmt" if tower is model else "output_fmt": "NLC"}
+    texts = tokenizer(["a", "a photo of two dogs"])
+    taps, refused = prove(model, model.encode_text, texts, declared, theirs, class_token=False)
+    return {name: replace(tap, reading=None) for name, tap in taps.items()}, refused
 
 
 def text_part(model: Any) -> Any:
@@ -211,8 +244,18 @@ def _native_info(tower: Any, identity: Mapping[str, Any], transform: ImageTransf
     has_class_token = hasattr(tower, "class_embedding")
     stages = [module for name, module in tower.named_children() if name.startswith("layer")]
     has_pools = bool(blocks) and _final_norm(tower) is not None
+
+    def theirs(images: Tensor) -> list[Patches]:
+        found = tower.forward_intermediates(images, intermediates_only=True, output_extra_tokens=True)
+        layers = found["image_intermediates"][-len(blocks or stages) :]  # a ResNet's stem is none of its stages
+        return list(zip(layers, found.get("image_intermediates_prefix", [None] * len(layers)), strict=True))
+
+    declared = block_taps(blocks) or stage_taps(stages)
+    images = made_up(transform.output_size)
+    taps, refused = prove(tower, tower, images, declared, theirs, class_token=has_class_token)
     return ImageInfo(
-        taps=block_taps(blocks) or stage_taps(stages),
+        taps=taps,
+        refused=refused,
         identity=identity,
         preprocessing=transform.to_json(),
         transform=transform,
@@ -244,7 +287,7 @@ def _embedding(encoder: TorchEncoder, run: Any, final: nn.Module | None, inputs:
         output: Tensor = run(inputs)
         return output
     rule = TOKEN_POOLS[encoder.options.pool]
-    with tapped({"final": Tap(module=final)}, lambda tokens: rule(tokens, about)) as pooled:
+    with tapped({"final": Tap(module=final)}, lambda tokens, _: rule(tokens, about)) as pooled:
         run(inputs)
     return pooled["final"]
 

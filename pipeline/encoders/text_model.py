@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.encoders.base import Modality
+from pipeline.encoders.base import LoadOptions, Modality
 from pipeline.encoders.libraries import import_library
 from pipeline.encoders.torch_encoder import Batch, ModelInfo, Tokens, TorchEncoder, to_device
 from pipeline.errors import UserError
@@ -117,9 +117,18 @@ class TextInfo(ModelInfo):
 
 
 class TextModel(TorchEncoder):
-    """A torch model of texts."""
+    """A torch model of texts.
+
+    Raises:
+        UserError: The model cannot do the asked pooling, or a text's features depend on what it is batched with.
+    """
 
     info: TextInfo
+
+    def __init__(self, spec: str, model: nn.Module, info: TextInfo, options: LoadOptions) -> None:
+        super().__init__(spec, model, info, options)
+        if not info.fixed_length:
+            self._require_mask()
 
     def prepare(self, sample: Image.Image | str) -> Tensor:
         """Turn a text into T token ids, prompt before it, cut at the maximum length.
@@ -139,6 +148,22 @@ class TextModel(TorchEncoder):
             return Batch(inputs=inputs, tokens=Tokens())
         inputs["attention_mask"] = to_device(mask, self.device)
         return Batch(inputs=inputs, tokens=Tokens(mask=inputs["attention_mask"]))
+
+    def _require_mask(self) -> None:
+        """Encode a short text alone and beside a longer one: some models look at the padding, mask or not."""
+        one, two = [number for number in range(3) if number != self.info.tokenizer.pad_id][:2]
+        short, long = torch.tensor([one, two]), torch.tensor([one, two] * 4)
+        names = [layer.name for layer in self.layers]
+        alone, beside = self.encode([short], names), self.encode([short, long], names)
+        tolerance = 1e-3 if self.options.dtype == "fp32" else 5e-2
+        for name in names:
+            least = tolerance * float(alone[name].abs().nan_to_num(0, 0, 0).amax())
+            if not torch.allclose(alone[name], beside[name][:1], rtol=0, atol=least, equal_nan=True):
+                raise UserError(
+                    expected="features of a text that do not depend on the texts beside it",
+                    found=f"another {name} beside a longer text: the model does not leave padding out",
+                    where=self.spec,
+                )
 
     def _sample(self) -> Tensor:
         return torch.tensor([self.info.tokenizer.pad_id, self.info.tokenizer.pad_id])

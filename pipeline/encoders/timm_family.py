@@ -6,22 +6,36 @@ convolutional network: `stage_1` … `stage_S`, averaged over all places, and `o
 model without classifier.
 """
 
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import compress
 from typing import Any
 
 from torch import Tensor, nn
 
 from pipeline.encoders.base import LoadOptions, Spec
-from pipeline.encoders.image_model import ImageInfo, ImageModel, ImageTransform, Resize, colour, token_pools
+from pipeline.encoders.image_model import (
+    ImageInfo,
+    ImageModel,
+    ImageTransform,
+    Resize,
+    colour,
+    made_up,
+    token_pools,
+)
 from pipeline.encoders.libraries import import_library, nearest, opening, require_folder, state_sha256
-from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, Tokens, block_taps, stage_taps
+from pipeline.encoders.taps import Patches, Reading, block_taps, prove, stage_taps
+from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, Tokens
 from pipeline.errors import UnknownNameError
 from pipeline.files import file_sha256, spaced_json_digest
 
 VERSION = 1
 """Part of the key: goes up when this module changes what comes out."""
+AS_PROVEN = 2
+"""The version of models whose layers were read by their names before, and wrongly."""
 
 
 class TimmEncoder(ImageModel):
@@ -92,30 +106,67 @@ def build(
 
 
 def info_of(model: Any, identity: Mapping[str, Any], transform: ImageTransform) -> ImageInfo:
-    """Say where the layers of a model of timm are: blocks that pass [N, T, D] tokens along, or stages of maps."""
+    """Say where the layers of a model of timm are: blocks that pass [N, T, D] tokens along, or stages of maps.
+
+    Each is proven: it holds what the model's own `forward_intermediates` gives for two made-up images. The class token
+    is taken where all layers have it; where it joins later or is none, the mean over the patches.
+    """
     tokens = all(hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
     parts = list(model.blocks) if tokens else _stages(model)
-    has_class_token = tokens and getattr(model, "cls_token", None) is not None
-    auto = "cls" if has_class_token else "patch_mean"
+    class_token = tokens and getattr(model, "cls_token", None) is not None
+    declared = block_taps(parts) if tokens else stage_taps(parts)
+    images = made_up(transform.output_size)
+    taps, refused = prove(
+        model.eval(), model, images, declared, partial(_intermediates, model, tokens), class_token=class_token
+    )
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    channels_last = not tokens and getattr(model, "output_fmt", "NCHW") == "NHWC"
+    by_name = Reading(
+        pool="cls" if class_token else "patch_mean" if tokens else "mean",
+        prefix=prefix if tokens else 0,
+        channels_last=channels_last,
+    )
+    if any(tap.reading and not tap.reading.same_as(by_name) for tap in taps.values()) or set(taps) - set(declared):
+        identity = {**identity, "version": AS_PROVEN}
+    late = class_token and any(tap.reading and tap.reading.pool != "cls" for tap in taps.values())
     return ImageInfo(
-        taps=block_taps(parts) if tokens else stage_taps(parts),
+        taps=taps,
         identity=identity,
         preprocessing=transform.to_json(),
         transform=transform,
-        prefix=int(getattr(model, "num_prefix_tokens", 0)),
-        pools=token_pools(has_class_token=has_class_token) if tokens else (),
+        prefix=prefix,
+        pools=token_pools(has_class_token=class_token and not late) if tokens else (),
         maps=not tokens,
-        inner_pool=auto if tokens else "mean",
-        channels_last=not tokens and getattr(model, "output_fmt", "NCHW") == "NHWC",
+        inner_pool="patch_mean" if late else by_name.pool,
+        channels_last=channels_last,
+        refused=refused,
         blocks=parts,
     )
 
 
+def _intermediates(model: Any, tokens: bool, images: Tensor) -> list[Patches]:
+    """Return what a model's own `forward_intermediates` gives; of stages those that are modules."""
+    run = model.forward_intermediates
+    asked = {"norm": False, "intermediates_only": True, "output_fmt": "NCHW"}
+    if getattr(model, "num_prefix_tokens", 0):
+        asked["return_prefix_tokens"] = True
+    accepted = inspect.signature(run).parameters
+    found = run(images, **{name: value for name, value in asked.items() if name in accepted})
+    named = [] if tokens else [bool(stage.get("module")) for stage in _feature_info(model)]
+    kept = compress(found, named) if len(named) == len(found) else found
+    return [(each[0], each[1]) if isinstance(each, tuple) else (each, None) for each in kept]
+
+
 def _stages(model: Any) -> list[nn.Module]:
-    """Return the modules of timm's list of stages; none where the model has no such list."""
+    """Return the modules of timm's list of stages; none where the model has no such list, or other modules."""
+    modules = dict(model.named_modules())
+    names = [stage["module"] for stage in _feature_info(model) if stage.get("module")]
+    return [modules[name] for name in names] if modules.keys() >= set(names) else []
+
+
+def _feature_info(model: Any) -> list[dict[str, Any]]:
     info = getattr(model, "feature_info", [])
-    stages = info if isinstance(info, list) else info.get_dicts()
-    return [model.get_submodule(stage["module"]) for stage in stages if stage.get("module")]
+    return info if isinstance(info, list) else list(info.get_dicts())
 
 
 def _create(spec: Spec) -> Any:

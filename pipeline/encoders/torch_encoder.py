@@ -1,11 +1,7 @@
-"""What all encoders that run on torch share: poolings, taps, one pass, dtypes, copies between host and device.
+"""What all encoders that run on torch share: poolings, one pass, dtypes, copies between host and device.
 
 A family is a subclass of `TorchEncoder` with `_collate` (prepared samples → a batch) and `_output` (a batch → [N, D]);
 the rest is said by a `ModelInfo`.
-
-A tap is a forward hook that pools a module's tokens or maps on the spot, so that no layer's full tensor is kept. A
-library that hands over all hidden states keeps [N, T, D] of each of L layers alive until the pass ends; a state that is
-the very tensor that some module takes in or gives is pooled there instead. Where that is, one made-up sample shows.
 
 Shapes: N samples, T tokens, D width, C channels, H×W places. Prefix tokens are the class token and registers that stand
 before the patches. All sums run in float32.
@@ -14,18 +10,16 @@ before the patches. All sums run in float32.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pipeline.encoders.base import OUTPUT, Encoder, EncoderKey, Layer, LoadOptions, Modality
+from pipeline.encoders.taps import Reading, Tap, locate, tapped, watched
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.layers import select_layers
 from pipeline.runtime import torch_dtype
@@ -93,103 +87,6 @@ def _pick(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens[torch.arange(len(tokens), device=tokens.device), positions.to(tokens.device)]
 
 
-# ---- taps ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tap:
-    """A place in a model."""
-
-    module: nn.Module
-    """The module whose tensor is taken."""
-    side: Literal["input", "output"] = "output"
-    """What it takes in (its first argument) or what it gives."""
-
-    def attach(self, take: Callable[[Any], None]) -> RemovableHandle:
-        """Call `take` with whatever passes here, until the handle that comes back is removed."""
-
-        def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            take(args[0] if args else next(iter(kwargs.values()), None))
-
-        def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            take(output)
-
-        if self.side == "input":
-            return self.module.register_forward_pre_hook(on_input, with_kwargs=True)
-        return self.module.register_forward_hook(on_output)
-
-
-def block_taps(blocks: Sequence[nn.Module]) -> dict[str, Tap]:
-    """Return taps of the residual stream: `embeddings` before the first block, `block_1` … `block_L` after each."""
-    taps = {"embeddings": Tap(module=blocks[0], side="input")} if blocks else {}
-    return taps | {f"block_{number}": Tap(module=block) for number, block in enumerate(blocks, start=1)}
-
-
-def stage_taps(stages: Iterable[nn.Module]) -> dict[str, Tap]:
-    """Return taps of `stage_1` … `stage_S` of a convolutional network."""
-    return {f"stage_{number}": Tap(module=stage) for number, stage in enumerate(stages, start=1)}
-
-
-@contextmanager
-def tapped(taps: Mapping[str, Tap], reduce: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that a forward pass fills with the pooled tensor of each tap.
-
-    Raises:
-        UserError: A tapped module gave no tensor, or one that cannot be pooled.
-    """
-    pooled: dict[str, Tensor] = {}
-
-    def take(name: str, value: Any) -> None:
-        tensor = _first_tensor(value)
-        if tensor is None:
-            raise UserError(expected="a tensor", found=type(value).__name__, where=f"layer {name}")
-        pooled[name] = reduce(tensor)
-
-    with ExitStack() as hooks:
-        for name, tap in taps.items():
-            hooks.enter_context(tap.attach(partial(take, name)))
-        yield pooled
-    missing = [name for name in taps if name not in pooled]
-    if missing:
-        raise UserError(expected=f"a forward pass through {', '.join(missing)}", found="one that leaves them out")
-
-
-def _first_tensor(value: Any) -> Tensor | None:
-    """Return the tensor of a module's input or output, the first of several; None where there is none."""
-    while isinstance(value, (tuple, list)) and value:
-        value = value[0]
-    value = getattr(value, "last_hidden_state", value)
-    return value if isinstance(value, Tensor) else None
-
-
-Passing = tuple[Tap, Tensor]
-"""A place and the tensor that passed it."""
-
-
-@contextmanager
-def watched(model: nn.Module) -> Iterator[list[Passing]]:
-    """Yield a list that a forward pass fills with what each module takes in and gives, in order."""
-    seen: list[Passing] = []
-
-    def note(place: Tap, value: Any) -> None:
-        tensor = _first_tensor(value)
-        if tensor is not None:
-            seen.append((place, tensor))
-
-    with ExitStack() as hooks:
-        for module in model.modules():
-            for place in (Tap(module=module, side="input"), Tap(module=module)):
-                hooks.enter_context(place.attach(partial(note, place)))
-        yield seen
-
-
-def locate(states: Mapping[str, Tensor], seen: Sequence[Passing]) -> dict[str, Tap]:
-    """Return the taps of those states that are the very tensor of a place passed once, the first of them."""
-    times = Counter((id(place.module), place.side) for place, _ in seen)
-    once = {id(tensor): place for place, tensor in reversed(seen) if times[id(place.module), place.side] == 1}
-    return {name: once[id(state)] for name, state in states.items() if id(state) in once}
-
-
 # ---- the encoder -----------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +112,8 @@ class ModelInfo:
     """What `auto` means for the tokens of an inner layer."""
     channels_last: bool = False
     """Whether four-dimensional tensors inside are [N, H, W, C]."""
+    refused: str = ""
+    """Why the model has no inner layers to offer, where it should."""
     blocks: Sequence[nn.Module] = field(default_factory=tuple)
     """What `compile` compiles."""
 
@@ -302,6 +201,13 @@ class TorchEncoder(Encoder):
         names = [layer.name for layer in self.layers]
         modules = dict(self.model.named_modules())
         parts = [part.strip() for part in expression.split(",") if part.strip()]
+        if self.info.refused and not {*parts} <= {"last", "-1", OUTPUT, *modules}:
+            raise UserError(
+                expected=f"inner layers of {self.spec} that are proven to be what they are called",
+                found=self.info.refused,
+                where=f"--layers {expression}",
+                remedy="--layers last takes the output, which is the library's own",
+            )
         extra = list(dict.fromkeys(part for part in parts if part in modules and part not in names))
         for part in extra:
             self.width(part)
@@ -331,7 +237,7 @@ class TorchEncoder(Encoder):
         taps = {name: self._tap(name) for name in layers if name != OUTPUT and name not in wanted}
         with self._arithmetic():
             batch = self._collate(prepared)
-            with tapped(taps, lambda tensor: self._reduce(tensor, batch.tokens)) as pooled:
+            with tapped(taps, lambda tensor, tap: self._reduce(tensor, batch.tokens, tap.reading)) as pooled:
                 output, states = self._output(batch, wanted)
             return {**pooled, **{name: self._reduce(states[name], batch.tokens) for name in wanted}, OUTPUT: output}
 
@@ -345,13 +251,17 @@ class TorchEncoder(Encoder):
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             yield
 
-    def _reduce(self, tensor: Tensor, about: Tokens) -> Tensor:
+    def _reduce(self, tensor: Tensor, about: Tokens, reading: Reading | None = None) -> Tensor:
         if tensor.ndim == 4:
-            return global_average(tensor, channels_last=self.info.channels_last)
+            last = reading.channels_last if reading else self.info.channels_last
+            return global_average(tensor, channels_last=last)
         if tensor.ndim == 3:
             if about.mask is not None and about.mask.shape != tensor.shape[:2]:
                 raise UserError(expected="one vector a token", found=f"shape {tuple(tensor.shape)}", where=self.spec)
-            rule = self.options.pool if self.options.pool != "auto" else self.info.inner_pool
+            auto, about = (
+                (reading.pool, replace(about, prefix=reading.prefix)) if reading else (self.info.inner_pool, about)
+            )
+            rule = self.options.pool if self.options.pool != "auto" else auto
             return TOKEN_POOLS[rule](tensor, about)
         if tensor.ndim == 2:
             return tensor.clone()

@@ -1,5 +1,6 @@
 """Image models of transformers: hidden states and output equal the library's own."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.encoders.hf_family import HfVisionEncoder
-from pipeline.encoders.libraries import import_library
+from pipeline.encoders.libraries import config_digest, import_library
 from pipeline.encoders.load import load_encoder
 from pipeline.errors import UserError
 
@@ -165,3 +166,55 @@ def test_the_real_transformer(shared: Path) -> None:
     check_hidden(features, out.hidden_states, lambda state: state[:, 0])
     torch.testing.assert_close(features["output"], out.pooler_output, rtol=1e-5, atol=1e-5)
     assert len(encoder.layers) == 14
+
+
+@torch.no_grad()
+def test_a_class_token_is_told_by_the_tokens_not_by_a_parameter(hf_folder: HfFolder, images: list[Image.Image]) -> None:
+    settings = {**TOWER, "is_native": False}
+    folder = hf_folder("Aimv2VisionConfig", "Aimv2VisionModel", processor="squash", **settings)
+    encoder = load(folder)
+    inputs, features = features_of(encoder, images)
+    out = reference(folder)(inputs, output_hidden_states=True)
+    assert any("cls_token" in name for name, _ in encoder.model.named_parameters())  # of the pooling head
+    check_hidden(features, out.hidden_states, lambda state: state.mean(dim=1))
+    torch.testing.assert_close(features["output"], out.pooler_output, rtol=1e-5, atol=1e-5)
+    assert encoder.key().encoder["version"] == 2
+    with pytest.raises(UserError, match="expected one of auto, mean, patch_mean, found cls"):
+        load(folder, pool="cls")
+
+
+@torch.no_grad()
+def test_a_masked_autoencoder_sees_all_patches_in_their_order(hf_folder: HfFolder, images: list[Image.Image]) -> None:
+    folder = hf_folder("ViTMAEConfig", "ViTMAEModel", processor="squash", **TOWER, decoder_hidden_size=16)
+    encoder = load(folder)
+    inputs, features = features_of(encoder, images)
+    model = reference(folder, mask_ratio=0.0)
+    order = torch.arange(16).expand(len(images), -1)
+    out = model(inputs, noise=order, output_hidden_states=True)
+    assert {state.shape[1] for state in out.hidden_states} == {17}
+    check_hidden(features, out.hidden_states, lambda state: state[:, 0])
+    torch.testing.assert_close(features["output"], out.last_hidden_state[:, 0], rtol=1e-5, atol=1e-5)
+    _, again = features_of(load(folder), images)
+    assert all(torch.equal(again[name], features[name]) for name in features)
+    masked = import_library("transformers").AutoConfig.from_pretrained(folder)
+    assert encoder.key().encoder["config"] != config_digest(masked)  # features of masked images are no hit
+
+
+@torch.no_grad()
+def test_maps_that_end_in_their_channels(hf_folder: HfFolder, images: list[Image.Image]) -> None:
+    settings = {**BLOCKS, **SIZE, "mlp_dim": 64, "output_channels": 24, "window_size": 2, "global_attn_indexes": [2]}
+    folder = hf_folder("SamVisionConfig", "SamVisionModel", processor="squash", **settings)
+    encoder = load(folder)
+    inputs, features = features_of(encoder, images)
+    out = reference(folder)(inputs, output_hidden_states=True)
+    assert {state.shape[1:] for state in out.hidden_states} == {(4, 4, 32)}
+    for number, state in enumerate(out.hidden_states):
+        torch.testing.assert_close(features[f"hidden_{number}"], state.mean(dim=(1, 2)), rtol=1e-5, atol=1e-5)
+    assert encoder.key().encoder["version"] == 2
+
+
+def test_a_model_of_timm_is_named_with_its_own_family(tmp_path: Path) -> None:
+    described = {"architecture": "resnet10t", "num_classes": 0, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"found timm_wrapper, a model of timm; use timm:/"):
+        load(tmp_path)

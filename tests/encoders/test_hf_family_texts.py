@@ -141,6 +141,33 @@ def test_a_length_beyond_the_limit_is_refused(hf_folder: HfFolder) -> None:
         load(hf_folder("BertConfig", "BertModel", **BERT), max_length=17)
 
 
+@pytest.mark.parametrize("padding", [1, 0, 5])
+def test_positions_that_begin_after_the_padding_token(hf_folder: HfFolder, padding: int) -> None:
+    """The RoBERTa family: whatever number the padding token has, the longest text is what the table has room for."""
+    folder = hf_folder("RobertaConfig", "RobertaModel", **{**BERT, "max_position_embeddings": 14}, pad_token_id=padding)
+    encoder = load(folder)
+    most = 14 - padding - 1
+    prepared = encoder.prepare("dog " * 50)
+    assert len(prepared) == most
+    assert encoder.encode([prepared], ["output"])["output"].isfinite().all()
+    with pytest.raises(UserError, match=f"expected at most {most} tokens"):
+        load(folder, max_length=most + 1)
+
+
+def test_a_checkpoint_of_the_encoder_half_alone(hf_folder: HfFolder, texts: list[str]) -> None:
+    settings = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 40}
+    folder = hf_folder("T5Config", "T5EncoderModel", **settings)
+    out, mask = reference(folder, texts, "T5EncoderModel")
+    check(features_of(load(folder), texts), out, mask, mean)
+
+
+def test_a_model_that_looks_at_padding_is_refused(hf_folder: HfFolder) -> None:
+    settings = {**BLOCKS, "intermediate_size": 64, "max_position_embeddings": 20}
+    settings.pop("num_attention_heads")
+    with pytest.raises(UserError, match=r"depend on the texts beside it, found another hidden_1 beside a longer text"):
+        load(hf_folder("FNetConfig", "FNetModel", **settings))
+
+
 def test_a_text_without_a_token_is_refused(hf_folder: HfFolder) -> None:
     encoder = load(hf_folder("GPT2Config", "GPT2Model", bert=False, **GPT2))
     with pytest.raises(UserError, match="at least one token, found '  '"):

@@ -25,6 +25,13 @@ TIMM = {
     "vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
     "text_cfg": {**TEXT, "pool_type": "last", "no_causal_mask": True},
 }
+COCA = {
+    **PLAIN,
+    "custom_text": True,
+    "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
+    "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1},
+}
 Save = Callable[[dict[str, Any]], Path]
 
 
@@ -82,6 +89,19 @@ def test_image_poolings_leave_the_projection_out(save: Save, images: list[Image.
     projected = features["output"] @ model.visual.proj
     torch.testing.assert_close(projected, model.encode_image(inputs), rtol=1e-5, atol=1e-5)
     assert load_encoder(f"open_clip:{folder}", modality="image", pool="cls+patch_mean").width("output") == 64
+
+
+@torch.no_grad()
+def test_coca(save: Save, images: list[Image.Image], texts: list[str]) -> None:
+    folder = save(COCA)
+    model = reference(folder)[0].eval()
+    inputs, features = encode(load_encoder(f"open_clip:{folder}", modality="image"), images)
+    torch.testing.assert_close(features["output"], model.encode_image(inputs), rtol=1e-5, atol=1e-5)
+    inner = model.visual.forward_intermediates(inputs, output_extra_tokens=True, intermediates_only=True)
+    for number, prefix in enumerate(inner["image_intermediates_prefix"], start=1):
+        torch.testing.assert_close(features[f"block_{number}"], prefix[:, 0], rtol=1e-5, atol=1e-5)
+    ids, features = encode(load_encoder(f"open_clip:{folder}", modality="text"), texts)
+    torch.testing.assert_close(features["output"], model.encode_text(ids), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -97,6 +97,58 @@ def test_channels_last_stages(timm_folder: TimmFolder, images: list[Image.Image]
     torch.testing.assert_close(features["stage_2"], maps[1].mean(dim=(2, 3)), rtol=1e-5, atol=1e-5)
 
 
+LATE = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 4}
+STAGES = {"img_size": 64, "embed_dims": (16, 32, 32, 48), "num_heads": (1, 2, 2, 4)}
+TWINS = {"depths": (1, 1, 1, 1), "wss": (4, 4, 2, 2), "sr_ratios": (4, 2, 1, 1)}
+BY_THE_LIBRARY: dict[str, tuple[str, dict[str, Any], int]] = {
+    "maps that are [N, H, W, C] unsaid": ("volo_d1_224", {"img_size": 32}, 2),
+    "a class token that joins late": ("xcit_nano_12_p16_224", LATE, 2),
+    "a class token that joins at the end": ("cait_xxs24_224", {**LATE, "depth_token_only": 1}, 2),
+    "stages that are no modules of their names": ("twins_svt_small", {**STAGES, **TWINS}, 2),
+    "blocks that pass maps": ("samvit_base_patch16_224", {**LATE, "patch_size": 8, "window_size": 2}, 2),
+    "tokens as they are": ("vit_tiny_patch16_224", VIT, 1),
+}
+"""What names of modules do not tell → (model, arguments, version of its key)."""
+
+
+@pytest.mark.parametrize("kind", BY_THE_LIBRARY)
+def test_layers_are_what_the_library_calls_its_intermediates(
+    timm_folder: TimmFolder, images: list[Image.Image], kind: str
+) -> None:
+    architecture, arguments, version = BY_THE_LIBRARY[kind]
+    folder = timm_folder(architecture, arguments)
+    encoder, model = load(folder), reference(folder)
+    prepared = batch(encoder, images)
+    features = encoder.encode(prepared, encoder.resolve_layers("all"))
+    inner = [name for name in features if name not in ("embeddings", "output")]
+    with torch.no_grad():
+        torch.testing.assert_close(features["output"], model(torch.stack(prepared)), rtol=1e-5, atol=1e-5)
+        maps = model.forward_intermediates(torch.stack(prepared), intermediates_only=True)
+    assert len(inner) == len(maps)
+    for name, layer in zip(inner, maps, strict=True):
+        if encoder.info.inner_pool != "cls":
+            torch.testing.assert_close(features[name], layer.mean(dim=(2, 3)), rtol=1e-5, atol=1e-5)
+    assert encoder.key().encoder["version"] == version  # what was right before keeps its key
+    assert ("cls" in encoder.key().pooling) == (kind == "tokens as they are")
+
+
+def test_layers_that_cannot_be_proven_are_refused_in_one_sentence(
+    timm_folder: TimmFolder, images: list[Image.Image]
+) -> None:
+    folder = timm_folder("tnt_s_patch16_224", {"img_size": 32, "embed_dim": 48, "inner_dim": 8, "depth": 2})
+    encoder, model = load(folder), reference(folder)
+    for expression in ("all", "0", "block_1", "last,1"):
+        with pytest.raises(
+            UserError, match=r"inner layers of timm.* proven .*no module that holds .*stage_1.*--layers last takes"
+        ):
+            encoder.resolve_layers(expression)
+    prepared = batch(encoder, images)
+    for expression in ("last", "-1", "output"):
+        output = encoder.encode(prepared, encoder.resolve_layers(expression))["output"]
+        with torch.no_grad():
+            torch.testing.assert_close(output, model(torch.stack(prepared)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("pool", ["cls", "mean", "patch_mean", "cls+patch_mean"])
 def test_a_pooling_takes_the_normed_tokens(vit: Path, images: list[Image.Image], pool: str) -> None:
     encoder, model = load(vit, pool=pool), reference(vit)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from pipeline.encoders.load import load_encoder
-from pipeline.encoders.torch_encoder import Tap, TorchEncoder, tapped, to_host
+from pipeline.encoders.taps import Tap, tapped
+from pipeline.encoders.torch_encoder import TorchEncoder, to_host
 from pipeline.errors import UnknownNameError, UserError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -134,7 +135,7 @@ def test_a_module_that_gives_no_tensor_is_named() -> None:
     module = Two()
     with (
         pytest.raises(UserError, match="layer x: expected a tensor, found str"),
-        tapped({"x": Tap(module=module)}, lambda tensor: tensor),
+        tapped({"x": Tap(module=module)}, lambda tensor, _: tensor),
     ):
         module(torch.zeros(1))
 

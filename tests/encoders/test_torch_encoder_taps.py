@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.encoders.load import load_encoder
-from pipeline.encoders.torch_encoder import TorchEncoder, locate, watched
+from pipeline.encoders.taps import locate, watched
+from pipeline.encoders.torch_encoder import TorchEncoder
 from tests.encoders.conftest import BERT, SMALL_IMAGE
 
 BLOCKS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
