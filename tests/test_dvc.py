@@ -122,7 +122,7 @@ def test_the_same_as_json(project: Path, experiment: str) -> None:
     (commit,) = (each for each in json.loads(shown[shown.index("[") :]) if each["rev"] != "workspace")
     (found,) = (each["revs"][0]["data"] for each in commit["experiments"])
     assert found["params"]["params.yaml"]["data"]["align"]["method"] == "structure"
-    assert 0 <= found["metrics"]["data/5_experiment/report/metrics.json"]["data"][RECALL] <= 1
+    assert 0 <= found["metrics"]["data/5_experiment/report/headline/run.json"]["data"][RECALL] <= 1
     assert commit["data"]["params"]["params.yaml"]["data"]["align"]["method"] == "cca"
 
 

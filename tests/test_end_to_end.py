@@ -132,7 +132,8 @@ def test_a_second_repro_runs_nothing(project: Path) -> None:
 def test_dvc_says_something_useful(project: Path) -> None:
     table = command(project, "dvc", "metrics", "show").stdout
     assert "image_retrieval_recall@1" in table
-    assert all(f"metrics/{method}.json" in table for method in METHODS)
+    assert all(f"headline/{method}.json" in table for method in METHODS)
+    assert max(map(len, table.splitlines())) <= 120
     graph = command(project, "dvc", "dag").stdout
     for stage in ("data@shapes", "extract@shapes-efficientnet-lite0", "align@combined", "evaluate"):
         assert stage in graph

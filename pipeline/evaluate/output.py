@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.evaluate.features import Duplicates, Probe, Twin, probe_metrics, without
-from pipeline.evaluate.leaderboard import Difference, Leaderboard
+from pipeline.evaluate.leaderboard import Difference, Leaderboard, headline_names
 from pipeline.evaluate.report.page import Cell, Page, Table
 from pipeline.evaluate.results import RETRIEVAL, QueryRanks, RunResult, set_prefix
 from pipeline.files import lock, publish, sync_file, sync_folder
@@ -63,6 +63,7 @@ OWN = (
     "metrics.csv",
     "metrics.md",
     "metrics/*.json",
+    "headline/*.json",
     "differences.csv",
     "duplicates.csv",
     "per_query.parquet",
@@ -207,12 +208,15 @@ def write_tables(
     out: Path, board: Leaderboard, values: Mapping[str, Any], duplicates: Duplicates, probes: Sequence[Probe]
 ) -> None:
     """Write all files but the report."""
-    for folder in (out / "metrics", out / "plots"):
+    for folder in (out / "metrics", out / "headline", out / "plots"):
         folder.mkdir(exist_ok=True)
     write_queries(out / FILE, ((run.name, each.queries) for run in board.runs for each in run.answers.values()))
     _write_json(out / "metrics.json", values)
-    for run in board.runs:  # the means alone: `dvc metrics show` makes a row of each file
-        _write_json(out / "metrics" / f"{run.name}.json", {each.name: run.mean(each.name) for each in board.measures})
+    headline = (*headline_names(board.k), "acc1")
+    for run in board.runs:  # `dvc metrics show` makes a row of each headline, which has to fit a terminal
+        means = {each.name: run.mean(each.name) for each in board.measures}
+        _write_json(out / "metrics" / f"{run.name}.json", means)
+        _write_json(out / "headline" / f"{run.name}.json", {name: means[name] for name in headline if name in means})
     (out / "metrics.md").write_text(metrics_table(board), encoding="utf-8")
     probed = [vars(each) | {"runs": " ".join(each.runs)} for each in probes]
     bins = ("run", "direction", "temperature", "confidence", "accuracy", "answers")
