@@ -20,7 +20,7 @@ from tests.commands.project import make_source, snapshot
 from tests.documented import FENCE, ROOT
 
 PAGE = (ROOT / "docs" / "dvc.md").read_text(encoding="utf-8")
-RECALL = "image_retrieval_recall@5"
+RECALL = "image_retrieval_recall@1"
 EXPERIMENT = "dvc exp run -S align.method=structure"
 # The page speaks of the default data set and encoders; here they are smaller.
 HERE = {"openmoji": "shapes", "efficientnet-lite0": "pixels", "all-minilm-l6-v2": "words"}
