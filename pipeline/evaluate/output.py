@@ -212,11 +212,12 @@ def write_tables(
         folder.mkdir(exist_ok=True)
     write_queries(out / FILE, ((run.name, each.queries) for run in board.runs for each in run.answers.values()))
     _write_json(out / "metrics.json", values)
-    headline = (*headline_names(board.k), "acc1")
-    for run in board.runs:  # `dvc metrics show` makes a row of each headline, which has to fit a terminal
+    headline, alone = (*headline_names(board.k), "acc1"), len(board.runs) == 1
+    for run in board.runs:  # DVC makes a row of each headline, which has to fit a terminal, and a column of each path
         means = {each.name: run.mean(each.name) for each in board.measures}
         _write_json(out / "metrics" / f"{run.name}.json", means)
-        _write_json(out / "headline" / f"{run.name}.json", {name: means[name] for name in headline if name in means})
+        name = "run" if alone else run.name
+        _write_json(out / "headline" / f"{name}.json", {each: means[each] for each in headline if each in means})
     (out / "metrics.md").write_text(metrics_table(board), encoding="utf-8")
     probed = [vars(each) | {"runs": " ".join(each.runs)} for each in probes]
     bins = ("run", "direction", "temperature", "confidence", "accuracy", "answers")
