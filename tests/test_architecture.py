@@ -63,8 +63,8 @@ HEAVY = (
 HOUSE = House()
 PATHS = {module: HOUSE.path(module) for module in HOUSE.sources}
 AT_MOST = {
-    "lines": 34000,
-    "files": 156,
+    "lines": 35500,
+    "files": 165,
     "files in one folder, most": 15,
     "lines of a file, most": 450,
     "modules read by one module, percent": 20,
