@@ -60,9 +60,9 @@ def gallery(run: Path, sentences: tuple[str, ...], out: Path) -> None:
     from PIL import Image
 
     from pipeline.apps.config import SearchConfig
-    from pipeline.apps.search import Searcher
+    from pipeline.apps.search import open_searcher
 
-    searcher = Searcher.open(SearchConfig(run=run, split="test"))
+    searcher = open_searcher(SearchConfig(run=run, split="test"))
     figure, rows = plt.subplots(len(sentences), TOP, figsize=(TOP * 1.1, len(sentences) * 1.35), squeeze=False)
     for axes, sentence in zip(rows, sentences, strict=True):
         found = searcher.by_text(sentence, TOP)

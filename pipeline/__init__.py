@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pipeline.align.run import align
     from pipeline.apps.dual_encoder import DualEncoder, load_model
     from pipeline.apps.export.run import export
-    from pipeline.apps.found import SearchResult
     from pipeline.apps.search import search
+    from pipeline.apps.searcher import SearchResult
     from pipeline.encoders.load import load_encoder
     from pipeline.errors import PipelineError, UserError
     from pipeline.evaluate.config import EvaluateConfig
@@ -69,7 +69,7 @@ _HOMES = {
     "ExtractConfig": "extract.config",
     "FeatureStore": "store.reader",
     "PipelineError": "errors",
-    "SearchResult": "apps.found",
+    "SearchResult": "apps.searcher",
     "UserError": "errors",
     "build_index": "indexes.index",
     "export": "apps.export.run",

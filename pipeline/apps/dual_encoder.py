@@ -15,7 +15,6 @@ projector.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.apps.found import SearchResult
 from pipeline.apps.opening import OpenedRun, open_run
+from pipeline.apps.searcher import Searcher, SearchResult
 from pipeline.encoders.base import Dtype, Encoder
 from pipeline.encoders.load import load_encoder, own_source, refuse_unknown_module
 from pipeline.errors import RejectedInputError, UserError
@@ -37,8 +36,6 @@ from pipeline.runtime import DTYPE_NAMES, torch_dtype
 from pipeline.storage.contract import Place
 from pipeline.words import html_table
 
-SEARCH = "pipeline.apps.search"
-"""Where `Searcher` lies, which opens runs by this module."""
 Picture = Image.Image | str | Path
 TEMPLATES = ("a photo of a {c}.",)
 COMPUTED = {long: cast(Dtype, short) for short, long in DTYPE_NAMES.items()}
@@ -171,7 +168,7 @@ class DualEncoder:
         self.device = device
         self._loader = loader
         self._sides: dict[str, SideEncoder] = {}
-        self._searchers: dict[str, Any] = {}
+        self._searchers: dict[str, Searcher] = {}
         run.projector("text", self.seed)
 
     def __repr__(self) -> str:
@@ -272,10 +269,9 @@ class DualEncoder:
         """
         name = str(store)
         if name not in self._searchers:
-            self._searchers[name] = import_module(SEARCH).Searcher(self, OpenedRun(self.run, (store,)))
+            self._searchers[name] = Searcher(self, OpenedRun(self.run, (store,)))
         searcher = self._searchers[name]
-        found: SearchResult = searcher.by_text(query, k) if isinstance(query, str) else searcher.by_image(query, k)
-        return found
+        return searcher.by_text(query, k) if isinstance(query, str) else searcher.by_image(query, k)
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Return a picture that lies in memory, decoded as the run's images were and turned upright.

@@ -18,7 +18,7 @@ from pipeline.storage.local import open_storage
 from pipeline.words import on_stderr, size
 
 if TYPE_CHECKING:
-    from pipeline.apps.found import SearchResult
+    from pipeline.apps.searcher import SearchResult
 
 SERVER = ("fastapi", "uvicorn", "python_multipart")
 """Packages that `pipeline serve` needs."""
@@ -113,10 +113,10 @@ def search(
     at_least_one(top, "--top")
     if show:
         writable_file(show, "--show")
-    from pipeline.apps.found import contact_sheet
-    from pipeline.apps.search import Searcher
+    from pipeline.apps.search import open_searcher
+    from pipeline.apps.searcher import contact_sheet
 
-    searcher = Searcher.open(build(SearchConfig, given, where="pipeline search"))
+    searcher = open_searcher(build(SearchConfig, given, where="pipeline search"))
     if captions:
         searcher.require_captions()
     found = searcher.by_image(image, top) if image else searcher.by_text(query or "", top, captions=captions)

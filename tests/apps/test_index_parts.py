@@ -13,7 +13,7 @@ import torch
 from pipeline.apps import indexing
 from pipeline.apps.config import SearchConfig
 from pipeline.apps.indexing import Subject, build, in_turn, make_parts
-from pipeline.apps.search import Searcher
+from pipeline.apps.search import open_searcher
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.files import lock
 from pipeline.indexes.stored import read_index
@@ -110,8 +110,8 @@ def test_it_is_searched_wherever_it_lies(folder: Path) -> None:
     (folder / "index").rename(folder / "moved")
     vectors = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     exact, ours = (
-        Searcher.open(SearchConfig(run=folder / "run")),
-        Searcher.open(SearchConfig(run=folder / "run", index=folder / "moved")),
+        open_searcher(SearchConfig(run=folder / "run")),
+        open_searcher(SearchConfig(run=folder / "run", index=folder / "moved")),
     )
     ours.images.effort = ours.images.most_effort
     named = [[hit.image_id for hit in hits] for hits in exact.find_images(vectors, 3)]
@@ -122,7 +122,7 @@ def test_a_split_is_cut_at_the_shards_too(folder: Path) -> None:
     made = build(config(folder, split="test", parts=8))
     assert (made["rows"], made["build"]["parts"]) == (120, 8)
     with pytest.raises(KeyMismatchError, match='expected split = "test", found split = null'):
-        Searcher.open(SearchConfig(run=folder / "run", index=folder / "index")).find_images(torch.eye(4), 1)
+        open_searcher(SearchConfig(run=folder / "run", index=folder / "index")).find_images(torch.eye(4), 1)
 
 
 def test_more_parts_than_shards_and_fewer_rows_than_lists_want(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from pipeline.apps.config import IndexConfig, SearchConfig
 from pipeline.apps.export.run import export
 from pipeline.apps.indexing import build as build_by
-from pipeline.apps.search import Searcher
+from pipeline.apps.search import open_searcher
+from pipeline.apps.searcher import Searcher
 from pipeline.errors import KeyMismatchError, MissingExtraError, UserError
 from pipeline.indexes import index as indexes
 from pipeline.projectors.base import IdentityProjector, LinearProjector
@@ -71,7 +72,7 @@ def test_found_as_by_exact_search(run: Path, tmp_path: Path, kind: str) -> None:
     assert made["kind"] == ("flat" if kind == "auto" else kind)
     assert made["recall"]["queries"] == (960 if made["recall"]["of"] == "captions" else 1000)
     vectors = torch.nn.functional.normalize(torch.randn(50, 3), dim=1)
-    exact, stored = Searcher.open(SearchConfig(run=run)), Searcher.open(SearchConfig(run=run, index=tmp_path / "index"))
+    exact, stored = open_searcher(SearchConfig(run=run)), open_searcher(SearchConfig(run=run, index=tmp_path / "index"))
     pairs = zip(found(exact, vectors), found(stored, vectors), strict=True)
     overlap = sum(len(set(a) & set(b)) for a, b in pairs) / 250
     assert overlap == pytest.approx(made["recall"]["recall"], abs=0.1)  # 50 other queries
@@ -103,9 +104,9 @@ def test_memory_decides_the_parts(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "index.parts").exists()
     assert made["recall"]["recall"] >= 0.94
     vectors = torch.nn.functional.normalize(torch.randn(50, 3), dim=1)
-    mapped = Searcher.open(SearchConfig(run=run, index=tmp_path / "index"))
+    mapped = open_searcher(SearchConfig(run=run, index=tmp_path / "index"))
     mapped.images.effort = mapped.images.most_effort
-    assert found(mapped, vectors) == found(Searcher.open(SearchConfig(run=run)), vectors)
+    assert found(mapped, vectors) == found(open_searcher(SearchConfig(run=run)), vectors)
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
@@ -118,27 +119,27 @@ def test_what_must_lie_in_memory_says_so(run: Path, tmp_path: Path, kind: str) -
 def test_a_split_has_an_index_of_its_own(run: Path, tmp_path: Path) -> None:
     build(run, tmp_path / "index", split="test")
     vectors = torch.eye(3)
-    ours = Searcher.open(SearchConfig(run=run, split="test", index=tmp_path / "index"))
-    assert found(ours, vectors) == found(Searcher.open(SearchConfig(run=run, split="test")), vectors)
+    ours = open_searcher(SearchConfig(run=run, split="test", index=tmp_path / "index"))
+    assert found(ours, vectors) == found(open_searcher(SearchConfig(run=run, split="test")), vectors)
     with pytest.raises(KeyMismatchError, match='expected split = "test", found split = null'):
-        found(Searcher.open(SearchConfig(run=run, index=tmp_path / "index")), vectors)
+        found(open_searcher(SearchConfig(run=run, index=tmp_path / "index")), vectors)
 
 
 def test_another_projector_or_other_features_are_a_miss(run: Path, tmp_path: Path) -> None:
     build(run, tmp_path / "index")
     with pytest.raises(KeyMismatchError, match=r'expected projector = "\w{64}", found projector'):
-        found(Searcher.open(SearchConfig(run=run, seed=8, index=tmp_path / "index")), torch.eye(3))
+        found(open_searcher(SearchConfig(run=run, seed=8, index=tmp_path / "index")), torch.eye(3))
     other = make(tmp_path / "other", 2405)
     with pytest.raises(KeyMismatchError, match=r"expected features = .*content_digest.* found features"):
-        found(Searcher.open(SearchConfig(run=other, index=tmp_path / "index")), torch.eye(3))
+        found(open_searcher(SearchConfig(run=other, index=tmp_path / "index")), torch.eye(3))
 
 
 def test_an_export_finds_the_same(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "model")
     stores: dict[str, Any] = {"image": [run.parent / "image"], "text": [run.parent / "text"]}
     build(tmp_path / "model", tmp_path / "index", **stores)
-    searcher = Searcher.open(SearchConfig(run=run, index=tmp_path / "index"))
-    assert found(searcher, torch.eye(3)) == found(Searcher.open(SearchConfig(run=run)), torch.eye(3))
+    searcher = open_searcher(SearchConfig(run=run, index=tmp_path / "index"))
+    assert found(searcher, torch.eye(3)) == found(open_searcher(SearchConfig(run=run)), torch.eye(3))
 
 
 def test_the_command(run: Path, tmp_path: Path) -> None:

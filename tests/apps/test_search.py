@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.apps import dual_encoder
 from pipeline.apps.config import SearchConfig
 from pipeline.apps.dual_encoder import DualEncoder, SideEncoder
-from pipeline.apps.found import CaptionHit, ImageHit, SearchResult
-from pipeline.apps.search import Searcher, search
+from pipeline.apps.search import open_searcher, search
+from pipeline.apps.searcher import CaptionHit, ImageHit, SearchResult
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.extract.decode import JPEG_RULES
 from pipeline.projectors.run_record import AlignedRun
@@ -168,7 +168,7 @@ def test_a_store_that_moved_is_asked_for(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say where it lies with --store"):
         search(run, "red")
     (tmp_path / "text").rename(tmp_path / "text-moved")
-    result = Searcher.open(SearchConfig(run=run, store=(tmp_path / "moved",))).by_text("red")
+    result = open_searcher(SearchConfig(run=run, store=(tmp_path / "moved",))).by_text("red")
     assert result.images[0].image_id == "red"
     assert result.images[0].captions == ()
 
@@ -189,9 +189,9 @@ def test_images_of_another_data_set_get_no_captions_of_the_run_s(run: Path, tmp_
     for shard in writer.pending(["output"]):
         writer.commit(shard, ["red"], {"output": torch.ones(1, 3).half().numpy()}, [])
     writer.finish(other, {"spec": "tests.apps.tiny:Colours", "dataset": str(tmp_path)})
-    assert Searcher.open(SearchConfig(run=run, store=(store,))).by_text("red").images[0].captions == ()
+    assert open_searcher(SearchConfig(run=run, store=(store,))).by_text("red").images[0].captions == ()
     config = SearchConfig(run=run, store=(store,), text_store=(tmp_path / "text",))
-    with_captions = Searcher.open(config).by_text("red", captions=True)
+    with_captions = open_searcher(config).by_text("red", captions=True)
     assert with_captions.images[0].captions == ("something red",)
     assert [hit.caption for hit in with_captions.captions] == ["something red"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.apps.found import EDGE, EMPTY, GAP, LABEL, ImageHit, SearchResult, contact_sheet
+from pipeline.apps.searcher import EDGE, EMPTY, GAP, LABEL, ImageHit, SearchResult, contact_sheet
 from pipeline.errors import UserError
 
 

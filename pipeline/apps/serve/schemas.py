@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from pipeline.apps.found import CaptionHit
+from pipeline.apps.searcher import CaptionHit
 from pipeline.errors import PipelineError, UserError
 
 # ---- limits ----------------------------------------------------------------------------------------------------------

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from pipeline.apps.config import ServeConfig
 from pipeline.apps.dual_encoder import DualEncoder, class_prompts, load_recorded
-from pipeline.apps.found import CaptionHit, ImageHit
 from pipeline.apps.opening import OpenedRun, open_run
-from pipeline.apps.search import Searcher
+from pipeline.apps.searcher import CaptionHit, ImageHit, Searcher
 from pipeline.apps.serve.schemas import (
     CLASSIFIERS_KEPT,
     SEEDS_KEPT,
