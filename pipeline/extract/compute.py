@@ -23,9 +23,9 @@ from torch import Tensor
 from pipeline.encoders.base import Encoder
 from pipeline.errors import PipelineError, UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.items import Items, Prepared, Preparing
+from pipeline.extract.items import Items, Prepared, Preparing, prepare
 from pipeline.progress import Meter
-from pipeline.runtime import torch_dtype
+from pipeline.runtime import resolve_device, torch_dtype
 from pipeline.storage.contract import Storage
 from pipeline.storage.local import writing
 from pipeline.store.commit import PendingShard, committed
@@ -275,6 +275,54 @@ class OtherWorkers:
 
     def _names(self) -> set[str]:
         return {path.name for path in self._root.here.iterdir() if is_record(path.name)}
+
+
+# ---- the same twice -------------------------------------------------------------------------------------------------
+
+TRIED = 8
+"""Rows of a new store that are encoded twice before anything is written."""
+_LOOKED_AT = 64
+"""Items that are looked at for so many sound ones."""
+_SLACK = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 5e-2}
+"""By arithmetic: how far two passes on a GPU may lie apart, as a share of a row's length.
+
+A GPU may add up in another order each time, which moves a sum by a few units in its last place (1e-7 of it in float32,
+which the layers after it may make a hundred times larger; 4e-3 where each layer rounds to bfloat16). Dropout of one
+value in ten moves a row by a third of its length, a dropped block or a hidden patch by more than a tenth.
+"""
+
+
+def require_same_twice(encoder: Encoder, items: Items, layers: Sequence[str], config: ExtractConfig) -> None:
+    """Encode the first few sound items twice, in the same batch: on a CPU the bits are the same, on a GPU nearly.
+
+    Costs two passes of `TRIED` rows and the decoding of so many items.
+
+    Raises:
+        UserError: A layer is not the same: something is drawn at random, such as dropout or masked patches.
+    """
+    looked = (prepare(encoder, items.at(position)) for position in range(min(len(items), _LOOKED_AT)))
+    sound = (item.tensor for item in looked if item.tensor is not None)
+    tensors = list(islice(sound, min(TRIED, config.rows_a_pass(encoder.modality))))
+    if not tensors:
+        return
+    forward = Forward(encoder, layers, "float32", len(tensors))
+    once, again = forward.start(tensors, layers)(), forward.start(tensors, layers)()
+    exact = resolve_device(config.device).type == "cpu"
+    for name in layers:
+        rows = _differing(once[name], again[name], 0.0 if exact else _SLACK[config.dtype])
+        if rows:
+            raise UserError(
+                expected="the same features from the same batch twice",
+                found=f"others in layer {name} the second time, in {rows} of {len(tensors)} rows",
+                where=encoder.spec,
+                remedy="it draws at random: leave dropout or masking out (evaluation mode), or seed it in `encode`",
+            )
+
+
+def _differing(once: NDArray[np.generic], again: NDArray[np.generic], share: float) -> int:
+    """Return how many rows of [N, D] differ by more than a share of their length; what is no number is the same."""
+    first, second = (np.nan_to_num(each.astype(np.float64)) for each in (once, again))
+    return int((np.linalg.norm(first - second, axis=1) > share * np.linalg.norm(first, axis=1)).sum())
 
 
 # ---- one forward pass after another ----------------------------------------------------------------------------------

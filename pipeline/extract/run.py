@@ -288,6 +288,8 @@ class _Making:
             self._tell(f"{root}: {cost.sentence()}")
         if config.dry_run:
             return _result(self.job, self.layers, None, cost=cost)
+        if pending and HEADER not in root.list():
+            self._try_twice()
         holder = this_process()
         writer = StoreWriter(root, self.header, Leases(root, config.lease_seconds, holder=holder))
         with EventLog(root, holder) as events:
@@ -313,6 +315,11 @@ class _Making:
             manifest = writer.finish(self.job.items.samples, provenance)
             events.write("finished", rows=manifest.rows, content_digest=manifest.content_digest)
         return _result(self.job, self.layers, manifest, max_rejected=config.max_rejected, computed=computed, cost=cost)
+
+    def _try_twice(self) -> None:
+        from pipeline.extract.compute import require_same_twice
+
+        require_same_twice(self.encoder, self.job.items, self.layers, self.config)
 
     def _tell(self, message: str) -> None:
         self.progress(Update(what=self.job.items.what, message=message))

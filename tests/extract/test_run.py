@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.encoders.base import LoadOptions
 from pipeline.errors import KeyMismatchError, PipelineError, UnknownNameError, UserError
+from pipeline.extract.compute import _SLACK, _differing
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import Cost, extract
 from pipeline.progress import Update
@@ -95,7 +96,7 @@ def test_texts_in_order_and_class_prompts_beside_them(raw: Path, tmp_path: Path)
 def test_texts_of_similar_length_share_a_batch(raw: Path, tmp_path: Path) -> None:
     write_table(raw / "captions.csv", ("image_id", "caption"), [("i000", "x " * n) for n in (1, 9, 2, 8, 3, 7)])
     extract(config(raw, tmp_path / "out", TEXT, texts="captions", batch_size=2))
-    assert [rows for _, rows, _ in tiny_encoders.CALLS] == [2, 2, 2]
+    assert [rows for _, rows, _ in tiny_encoders.CALLS] == [2, 2, *[2, 2, 2]]  # the first of a new store is tried twice
     store = FeatureStore.open(tmp_path / "out")
     assert store.ids == [f"i000#{n}" for n in range(6)]
     norms = np.abs(store.numpy("output")).sum(axis=1)
@@ -270,8 +271,9 @@ def test_the_next_batch_is_started_before_the_last_is_waited_for(raw: Path, tmp_
     starting = f"{tiny_encoders.__name__}:Starting"
     later = extract(config(raw, tmp_path / "later", starting, shard_rows=10))
     assert events == [
-        "start 0", "start 1", "finish 0", "start 2", "finish 1", "finish 2",
-        "start 3", "start 4", "finish 3", "start 5", "finish 4", "finish 5",
+        "start 0", "finish 0", "start 1", "finish 1",  # the first batch of a new store is tried twice
+        "start 2", "start 3", "finish 2", "start 4", "finish 3", "finish 4",
+        "start 5", "start 6", "finish 5", "start 7", "finish 6", "finish 7",
     ]  # fmt: skip
     assert later.content_digest == extract(config(raw, tmp_path / "once", IMAGE)).content_digest
 
@@ -298,6 +300,36 @@ def test_no_memory_at_all_is_an_error(raw: Path, tmp_path: Path) -> None:
 def test_an_encoder_that_loses_a_row_is_refused(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected early of shape \(4, 3\), found \(3, 3\)"):
         extract(config(raw, tmp_path / "out", "tests.extract.tiny_encoders:WrongShape"))
+
+
+@pytest.mark.parametrize("layers", ["all", "late"])
+def test_an_encoder_that_draws_at_random_is_refused_before_anything_is_written(
+    raw: Path, tmp_path: Path, layers: str
+) -> None:
+    with pytest.raises(
+        UserError, match=r"Drawing: expected the same .* twice, found others in layer late .* in 4 of 4 rows.*dropout"
+    ):
+        extract(config(raw, tmp_path / "out", "tests.extract.tiny_encoders:Drawing", layers=layers))
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_draw_nothing_may_be_taken(raw: Path, tmp_path: Path) -> None:
+    drawing = config(raw, tmp_path / "out", "tests.extract.tiny_encoders:Drawing", layers="early,output")
+    assert extract(drawing).content_digest
+    assert not extract(drawing).computed_shards
+
+
+def test_a_gpu_may_add_up_in_another_order_but_not_drop() -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 64))
+    shaken = rows * (1 + 1e-4 * np.sin(np.arange(64)))
+    dropped = rows.copy()
+    dropped[2, ::10] = 0  # one value in ten of one row
+    lost = np.full((1, 64), np.nan)
+    for dtype, share in _SLACK.items():
+        assert _differing(rows, shaken, share) == 0, dtype
+        assert _differing(rows, dropped, share) == 1, dtype
+    assert _differing(rows, shaken, 0.0) == 5
+    assert _differing(lost, lost, 0.0) == 0
 
 
 def test_a_dry_run_says_the_cost_and_writes_nothing(raw: Path, tmp_path: Path) -> None:
@@ -600,7 +632,7 @@ def test_classes_of_their_own_prompts(raw: Path, tmp_path: Path) -> None:
     write_json(raw / "classes.json", {"classes": ["cat", "dog"], "prompts": {"cat": ["miaow"]}, "templates": ["{}"]})
     tiny_encoders.CALLS.clear()
     extract(config(raw, tmp_path / "out", TEXT, replace=True))
-    assert encoded_rows() == 2, "captions did not change"
+    assert encoded_rows() == 2 + 2 * 2, "captions did not change"
     assert FeatureStore.open(tmp_path / "out" / "classes").samples.content == ["miaow", "dog"]
 
 

@@ -114,6 +114,14 @@ class WrongShape(TinyImage):
         return {name: value[1:] for name, value in super().encode(prepared, layers).items()}
 
 
+class Drawing(TinyImage):
+    """Has left dropout on before its second layer."""
+
+    def encode(self, prepared: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+        found = super().encode(prepared, layers)
+        return {name: torch.nn.functional.dropout(value) if name == "late" else value for name, value in found.items()}
+
+
 class SmallMemory(TinyImage):
     """Runs out of GPU memory above two rows."""
 
