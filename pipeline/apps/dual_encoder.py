@@ -7,6 +7,9 @@ print(model.similarity(image, text))                   # cosines [2, 2]
 print(model.classify("cat.jpg", ["cat", "dog"]))       # probabilities [1, 2]
 print(model.search("data/1_features/photos/lite0", "a dog", k=5))
 
+Vectors are for retrieval unless `task="classification"` asks for those that are compared with classes, as `classify`
+does: a run that corrects hubs does so in retrieval alone. Vectors of different tasks are not to be compared.
+
 `load_model` does the same for a run or for what `pipeline export` made, and loads the encoders at once.
 
 A store records its encoder's spec and, in its key, everything that changes the features. What is loaded here must give
@@ -31,6 +34,7 @@ from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.decode import JPEG_RULES, MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.metrics.classification import classifier
 from pipeline.progress import Update, progress_bar
+from pipeline.projectors.base import Task
 from pipeline.projectors.run_record import SIDES, AlignedRun, StoreRecord
 from pipeline.runtime import DTYPE_NAMES, torch_dtype
 from pipeline.storage.contract import Place
@@ -192,7 +196,7 @@ class DualEncoder:
 
     @property
     def temperature(self) -> float:
-        """What cosines are divided by to become probabilities: learned, or fitted on validation pairs."""
+        """What cosines of retrieval are divided by to become probabilities: learned, or fitted on validation pairs."""
         return self.run.temperature(self.seed)[0]
 
     def at_seed(self, seed: int) -> "DualEncoder":
@@ -212,6 +216,7 @@ class DualEncoder:
         batch_size: int = BATCH,
         show_progress: bool = False,
         normalize: bool = True,
+        task: Task = "retrieval",
     ) -> Tensor:
         """Return the vectors [N, d] of N pictures, or [d] of one: PIL images as they are, or files, turned upright.
 
@@ -220,13 +225,15 @@ class DualEncoder:
             batch_size: How many are encoded at once.
             show_progress: Draw a bar on standard error.
             normalize: Give the vectors unit length.
+            task: What they are for; the d of `classification` may be smaller.
 
         Raises:
             UserError: A file is no picture.
+            UnknownNameError: No such task.
         """
         if isinstance(images, Picture):
-            return self._encode("image", [images], 1, quiet=True, normalize=normalize)[0]
-        return self._encode("image", list(images), batch_size, quiet=not show_progress, normalize=normalize)
+            return self._encode("image", [images], 1, task, quiet=True, normalize=normalize)[0]
+        return self._encode("image", list(images), batch_size, task, quiet=not show_progress, normalize=normalize)
 
     def encode_text(
         self,
@@ -235,6 +242,7 @@ class DualEncoder:
         batch_size: int = BATCH,
         show_progress: bool = False,
         normalize: bool = True,
+        task: Task = "retrieval",
     ) -> Tensor:
         """Return the vectors [N, d] of N texts, or [d] of one; the arguments are those of `encode_image`.
 
@@ -242,8 +250,27 @@ class DualEncoder:
             UserError: A text holds no token.
         """
         if isinstance(texts, str):
-            return self._encode("text", [texts], 1, quiet=True, normalize=normalize)[0]
-        return self._encode("text", list(texts), batch_size, quiet=not show_progress, normalize=normalize)
+            return self._encode("text", [texts], 1, task, quiet=True, normalize=normalize)[0]
+        return self._encode("text", list(texts), batch_size, task, quiet=not show_progress, normalize=normalize)
+
+    def for_classification(self, images: Tensor) -> Tensor:
+        """Return image vectors of retrieval [N, d], such as an index keeps, as classes are compared with."""
+        return self.run.projector("image", self.seed).for_task(images, "classification")
+
+    def class_vectors(
+        self, classes: Sequence[str], templates: Sequence[str] | Mapping[str, Sequence[str]] = TEMPLATES
+    ) -> Tensor:
+        """Return one unit vector a class [C, d]: the normalised mean of its prompts' embeddings, for classification.
+
+        Args:
+            classes: C names.
+            templates: Sentences with `{c}` or `{}` where the name goes, or class → its own prompts.
+
+        Raises:
+            UserError: No class, or a class twice or without a prompt.
+        """
+        prompts, owner = class_prompts(classes, templates)
+        return classifier(self.encode_text(prompts, task="classification"), torch.tensor(owner), len(classes))
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the cosines [N, M] of vectors [N, d] or [d] with vectors [M, d] or [d].
@@ -292,8 +319,7 @@ class DualEncoder:
     ) -> Tensor:
         """Return the probability of each class [N, C] for N pictures (a single one counts as N = 1).
 
-        A class is the normalised mean of its prompts' embeddings; probabilities are the softmax of cosine over the
-        run's temperature.
+        Probabilities are the softmax of the cosines with `class_vectors` over the run's temperature.
 
         Args:
             images: Pictures.
@@ -303,16 +329,23 @@ class DualEncoder:
         Raises:
             UserError: No class, a class twice or without a prompt, or a file is no picture.
         """
-        prompts, owner = class_prompts(classes, templates)
         pictures = [images] if isinstance(images, Picture) else images
-        weights = classifier(self.encode_text(prompts), torch.tensor(owner), len(classes))
-        return torch.softmax(self.encode_image(pictures) @ weights.T / self.temperature, dim=1)
+        cosines = self.encode_image(pictures, task="classification") @ self.class_vectors(classes, templates).T
+        return torch.softmax(cosines / self.run.temperature(self.seed, "classification")[0], dim=1)
 
     def _encode(
-        self, side: Literal["image", "text"], samples: Sequence[Any], batch: int, *, quiet: bool, normalize: bool
+        self,
+        side: Literal["image", "text"],
+        samples: Sequence[Any],
+        batch: int,
+        task: Task,
+        *,
+        quiet: bool,
+        normalize: bool,
     ) -> Tensor:
+        projector = self.run.projector(side, self.seed)
         if not samples:
-            return torch.empty(0, self.run.dim)
+            return projector.for_task(torch.empty(0, self.run.dim), task)
         if batch < 1:
             raise UserError(expected="1 or more", found=str(batch), where="batch_size")
         _check_kinds(side, samples)
@@ -326,9 +359,9 @@ class DualEncoder:
                 progress(Update(what=f"{side}s", done=start + len(part), total=len(samples)))
         features = torch.cat(parts)
         if normalize:
-            return self.run.encode(side, features, self.seed)
+            return self.run.encode(side, features, self.seed, task=task)
         with torch.no_grad():
-            return self.run.projector(side, self.seed).eval().project(features)
+            return projector.for_task(projector.eval().project(features), task)
 
     def side(self, side: str) -> SideEncoder:
         """Return a side's encoders, loaded once and checked.

@@ -162,4 +162,5 @@ def run_features(run: AlignedRun, side: Side, at: Rows, *, constant_allowed: boo
 def class_vectors(run: AlignedRun, data: ZeroShotSet, seed: int) -> Tensor:
     """Return one unit vector a class [C, d]."""
     rows, owner = data.prompt_rows
-    return classifier(run.encode("text", run_features(run, data.prompts, rows), seed), owner, len(data.classes))
+    prompts = run.encode("text", run_features(run, data.prompts, rows), seed, task="classification")
+    return classifier(prompts, owner, len(data.classes))

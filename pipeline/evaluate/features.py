@@ -295,7 +295,9 @@ def _probed(
         train, test = (run_features(first, data.image, at, constant_allowed=True) for at in (rows.train, rows.test))
         yield CHOSEN, tuple(sharing), label, train, test
         for name, run in sharing.items():
-            aligned_train, aligned_test = (run.encode("image", part, run.seeds[0]) for part in (train, test))
+            aligned_train, aligned_test = (
+                run.encode("image", part, run.seeds[0], task="classification") for part in (train, test)
+            )
             yield ALIGNED, (name,), label, aligned_train, aligned_test
 
 

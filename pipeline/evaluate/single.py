@@ -152,12 +152,13 @@ def captions_by_image(owner_P: Tensor, images: int) -> tuple[Tensor, Tensor]:
 
 def classify(run: AlignedRun, data: ZeroShotSet) -> Answered:
     """Return zero-shot classification of a set, all seeds."""
-    temperatures = [run.temperature(seed) for seed in run.seeds]
+    temperatures = [run.temperature(seed, "classification") for seed in run.seeds]
     fitted = zero_shot_temperatures(run, data)
     features = run_features(run, data.image, data.rows)
     found, sure = [], []
     for index, seed in enumerate(run.seeds):
-        classes, images = class_vectors(run, data, seed), run.encode("image", features, seed)
+        classes = class_vectors(run, data, seed)
+        images = run.encode("image", features, seed, task="classification")
         found.append(zero_shot_metrics(images, classes, data.target, (1,)))
         divisors = (temperatures[index][0], *fitted[index : index + 1])
         stated = [confidences(images, classes, data.target, temperature) for temperature in divisors]
@@ -215,7 +216,7 @@ def zero_shot_temperatures(run: AlignedRun, data: ZeroShotSet) -> list[float]:
     features = run_features(run, data.image, rows.rows[kept], constant_allowed=True)
     found = []
     for seed in run.seeds:
-        scores = run.encode("image", features, seed) @ class_vectors(run, data, seed).T
+        scores = run.encode("image", features, seed, task="classification") @ class_vectors(run, data, seed).T
         found.append(_fit(scores, torch.from_numpy(rows.target[kept])))
     return found
 

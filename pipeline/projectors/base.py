@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from pipeline.errors import UnknownNameError, UserError
 
 InputMode = Literal["none", "unit", "standardise"]
+Task = Literal["retrieval", "classification"]
+"""What embeddings are compared for: items of a gallery with each other, or an image with the classes it may be of."""
 _TINY = 1e-12
 
 
@@ -158,6 +160,20 @@ class Projector(nn.Module, ABC):
         """Map prepared features [N, D] to unit-length embeddings [N, d]."""
         return unit_rows(self.transform(prepared))
 
+    def for_task(self, embeddings: Tensor, task: Task) -> Tensor:
+        """Return what `forward` gave [N, d] as a task wants it; most projectors serve every task with the same.
+
+        Raises:
+            UnknownNameError: No such task.
+        """
+        if task not in get_args(Task):
+            raise UnknownNameError("task", str(task), get_args(Task))
+        return embeddings
+
+    def cosine_scale(self, task: Task) -> float:
+        """Return how many times as large a task's cosines are as those of retrieval, for the same pair: 1 mostly."""
+        return 1.0
+
     @property
     def precision(self) -> torch.dtype:
         """The floating type of the weights; float32 for a projector without any."""
@@ -182,7 +198,9 @@ class Projector(nn.Module, ABC):
 
 
 @torch.no_grad()
-def embed_blocks(projector: Projector, features: Tensor, *, rows: int = 8192, where: str = "") -> Tensor:
+def embed_blocks(
+    projector: Projector, features: Tensor, *, task: Task = "retrieval", rows: int = 8192, where: str = ""
+) -> Tensor:
     """Embed raw features [N, D] in blocks of rows, on the projector's device: unit-length float32 [N, d], on the CPU.
 
     Raises:
@@ -196,7 +214,7 @@ def embed_blocks(projector: Projector, features: Tensor, *, rows: int = 8192, wh
         found = f"NaN or infinity in or after row {start}"
         require(bool(torch.isfinite(block).all()), "finite features", found, where)
         result[start : start + rows] = block
-    return result
+    return projector.for_task(result, task)
 
 
 class AffineProjector(Projector):

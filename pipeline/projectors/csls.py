@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from pipeline.projectors.base import Projector, require
+from pipeline.projectors.base import Projector, Task, require, unit_rows
 
 SideName = Literal["image", "text"]
 EXTRA = 4
@@ -67,6 +67,10 @@ class CslsProjector(Projector):
     data: nothing of the gallery or of other queries is looked at. Within a side the score is u·u′ but for a term that
     is nearly constant.
 
+    The correction is for retrieval. A class is no item of a gallery in which some are hubs: its r says how common its
+    name is among captions, and taking that off costs accuracy. For classification `for_task` gives u back, which are
+    the first coordinates, divided by their length.
+
     Args:
         base: The projector that is wrapped.
         bank: Rows B of the bank.
@@ -99,6 +103,19 @@ class CslsProjector(Projector):
             "neighbours": self.neighbours,
             "weight": self.weight,
         }
+
+    def for_task(self, embeddings: Tensor, task: Task) -> Tensor:
+        """Return the embeddings [N, d + 4] for retrieval, and u [N, d] alone for classification.
+
+        Raises:
+            UnknownNameError: No such task.
+        """
+        known = super().for_task(embeddings, task)
+        return unit_rows(known[:, : self.base.d]) if task == "classification" else known
+
+    def cosine_scale(self, task: Task) -> float:
+        """Return 1 + 2w for classification, whose cosines are not divided by it."""
+        return 1.0 + 2.0 * self.weight if task == "classification" else 1.0
 
     def fit_input(self, features: Tensor) -> None:
         """Take the base's input statistics."""

@@ -26,7 +26,7 @@ from pipeline.files import json_differences, one_line, read_file, read_json, wri
 from pipeline.layers import LayerRef, parse_label
 from pipeline.projectors import base as maps
 from pipeline.projectors.asif import AsifProjector
-from pipeline.projectors.base import Inputs, Projector, embed_blocks
+from pipeline.projectors.base import Inputs, Projector, Task, embed_blocks
 from pipeline.projectors.csls import CslsProjector
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.local import open_storage
@@ -290,18 +290,19 @@ class AlignedRun:
         root.push(RUN_FILES, last="run.json")
         return run
 
-    def temperature(self, seed: int) -> tuple[float, str]:
+    def temperature(self, seed: int, task: Task = "retrieval") -> tuple[float, str]:
         """Return what a seed's cosines are divided by and where that comes from.
 
         That is learned, fixed, validation, own or default. It is looked up in the seed's entry of run.json, then in the
-        run's.
+        run's, and brought to the scale of the task's cosines.
         """
+        scale = 1.0 if task == "retrieval" else self.projector("image", seed).cosine_scale(task)
         entries = [each for each in self.record["seeds"] if isinstance(each, dict) and each.get("seed") == seed]
         for place in (*entries, self.record):
             value = place.get("temperature")
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-                return float(value), str(place.get("temperature_source", OWN))
-        return DEFAULT_TEMPERATURE, DEFAULT
+                return scale * float(value), str(place.get("temperature_source", OWN))
+        return scale * DEFAULT_TEMPERATURE, DEFAULT
 
     def projector(self, side: str, seed: int | None = None) -> Projector:
         """Return the trained projector of a side, loaded once; the first seed's where none is named.
@@ -316,15 +317,25 @@ class AlignedRun:
         return self._loaded[side, chosen]
 
     def encode(
-        self, side: str, features: Tensor, seed: int | None = None, *, rows: int = 8192, device: str = "cpu"
+        self,
+        side: str,
+        features: Tensor,
+        seed: int | None = None,
+        *,
+        task: Task = "retrieval",
+        rows: int = 8192,
+        device: str = "cpu",
     ) -> Tensor:
         """Embed raw features [N, D] in blocks of rows: unit-length float32 [N, d], on the CPU.
 
+        Both sides of a comparison want the same task; the d of classification may be smaller (`Projector.for_task`).
+
         Raises:
             UserError: The width is not the projector's, or a value is not finite.
+            UnknownNameError: No such task.
         """
         projector = self.projector(side, seed).to(device).eval()
-        return embed_blocks(projector, features, rows=rows, where=f"{self.root}, {side} side")
+        return embed_blocks(projector, features, task=task, rows=rows, where=f"{self.root}, {side} side")
 
     def refs(self, side: str) -> list[LayerRef]:
         """Return the layers that the run concatenates, in its order.

@@ -34,7 +34,7 @@ from pipeline.metrics.calibration import TopProbabilities, confidences, reliabil
 from pipeline.metrics.classification import classifier, zero_shot_metrics
 from pipeline.metrics.retrieval import cross_ranks, ranks
 from pipeline.metrics.similarity import continuity, modality_gap, trustworthiness
-from pipeline.projectors.base import embed_blocks
+from pipeline.projectors.base import Task, embed_blocks
 from pipeline.runtime import resolve_device
 from pipeline.store.views import Rows, Side
 from pipeline.sweep.cells import Cell
@@ -265,10 +265,11 @@ def measure(bench: Workbench, aligned: AlignedCell) -> Measured:
     metrics["modality_gap"] = modality_gap(image, text)
     metrics |= _geometry(features.test, (image, text), first_captions(owner, len(image)))
     for data, (pictures, prompts, classes) in zip(bench.class_sets, features.classes, strict=True):
-        embedded = embed(aligned, "image", pictures)
-        weights = classifier(embed(aligned, "text", prompts), classes, len(data.classes))
+        embedded = embed(aligned, "image", pictures, "classification")
+        weights = classifier(embed(aligned, "text", prompts, "classification"), classes, len(data.classes))
         result = zero_shot_metrics(embedded, weights, data.target)
-        sure = confidences(embedded, weights, data.target, temperature)
+        scale = aligned.trained.image.cosine_scale("classification")
+        sure = confidences(embedded, weights, data.target, scale * temperature)
         own = result.metrics | _calibration(sure.top, sure.correct)
         metrics |= {f"{data.name}/{name}": value for name, value in own.items()}
         found[zero_shot_direction(data.name)] = result.ranks
@@ -278,14 +279,14 @@ def measure(bench: Workbench, aligned: AlignedCell) -> Measured:
     return metrics, found
 
 
-def embed(aligned: AlignedCell, modality: str, features_ND: Tensor) -> Tensor:
+def embed(aligned: AlignedCell, modality: str, features_ND: Tensor, task: Task = "retrieval") -> Tensor:
     """Return unit-length embeddings [N, d] on the CPU.
 
     Raises:
         UserError: One is not finite.
     """
     projector = (aligned.trained.image if modality == "image" else aligned.trained.text).eval()
-    return embed_blocks(projector, features_ND, where=f"{aligned.cell.name}, {modality} side")
+    return embed_blocks(projector, features_ND, task=task, where=f"{aligned.cell.name}, {modality} side")
 
 
 def recalls(by_direction: Mapping[str, Ranks]) -> dict[str, float]:

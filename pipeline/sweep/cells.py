@@ -126,7 +126,9 @@ class Digests:
         names = ("layers", "layer_metric", "stack", "train_split", "validation_split")
         settings = {name: getattr(align, name) for name in names}
         recipe = asdict(align.recipe())
-        drawn = [cell.pairs, cell.captions, cell.swapped, cell.seed, align.seeds[0]]
+        drawn: list[Any] = [cell.pairs, cell.captions, cell.swapped, cell.seed, align.seeds[0]]
+        if self._config.classes and align.recipe().hubness.neighbours:
+            drawn.append("classes are not corrected")  # in earlier versions they were
         return spaced_json_digest([self._shared, settings, recipe, drawn])
 
 

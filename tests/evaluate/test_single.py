@@ -14,6 +14,7 @@ from pipeline.evaluate.results import RunResult
 from pipeline.evaluate.single import evaluate_run
 from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.views import Side
+from tests.corrected import SCALE, corrected_copy
 
 
 def evaluated(world: Any, path: Any, ks: tuple[int, ...] = (1, 5, 10)) -> RunResult:
@@ -119,3 +120,19 @@ def test_intervals_hold_the_mean_and_shrink_with_more_images(make_world: Callabl
         assert low <= result.mean("text_retrieval_recall@10") <= high
         widths.append(high - low)
     assert widths[1] < widths[0]
+
+
+def test_a_corrected_run_classifies_by_plain_cosines(world: Any) -> None:
+    """Its accuracy, probes' features and confidence are those of the run that was wrapped; its retrieval is not."""
+    path = world.add_run("cca", steps=0)
+    plain, corrected = evaluated(world, path), evaluated(world, corrected_copy(path, world.root / "corrected"))
+    for direction in ("zero_shot", "zero_shot:other"):
+        before, after = plain.answers[direction], corrected.answers[direction]
+        np.testing.assert_array_equal(after.queries.ranks, before.queries.ranks)
+        np.testing.assert_array_equal(after.confusion, before.confusion)
+        assert after.calibration.temperature == pytest.approx(SCALE * before.calibration.temperature)
+        assert (before.calibration.scaled is None) == (after.calibration.scaled is None)
+        if before.calibration.scaled and after.calibration.scaled:
+            assert after.calibration.scaled.ece == pytest.approx(before.calibration.scaled.ece, abs=1e-5)
+    ranks = [result.answers["text_retrieval"].queries.ranks for result in (plain, corrected)]
+    assert (ranks[0] != ranks[1]).any()

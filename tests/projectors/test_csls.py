@@ -136,6 +136,22 @@ def test_banks_of_another_width_are_refused() -> None:
         with_csls(sides[0], sides[1], torch.ones(0, 4), torch.ones(0, 4))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0.2, 0.5])
+def test_classification_gets_the_plain_embedding(weight: float) -> None:
+    for projector, width in zip(make_pair(weight=weight), (6, 4), strict=True):
+        found = projector(rows(9, width, 7))
+        assert projector.for_task(found, "retrieval") is found
+        plain = projector.base(rows(9, width, 7))
+        torch.testing.assert_close(projector.for_task(found, "classification"), plain)
+        assert projector.cosine_scale("retrieval") == 1
+        assert projector.cosine_scale("classification") == pytest.approx(1 + 2 * weight)
+        torch.testing.assert_close(found[:, :5] * (1 + 2 * weight) ** 0.5, plain)
+        assert projector.base.for_task(plain, "classification") is plain
+        with pytest.raises(UnknownNameError, match="task"):
+            projector.for_task(found, "ranking")  # type: ignore[arg-type]
+
+
 def test_it_is_no_projector_to_train() -> None:
     assert "csls" not in PROJECTORS
     with pytest.raises(UnknownNameError, match="setting of the csls projector"):

@@ -1,18 +1,22 @@
 """A run or an export as CLIP_benchmark takes a model: (model, transform, tokenizer), like its `load_clip`.
 
 from pipeline.apps.export.clip_benchmark import load_clip
-model, transform, tokenizer = load_clip("model")
+model, transform, tokenizer = load_clip("model", task="classification")
 zeroshot_classification.evaluate(model, dataloader, tokenizer, classes, templates, device="cpu")
 
 Its command line, with all its options, runs with these models as the type `fewpairs`:
 
 python -m pipeline.apps.export.clip_benchmark eval --model_type fewpairs --model any --pretrained model --dataset ...
+
+There each of its scorers gets the vectors of its own task.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,8 +27,11 @@ from torch import Tensor, nn
 from pipeline.apps.dual_encoder import DualEncoder, SideEncoder, load_model
 from pipeline.encoders.libraries import import_library
 from pipeline.errors import MissingExtraError, UserError, exit_with_sentence
+from pipeline.projectors.base import Task
 
 TYPE = "fewpairs"
+CLASSIFYING = ("zeroshot_classification", "linear_probe")
+"""CLIP_benchmark's scorers that classify."""
 PADDING = -1
 """Behind the shorter texts of a batch; no token has this number."""
 
@@ -34,11 +41,15 @@ class ClipModel(nn.Module):
 
     Encoders and projectors always compute as they did when the run was trained: a surrounding autocast is switched off,
     so that the numbers are the run's own.
+
+    Args:
+        model: The dual encoder.
+        task: What its vectors are for, as in `DualEncoder.encode_image`; may be set anew between two scorers.
     """
 
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: DualEncoder, task: Task = "retrieval") -> None:
         super().__init__()
-        self.dual = model
+        self.dual, self.task = model, task
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Return unit vectors [N, d] of a batch of transformed pictures, on the batch's device."""
@@ -52,7 +63,8 @@ class ClipModel(nn.Module):
         encoders = self.dual.side(side)
         prepared = unpack(batch.cpu(), len(encoders.encoders), side)
         with torch.autocast(batch.device.type, enabled=False), torch.autocast("cpu", enabled=False):
-            return self.dual.run.encode(side, encoders.encoded(prepared), self.dual.seed).to(batch.device)
+            features = encoders.encoded(prepared)
+            return self.dual.run.encode(side, features, self.dual.seed, task=self.task).to(batch.device)
 
 
 class Transform:
@@ -79,15 +91,23 @@ class Tokenizer:
         return pack([[encoder.prepare(text) for encoder in self.side.encoders] for text in each], "text")
 
 
-def load_clip(path: str | Path, device: str = "cpu", seed: int | None = None) -> tuple[ClipModel, Transform, Tokenizer]:
+def load_clip(
+    path: str | Path, device: str = "cpu", seed: int | None = None, *, task: Task = "retrieval"
+) -> tuple[ClipModel, Transform, Tokenizer]:
     """Load a run or an export for CLIP_benchmark.
+
+    Args:
+        path: Its folder.
+        device: A torch device.
+        seed: Which of its seeds; the first where not given.
+        task: `classification` for `zeroshot_classification` and `linear_probe`, `retrieval` for `zeroshot_retrieval`.
 
     Raises:
         KeyMismatchError: An encoder that loads is not the one that the run was trained on.
         UserError: The folder holds neither a run nor an export, or an encoder is not there.
     """
     model = load_model(path, device=str(device), seed=seed)
-    return ClipModel(model).eval(), Transform(model.side("image")), Tokenizer(model.side("text"))
+    return ClipModel(model, task).eval(), Transform(model.side("image")), Tokenizer(model.side("text"))
 
 
 def register() -> None:
@@ -108,6 +128,21 @@ def register() -> None:
     models.TYPE2FUNC[TYPE] = loaded
     if TYPE not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(TYPE)
+        for name in CLASSIFYING:
+            scorer: Any = import_library(f"clip_benchmark.metrics.{name}")
+            scorer.evaluate = _classifying(scorer.evaluate)
+
+
+def _classifying(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a scorer that takes the vectors for classification of our models, and others as they are."""
+
+    @wraps(evaluate)
+    def evaluated(model: Any, *rest: Any, **options: Any) -> Any:
+        if not isinstance(model, ClipModel):
+            return evaluate(model, *rest, **options)
+        return evaluate(ClipModel(model.dual, "classification").eval(), *rest, **options)
+
+    return evaluated
 
 
 def pack(rows: Sequence[Sequence[Tensor]], side: str) -> Tensor:

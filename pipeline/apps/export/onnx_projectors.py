@@ -1,5 +1,7 @@
 """An export with the projectors as ONNX too: `image.onnx` and `text.onnx`, raw features [N, D] in, unit vectors out.
 
+Each has two outputs, the vectors for retrieval and those for classification (`Projector.for_task`).
+
 The encoders stay what they are; whoever serves them elsewhere needs only these files after them. Every file is run by
 onnxruntime before it is handed over, and its answers are compared with the projector's own.
 """
@@ -17,10 +19,11 @@ from torch import Tensor, nn
 
 from pipeline.apps.export.run import write_folder
 from pipeline.errors import MissingExtraError, PipelineError
-from pipeline.projectors.base import Projector
+from pipeline.projectors.base import Projector, Task
 from pipeline.projectors.run_record import SIDES, AlignedRun
 
-INPUT, OUTPUT = "features", "embeddings"
+INPUT = "features"
+OUTPUTS: dict[str, Task] = {"embeddings": "retrieval", "class_embeddings": "classification"}
 TOLERANCE = 1e-5
 _PROBES = 17
 
@@ -32,9 +35,9 @@ class _Float(nn.Module):
         super().__init__()
         self.projector = projector
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         embeddings: Tensor = self.projector(features).float()
-        return embeddings
+        return tuple(self.projector.for_task(embeddings, task).clone() for task in OUTPUTS.values())
 
 
 def write_onnx(run: AlignedRun, seed: int, files: Mapping[str, bytes], folder: Path) -> str:
@@ -59,7 +62,9 @@ The projectors alone, without Python's torch:
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{run.root.name}/text.onnx")
-embeddings = session.run(None, {{"{INPUT}": features}})[0]  # float32 [N, {run.projector("text", seed).d_in}] in
+features_in = {{"{INPUT}": features}}  # float32 [N, {run.projector("text", seed).d_in}]
+(embeddings,) = session.run(["embeddings"], features_in)  # for retrieval
+(class_embeddings,) = session.run(["class_embeddings"], features_in)  # to compare images with class prompts
 ```
 
 `features` are those of the layers below, concatenated in this order, as the encoder gives them."""
@@ -87,7 +92,7 @@ def _convert(projector: Projector, path: Path) -> None:
                 _Float(projector).eval(),
                 (example,),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(OUTPUTS),
                 dynamic_shapes={INPUT: {0: torch.export.Dim("rows")}},
                 dynamo=True,
                 verbose=False,
@@ -105,10 +110,12 @@ def _convert(projector: Projector, path: Path) -> None:
 def _compare(projector: Projector, path: Path, session: Callable[[Path], Any]) -> None:
     features = torch.randn(_PROBES, projector.d_in, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = projector(features).float()
-    (found,) = session(path).run(None, {INPUT: features.numpy()})
-    gap = float((torch.from_numpy(found) - expected).abs().max())
-    if not gap <= TOLERANCE:
-        raise PipelineError(
-            expected=f"the projector's embeddings within {TOLERANCE:g}", found=f"a gap of {gap:.1e}", where=path.name
-        )
+        expected = _Float(projector)(features)
+    for values, found in zip(expected, session(path).run(list(OUTPUTS), {INPUT: features.numpy()}), strict=True):
+        gap = float((torch.from_numpy(found) - values).abs().max())
+        if not gap <= TOLERANCE:
+            raise PipelineError(
+                expected=f"the projector's embeddings within {TOLERANCE:g}",
+                found=f"a gap of {gap:.1e}",
+                where=path.name,
+            )

@@ -165,6 +165,8 @@ print(image @ text.T)  # cosines
 print(model.classify("photo.jpg", ["dog", "cat"]))  # probabilities [1, 2]
 ```
 
+These vectors are for retrieval; `task="classification"` gives those that pictures and class prompts are compared by.
+
 `pip install fewpairs` brings `pipeline`; {MODEL} holds the record."""
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.apps.config import ServeConfig
-from pipeline.apps.dual_encoder import DualEncoder, class_prompts, load_recorded
+from pipeline.apps.dual_encoder import DualEncoder, load_recorded
 from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.apps.searcher import CaptionHit, ImageHit, Searcher
 from pipeline.apps.serve.schemas import (
@@ -41,7 +41,6 @@ from pipeline.encoders.load import trust_modules
 from pipeline.errors import PipelineError, RejectedInputError, UserError
 from pipeline.extract.decode import decode_image
 from pipeline.files import read_json
-from pipeline.metrics.classification import classifier
 from pipeline.projectors.run_record import StoreRecord
 from pipeline.storage.contract import Place
 from pipeline.storage.local import is_url, open_storage
@@ -90,7 +89,9 @@ class ServedRun:
         """Answer (picture, class names, template) each with the probability of every class."""
         self.require("text")
         start = time.perf_counter()
-        vectors = self._vectors(self.searcher(seed), [picture for picture, _, _ in items])
+        searcher = self.searcher(seed)
+        pictures = self._vectors(searcher, [picture for picture, _, _ in items])
+        vectors = searcher.model.for_classification(pictures)
         scores = [
             vector @ self.classifier(seed, names, template).T
             for vector, (_, names, template) in zip(vectors, items, strict=True)
@@ -165,7 +166,7 @@ class ServedRun:
         return FoundImage(**self.image(self.rows[hit.image_id]).model_dump(), score=hit.score)
 
     def _classes(self, seed: int, names: Sequence[str], template: str, scores: Tensor, spent: Spent) -> ClassAnswer:
-        temperature, source = self.model.run.temperature(seed)
+        temperature, source = self.model.run.temperature(seed, "classification")
         probabilities = torch.softmax(scores.double() / temperature, dim=0).tolist()
         told = [
             ClassProbability(name=name, probability=probability, score=score)
@@ -194,8 +195,7 @@ class ServedRun:
         return Searcher(self.model.at_seed(seed), self.opened)
 
     def _classifier(self, seed: int, names: tuple[str, ...], template: str) -> Tensor:
-        prompts, owner = class_prompts(names, [template])
-        return classifier(self.model.at_seed(seed).encode_text(prompts), torch.tensor(owner), len(names))
+        return self.model.at_seed(seed).class_vectors(names, [template])
 
     def _thumbnail(self, row: int, size: str) -> bytes:
         """Return the picture in a row of the store as JPEG; its path comes from the store, never from a request.

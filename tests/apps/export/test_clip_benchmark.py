@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from pipeline.apps.export.clip_benchmark import PADDING, load_clip, pack, regist
 from pipeline.apps.export.run import export
 from pipeline.encoders.libraries import import_library
 from pipeline.errors import MissingExtraError, UserError
+from pipeline.projectors.csls import EXTRA
 from tests.apps.export.building import COLOURS, WORDS, make_run
 from tests.commands.encoders import PIXELS
 from tests.commands.encoders import WORDS as COUNTED
 from tests.commands.project import COLOURS as PAINTS
 from tests.commands.project import DATA, IMAGE, RUN, SHAPES, SIZES, TEXT, draw, write_table
 from tests.commands.running import done
+from tests.corrected import corrected_copy
 
 
 def rows() -> list[tuple[str, str, str, str]]:
@@ -163,6 +166,33 @@ def test_its_command_line_knows_the_type(tmp_path: Path) -> None:
     assert models.MODEL_TYPES.count("fewpairs") == 1
     model, _, tokenizer = models.load_clip("fewpairs", "any", str(run), "", "cpu")
     assert model.encode_text(tokenizer(["red"])).shape == (1, 3)
+
+
+def test_each_scorer_gets_the_vectors_of_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for CLIP_benchmark's modules, which need not be installed."""
+    models, classification, probe = (SimpleNamespace() for _ in range(3))
+    models.TYPE2FUNC, models.MODEL_TYPES = {}, []
+    for scorer in (classification, probe):
+        scorer.evaluate = lambda model, rows: model.encode_image(rows)
+    stand_ins = {"models": models, "metrics.zeroshot_classification": classification, "metrics.linear_probe": probe}
+    monkeypatch.setattr("pipeline.apps.export.clip_benchmark.find_spec", lambda name: True)
+    known = {f"clip_benchmark.{name}": module for name, module in stand_ins.items()}
+    monkeypatch.setattr("pipeline.apps.export.clip_benchmark.import_library", known.__getitem__)
+    register()
+    register()
+    run = make_run(tmp_path / "run")
+    plain = DualEncoder.open(run)
+    model, transform, _ = models.TYPE2FUNC["fewpairs"](pretrained=str(corrected_copy(run, tmp_path / "corrected")))
+    picture = Image.new("RGB", (4, 4), (3, 9, 200))
+    batch = transform(picture)[None]
+    assert model.encode_image(batch).shape == (1, plain.run.dim + EXTRA)
+    for scorer in (classification, probe):
+        torch.testing.assert_close(scorer.evaluate(model, batch), plain.encode_image([picture]))
+    assert model.encode_image(batch).shape == (1, plain.run.dim + EXTRA), "the scorer has not changed the model"
+    other = SimpleNamespace(encode_image=lambda rows: rows)
+    assert probe.evaluate(other, batch) is batch
+    asked, _, _ = load_clip(tmp_path / "corrected", task="classification")
+    torch.testing.assert_close(asked.encode_image(batch), plain.encode_image([picture]))
 
 
 def test_without_it_there_is_an_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,11 @@ from pipeline.apps.dual_encoder import DualEncoder, load_model
 from pipeline.apps.export.run import export
 from pipeline.apps.opening import MODEL
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
+from pipeline.projectors.csls import EXTRA
 from pipeline.projectors.run_record import AlignedRun
 from tests.apps import tiny
 from tests.apps.export.building import COLOURS, SEED, WORDS, make_run
+from tests.corrected import SCALE, corrected_copy
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXTS = ["red green green", "blue", "red"]
@@ -111,6 +113,30 @@ def test_probabilities_are_softmax_over_the_temperature(run: Path, tmp_path: Pat
     np.testing.assert_allclose(found[0].numpy(), expected / expected.sum(), rtol=1e-4)
     several = model.classify(pictures(), ["red", "blue"], {"red": ["red"], "blue": ["blue", "blue blue"]})
     assert several.shape == (2, 2)
+
+
+def test_hubs_are_corrected_in_retrieval_and_not_in_classification(run: Path, tmp_path: Path) -> None:
+    """The corrected run and its export classify as the run that was wrapped, and search as the wrapped projectors."""
+    plain, corrected = DualEncoder.open(run), corrected_copy(run, tmp_path / "corrected")
+    export(corrected, tmp_path / "model")
+    for model in (DualEncoder.open(corrected), load_model(tmp_path / "model")):
+        images, texts = model.encode_image(pictures()), model.encode_text(TEXTS)
+        assert images.shape == (2, plain.run.dim + EXTRA)
+        assert not torch.allclose(images @ texts.T * SCALE, plain.encode_image(pictures()) @ plain.encode_text(TEXTS).T)
+        for found, expected in (
+            (model.encode_image(pictures(), task="classification"), plain.encode_image(pictures())),
+            (model.encode_text(TEXTS, task="classification"), plain.encode_text(TEXTS)),
+            (model.for_classification(images), plain.encode_image(pictures())),
+        ):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        names = ["red", "blue"]
+        cosines = model.encode_image(pictures(), task="classification") @ model.class_vectors(names).T
+        expected = torch.softmax(cosines / (SCALE * model.temperature), dim=1)
+        torch.testing.assert_close(model.classify(pictures(), names), expected)
+        assert model.encode_image([], task="classification").shape == (0, plain.run.dim)
+        assert model.encode_text([]).shape == (0, plain.run.dim + EXTRA)
+        with pytest.raises(UnknownNameError, match="task"):
+            model.encode_text(["red"], task="search")  # type: ignore[arg-type]
 
 
 def test_classify_refuses_what_it_cannot_mean(run: Path) -> None:
