@@ -291,10 +291,9 @@ class AlignedRun:
         return run
 
     def temperature(self, seed: int, task: Task = "retrieval") -> tuple[float, str]:
-        """Return what a seed's cosines are divided by and where that comes from.
+        """Return what a task's cosines are divided by, and where that comes from, by a seed's entry or the run's.
 
-        That is learned, fixed, validation, own or default. It is looked up in the seed's entry of run.json, then in the
-        run's, and brought to the scale of the task's cosines.
+        That is learned, fixed, validation, own or default.
         """
         scale = 1.0 if task == "retrieval" else self.projector("image", seed).cosine_scale(task)
         entries = [each for each in self.record["seeds"] if isinstance(each, dict) and each.get("seed") == seed]
@@ -317,25 +316,15 @@ class AlignedRun:
         return self._loaded[side, chosen]
 
     def encode(
-        self,
-        side: str,
-        features: Tensor,
-        seed: int | None = None,
-        *,
-        task: Task = "retrieval",
-        rows: int = 8192,
-        device: str = "cpu",
+        self, side: str, features: Tensor, seed: int | None = None, *, task: Task = "retrieval", device: str = "cpu"
     ) -> Tensor:
-        """Embed raw features [N, D] in blocks of rows: unit-length float32 [N, d], on the CPU.
-
-        Both sides of a comparison want the same task; the d of classification may be smaller (`Projector.for_task`).
+        """Embed raw features [N, D]: unit-length float32 [N, d], on the CPU; both sides want the same task.
 
         Raises:
-            UserError: The width is not the projector's, or a value is not finite.
-            UnknownNameError: No such task.
+            UserError: The width is not the projector's, a value is not finite, or there is no such task.
         """
         projector = self.projector(side, seed).to(device).eval()
-        return embed_blocks(projector, features, task=task, rows=rows, where=f"{self.root}, {side} side")
+        return embed_blocks(projector, features, task=task, where=f"{self.root}, {side} side")
 
     def refs(self, side: str) -> list[LayerRef]:
         """Return the layers that the run concatenates, in its order.

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import KeyMismatchError, UserError
 from pipeline.projectors.base import LinearProjector
+from pipeline.projectors.base import embed_blocks
 from pipeline.projectors.run_record import AlignedRun, save_projector
 
 KEY: dict[str, Any] = {
@@ -72,7 +73,10 @@ def test_projectors_by_side_and_seed(run: AlignedRun) -> None:
 
 def test_encoding_in_blocks_equals_one_call(run: AlignedRun) -> None:
     x = torch.randn(10, 6)
-    torch.testing.assert_close(run.encode("image", x, 42, rows=3), run.projector("image", 42)(x).detach())
+    torch.testing.assert_close(
+        embed_blocks(run.projector("image", 42), x, rows=3), run.projector("image", 42)(x).detach()
+    )
+    torch.testing.assert_close(run.encode("image", x, 42), run.projector("image", 42)(x).detach())
     assert not run.encode("image", x).requires_grad
     assert run.encode("image", x[:0]).shape == (0, 3)
 
@@ -81,7 +85,9 @@ def test_encoding_refuses_what_is_no_feature(run: AlignedRun) -> None:
     x = torch.randn(10, 6)
     x[7, 2] = torch.inf
     with pytest.raises(UserError, match="in or after row 6"):
-        run.encode("image", x, rows=3)
+        embed_blocks(run.projector("image"), x, rows=3)
+    with pytest.raises(UserError, match=r"expected finite features, .*, image side"):
+        run.encode("image", x)
     with pytest.raises(UserError, match=r"shape \[N, 6\]"):
         run.encode("image", torch.randn(10, 4))
 
