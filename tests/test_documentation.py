@@ -54,6 +54,9 @@ REMOTE = "tests/test_dvc.py::test_one_encoder_comes_back_from_a_remote"
 ELSEWHERE: dict[Key, str] = {
     ("README.md", "image_encoder: efficientnet-lite2"): SWAP,
     ("README.md", "from pipeline import"): "tests/test_readme.py::test_the_snippet_of_the_readme_runs",
+    ("data/README.md", "8 rows without a picture"): (
+        "tests/extract/datasets/test_forms.py::test_rows_without_a_picture_are_counted_before_the_work"
+    ),
     ("docs/dvc.md", "-S align.method=structure"): EXPERIMENT,
     ("docs/dvc.md", "dvc exp show --csv"): "tests/test_dvc.py::test_experiments_stand_side_by_side",
     ("docs/dvc.md", "-S align.layers=last"): "tests/test_dvc.py::test_another_setting_for_the_experiment_alone",
@@ -110,7 +113,7 @@ NOT_RUN: dict[Key, str] = {
     ("docs/install.md", "'.[cpu,default]'"): INSTALLS,
     ("CONTRIBUTING.md", "pre-commit install"): INSTALLS,
     ("data/README.md", "pipeline data import SOURCE"): (
-        "SOURCE stands for each kind of the table below it; tests/extract/datasets/test_importers.py imports them"
+        "SOURCE stands for each kind of the tables below it; tests/extract/datasets/test_forms.py imports them"
     ),
 }
 """Block → why no test runs it."""

@@ -6,6 +6,7 @@ Each picture has a colour of its own, so that a test knows it again whatever the
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.extract.datasets.tables import READERS
 from tests.commands.running import done, refused
+from tests.documented import ROOT
 
 COLOURS = {"dog": (200, 20, 20), "cat": (20, 200, 20), "owl": (20, 20, 200)}
 CAPTIONS = {"dog": ["a dog runs", "a red dog"], "cat": ["a cat, asleep"], "owl": ["an owl", 'an "owl" looks']}
@@ -605,6 +608,29 @@ def test_rows_without_a_picture_are_counted_before_the_work(tmp_path: Path) -> N
     told = done("data", "import", tmp_path / "photos.csv", "--out", tmp_path / "o", "--quiet", "--json").json()
     assert told["alone"] == 2
     assert 'captions from column "text"' in told["read"]
+
+
+DOCUMENTED = re.findall(
+    r"^\| `([^`]+)` \| (.+) \| (\d) pictures, (\d) captions \|$",
+    (ROOT / "data" / "README.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+def test_the_page_shows_every_kind_of_table() -> None:
+    assert {Path(name).suffix for name, *_ in DOCUMENTED} == set(READERS) - {".ndjson", ".parquet", ".token"}
+    assert len(DOCUMENTED) == 13
+
+
+@pytest.mark.parametrize(("name", "shown", "images", "captions"), DOCUMENTED, ids=[name for name, *_ in DOCUMENTED])
+def test_every_example_of_the_page_is_read(name: str, shown: str, images: str, captions: str, tmp_path: Path) -> None:
+    for each in COLOURS:
+        put(tmp_path, each, f"photos/{each}.jpg")
+    text = "\n".join(line.strip("`") for line in shown.replace("\\|", "|").replace("⇥", "\t").split("<br>"))
+    (tmp_path / name).write_text(text + "\n", encoding="utf-8")
+    assert len(text.splitlines()) == 4
+    told = done("data", "import", tmp_path / name, "--dry-run", "--json", "--quiet").json()
+    assert (told["images"], told["captions"], told["left_out"]) == (int(images), int(captions), 0)
 
 
 # ---- annotation files that are not right -----------------------------------------------------------------------------
