@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from pipeline.encoders import timm_family
 from pipeline.encoders.base import Encoder, LoadOptions, Spec
 from pipeline.encoders.image_model import Colour
 from pipeline.encoders.libraries import import_library
@@ -130,6 +129,8 @@ def load(spec: Spec, options: LoadOptions) -> Encoder:
         from pipeline.encoders.st_family import from_folder
 
         return from_folder(spec, options, file.parent, family="package", name=spec.name)
+    from pipeline.encoders import timm_family
+
     timm = import_library("timm")
     model = timm.create_model(package.architecture, pretrained=False, num_classes=0)
     load_by_order(model, torch.load(file, map_location="cpu", weights_only=True), where=package.file)

@@ -2,7 +2,8 @@
 
 `output` is what `SentenceTransformer.encode` gives: all modules run, a Normalize at the end included. `hidden_0` …
 `hidden_L` are the hidden states of the transformer inside, pooled by the mask-weighted mean. The prompt, or else the
-model's default one, is put before every text; the maximum length is the model's own.
+model's default one, is put before every text; the maximum length is the model's own. A plain BERT is run without the
+library (`plain_bert.py`), to the same bits.
 """
 
 import threading
@@ -18,8 +19,9 @@ from torch import Tensor
 from pipeline.encoders.base import LoadOptions, Spec
 from pipeline.encoders.hf_family import TEXT_POOLS
 from pipeline.encoders.libraries import config_digest, fetch, import_library, opening, weight_files, weights_sha256
+from pipeline.encoders.plain_bert import Opened, PlainEncoder, open_plain
 from pipeline.encoders.text_model import TextInfo, TextModel, TextTokenizer, length_limit
-from pipeline.encoders.torch_encoder import Batch
+from pipeline.encoders.torch_encoder import Batch, Tap
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
 
@@ -74,7 +76,12 @@ class SentenceEncoder(TextModel):
         return self._reduce(out["token_embeddings"], batch.tokens), found
 
 
-def load(spec: Spec, options: LoadOptions) -> SentenceEncoder:
+def library_modules(encoder: SentenceEncoder | PlainEncoder) -> list[Any]:
+    """Return the library's own modules of an encoder, in order."""
+    return list(encoder.model if isinstance(encoder, SentenceEncoder) else _library_model(encoder.folder, "cpu"))
+
+
+def load(spec: Spec, options: LoadOptions) -> SentenceEncoder | PlainEncoder:
     """Load a model of sentence-transformers.
 
     Raises:
@@ -84,33 +91,31 @@ def load(spec: Spec, options: LoadOptions) -> SentenceEncoder:
         return from_folder(spec, options, fetch(spec, "modules.json"), family="st", name=spec.key_name)
 
 
-def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, name: str) -> SentenceEncoder:
+def from_folder(
+    spec: Spec, options: LoadOptions, folder: Path, *, family: str, name: str
+) -> SentenceEncoder | PlainEncoder:
     """Load a folder of sentence-transformers (also used for weights from packages)."""
-    library = import_library("sentence_transformers")
-    model = library.SentenceTransformer(str(folder), device=options.device, local_files_only=True).float()
-    transformer = model[0]
-    if not hasattr(transformer, "auto_model"):
-        raise UserError(expected="a transformer as first module", found=type(transformer).__name__, where=spec.text)
-    if not options.prompt and model.default_prompt_name:
-        options = replace(options, prompt=model.prompts[model.default_prompt_name])
-    model.max_seq_length = length_limit(options.max_length, model.max_seq_length)
-    lower = bool(getattr(transformer, "do_lower_case", False))
-    tokenizer = TextTokenizer(model.tokenizer, max_length=model.max_seq_length, prompt=options.prompt, lower=lower)
-    config = transformer.auto_model.config
-    later: list[Any] = [
-        [type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in list(model)[1:]
-    ]
+    opened = plain = open_plain(folder)
+    if opened is None:
+        opened = _open_with_library(spec, options, folder)
+    if not options.prompt and opened.prompt:
+        options = replace(options, prompt=opened.prompt)
+    limit = length_limit(options.max_length, opened.limit)
+    tokenizer = TextTokenizer(opened.tokenizer, max_length=limit, prompt=options.prompt, lower=opened.lower)
+    config, bert = opened.config, plain.model[0].model if plain else None
     inner = folder / "0_Transformer" if (folder / "0_Transformer").is_dir() else folder
     weights = [*weight_files(inner), *folder.glob("[1-9]*_*/*.safetensors"), *folder.glob("[1-9]*_*/pytorch_model.bin")]
+    states = tuple(f"hidden_{number}" for number in range(config.num_hidden_layers + 1))
+    places = [Tap(module=module) for module in (bert.embeddings, *bert.encoder.layer)] if bert else []
     info = TextInfo(
-        taps={},
-        states=tuple(f"hidden_{number}" for number in range(config.num_hidden_layers + 1)),
+        taps=dict(zip(states, places, strict=True)) if plain else {},
+        states=() if plain else states,
         identity={
             "family": family,
             "name": name,
             "weights": weights_sha256(weights),
-            "config": spaced_json_digest([config_digest(config), later]),
-            "architecture": type(transformer.auto_model).__name__,
+            "config": spaced_json_digest([config_digest(config), opened.later]),
+            "architecture": opened.architecture,
             "version": VERSION,
         },
         preprocessing=tokenizer.to_json(),
@@ -118,7 +123,32 @@ def from_folder(spec: Spec, options: LoadOptions, folder: Path, *, family: str, 
         pools=TEXT_POOLS,
         inner_pool="mean",
     )
-    return SentenceEncoder(spec.text, model, info, options)
+    if plain:
+        return PlainEncoder(spec.text, opened.model, info, options, folder)
+    opened.model.max_seq_length = limit
+    return SentenceEncoder(spec.text, opened.model, info, options)
+
+
+def _open_with_library(spec: Spec, options: LoadOptions, folder: Path) -> Opened:
+    model = _library_model(folder, options.device)
+    transformer = model[0]
+    if not hasattr(transformer, "auto_model"):
+        raise UserError(expected="a transformer as first module", found=type(transformer).__name__, where=spec.text)
+    return Opened(
+        model=model,
+        architecture=type(transformer.auto_model).__name__,
+        tokenizer=model.tokenizer,
+        config=transformer.auto_model.config,
+        later=[[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in list(model)[1:]],
+        limit=model.max_seq_length,
+        lower=bool(getattr(transformer, "do_lower_case", False)),
+        prompt=model.prompts[model.default_prompt_name] if model.default_prompt_name else "",
+    )
+
+
+def _library_model(folder: Path, device: str) -> Any:
+    library = import_library("sentence_transformers")
+    return library.SentenceTransformer(str(folder), device=device, local_files_only=True).float()
 
 
 def _theirs(model: Any, text: str, prompt: str) -> Tensor:

@@ -230,7 +230,10 @@ class AffineProjector(Projector):
 
     def __init__(self, d_in: int, d: int, **inputs: Unpack[Inputs]) -> None:
         super().__init__(d_in, d, **inputs)
-        self.matrix = nn.Parameter(torch.randn(d_in, d) / d_in**0.5)
+        matrix = torch.empty(d_in, d)
+        if not matrix.is_meta:  # there, numbers that nobody gets would load torch's compiler
+            matrix = matrix.normal_() / d_in**0.5
+        self.matrix = nn.Parameter(matrix)
         self.register_buffer("mean", torch.zeros(d_in))
         self.register_buffer("weights", torch.ones(d))
 

@@ -19,7 +19,8 @@ from pipeline.apps.dual_encoder import SideEncoder, load_recorded
 from pipeline.encoders.base import OUTPUT, Encoder, parse_spec
 from pipeline.encoders.hf_family import HfTextEncoder, is_text_tower
 from pipeline.encoders.libraries import fetch, import_library
-from pipeline.encoders.st_family import SentenceEncoder
+from pipeline.encoders.plain_bert import PlainEncoder
+from pipeline.encoders.st_family import SentenceEncoder, library_modules
 from pipeline.errors import UserError
 from pipeline.projectors.base import AffineProjector, IdentityProjector, LinearProjector, Projector
 from pipeline.projectors.run_record import AlignedRun, StoreRecord
@@ -108,8 +109,8 @@ def _body(encoder: Encoder, layer: str) -> tuple[list[Any], dict[str, Any]]:
     Raises:
         UserError: The encoder is of a family that sentence-transformers does not load.
     """
-    if isinstance(encoder, SentenceEncoder):
-        modules = list(encoder.model)
+    if isinstance(encoder, SentenceEncoder | PlainEncoder):
+        modules = library_modules(encoder)
         transformer = modules[0]
     elif isinstance(encoder, HfTextEncoder) and not is_text_tower(encoder.model.config):
         modules = []
