@@ -21,22 +21,22 @@ from pipeline import __version__
 from pipeline.errors import exit_with_sentence
 
 COMMANDS = {
+    "doctor": "doctor.doctor",
     "data": "data.app",
     "extract": "extract.extract",
-    "store": "store.app",
     "layers": "align.layers",
     "align": "align.align",
-    "sweep": "sweep.sweep",
-    "study": "sweep.study",
     "evaluate": "evaluate.evaluate",
     "compare": "evaluate.compare",
     "search": "apps.search",
     "serve": "apps.serve",
-    "index": "apps.index",
     "export": "apps.export",
-    "doctor": "doctor.doctor",
+    "index": "apps.index",
+    "store": "store.app",
+    "sweep": "sweep.sweep",
+    "study": "sweep.study",
 }
-"""Command → where it is, in the order of the help; its module is loaded when it is asked for."""
+"""Command → where it is, in the order of the work, as the help has it; its module is loaded when it is asked for."""
 ANY_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 HIDDEN: dict[str, Any] = {"study": {"hidden": True, "context_settings": ANY_WORDS}}
 """Command → how it is mounted, where it differs from the others: this one only tells where the study is now."""
@@ -87,7 +87,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="pipeline",
     cls=Commands,
-    help="Align frozen image and text encoders from a few thousand pairs: extract once, align, evaluate, search.",
+    help="Align frozen image and text encoders from a few thousand pairs, in this order.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     **PLAIN,

@@ -6,7 +6,8 @@ Each stage keeps its own config class beside itself; this module only knows how 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str])
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     before = len(problems)
-    problems += [f"{path}{name} is unknown (known: {', '.join(fields)})" for name in values if name not in fields]
+    problems += [_unknown(path, name, fields) for name in values if name not in fields]
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         if name in values:
@@ -64,6 +65,13 @@ def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str])
             raise
         problems.append(f"{path.rstrip('.')}: {error.sentence()}")
         return None
+
+
+def _unknown(path: str, name: str, fields: Iterable[str]) -> str:
+    """Return what is wrong with a name that no field has, the nearest that one has first."""
+    close = get_close_matches(str(name), list(fields), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{path}{name} is unknown ({hint}known: {', '.join(fields)})"
 
 
 def _parsed(cls: type, name: str, value: Any, problems: list[str]) -> Any:

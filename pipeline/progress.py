@@ -130,6 +130,8 @@ def _draw(bars: dict[str, Any], update: Update) -> None:
     from tqdm import tqdm
 
     name = f"{update.what} {update.total}"
+    if name not in bars and not (update.done or update.total):
+        return  # nothing to show yet: a bar of nothing says "0 rows [00:00, ? rows/s]"
     if name not in bars:
         bars[name] = tqdm(
             total=update.total or None, initial=update.done, desc=update.what, unit=" rows", dynamic_ncols=True

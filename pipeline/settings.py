@@ -39,6 +39,8 @@ class Setting:
     changes_bytes: bool | None
     """Whether another value gives other results, so that what is cached for this one does not count; None where
     nothing is cached."""
+    formerly: str
+    """The option's older name, which still works and says so; empty where it has none."""
     flag: str | None
     """The option's name; empty: made of the field's name; None: the command has no option for it."""
     argument: bool
@@ -61,6 +63,7 @@ def setting(
     check: Check | tuple[Check, ...] = (),
     changes_bytes: bool | None = None,
     flag: str | None = "",
+    formerly: str = "",
     argument: bool = False,
     parse: Callable[[Any], Any] | None = None,
 ) -> T:
@@ -69,6 +72,7 @@ def setting(
         help=help,
         checks=check if isinstance(check, tuple) else (check,),
         changes_bytes=changes_bytes,
+        formerly=formerly,
         flag=flag,
         argument=argument,
         parse=parse,

@@ -22,7 +22,7 @@ Key = tuple[str, str]
 HERE: list[Key] = [
     ("README.md", "pipeline data import photos.csv"),
     ("README.md", "pipeline extract --layers all"),
-    ("docs/export.md", "pipeline export data/2_projectors/combined --to model\n"),
+    ("docs/export.md", "pipeline export data/2_projectors/combined --out model\n"),
     ("docs/export.md", "model.classify"),
     ("docs/export.md", "--format onnx"),
     ("docs/indexes.md", "pipeline index"),
@@ -64,7 +64,7 @@ ELSEWHERE: dict[Key, str] = {
     ("docs/dvc.md", "dvc pull extract@"): REMOTE,
     ("docs/dvc.md", "dvc repro --allow-missing"): REMOTE,
     ("docs/encoders.md", "class MeanColour"): "tests/test_readme.py::test_the_encoder_of_the_docs_works",
-    ("docs/export.md", "--to text-model"): "tests/apps/export/test_sentence_transformer.py::test_linear_maps",
+    ("docs/export.md", "--out text-model"): "tests/apps/export/test_sentence_transformer.py::test_linear_maps",
     ("docs/export.md", 'SentenceTransformer("text-model")'): (
         "tests/apps/export/test_sentence_transformer.py::test_linear_maps"
     ),

@@ -52,6 +52,12 @@ def test_the_bar_is_drawn_on_standard_error(capsys: pytest.CaptureFixture[str]) 
     assert "2.5 rows/s here" in shown.err
 
 
+def test_a_bar_of_nothing_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as progress:
+        progress(Update(what="texts"))
+    assert capsys.readouterr().err == ""
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(quiet=True) as progress:
         assert progress is silent

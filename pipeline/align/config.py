@@ -101,6 +101,9 @@ class AlignConfig:
         changes_bytes=False,
         help="Log each seed's history as well: dvclive, tensorboard or wandb (offline).",
     )
+    replace: bool = setting(
+        default=False, changes_bytes=False, flag="--replace", help="Make this run in place of another one at --out."
+    )
 
     def problems(self) -> Iterator[UserError]:
         """Yield what is wrong between settings, and in the recipe."""
@@ -129,7 +132,8 @@ class AlignConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain data, the whole recipe included."""
-        values = {**vars(self), "recipe": dataclasses.asdict(self.recipe())}
+        values = {name: value for name, value in vars(self).items() if name != "replace"}
+        values["recipe"] = dataclasses.asdict(self.recipe())
         return dict(json.loads(json.dumps(values, default=str)))
 
 
@@ -140,7 +144,8 @@ def align_config(
 
     Args:
         params: The whole of params.yaml; its section `align` holds fields of `AlignConfig`, and `dataset`.
-        method: The method.
+        method: The method; its run is made in place of an older one with other settings, so the folder is always what
+            params.yaml says.
         root: The checkout; all folders are below its `data/`.
         where: The file that they came from, for errors.
 
@@ -155,4 +160,4 @@ def align_config(
         "text": [features / name(params, "text_encoder", where=where)],
         "out": root / "data" / "2_projectors" / method,
     }
-    return build(AlignConfig, {**paths, **values, "method": method}, where=f"{where}: align")
+    return build(AlignConfig, {**paths, "replace": True, **values, "method": method}, where=f"{where}: align")

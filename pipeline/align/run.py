@@ -22,11 +22,13 @@ from pipeline.align.loggers import LoggedSeed, log_seeds, need_logger
 from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
 from pipeline.align.recipe import Recipe, with_rate
 from pipeline.align.train import find_learning_rate, train
+from pipeline.errors import UserError
 from pipeline.files import read_json, spaced_json_digest, write_atomically
 from pipeline.layers import LayerRef
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun, save_projector
 from pipeline.runtime import installed_version, resolve_device
+from pipeline.settings import declared
 from pipeline.storage.contract import Storage
 from pipeline.storage.local import open_storage
 from pipeline.store.views import Side
@@ -50,7 +52,7 @@ def align(config: AlignConfig, progress: Progress = silent) -> Path:
 
     Raises:
         UserError: Stores that cannot be used, too few pairs, features that are not finite or constant, settings, a
-            logger that is not installed.
+            logger that is not installed; the folder holds another run and `replace` is not set, or no run but files.
         PipelineError: The loss is no longer finite, or the logger failed.
     """
     if config.log_to:
@@ -59,6 +61,8 @@ def align(config: AlignConfig, progress: Progress = silent) -> Path:
     out = open_storage(config.out)
     out.pull(RUN_FILES)
     sides = Side.open("image", config.image), Side.open("text", config.text)
+    if not config.replace:
+        refuse_another(config, sides, out)
     splits = split_pairs(*sides, config, progress)
     chosen = _choose_layers(sides, splits, config, out.here, progress)
     names = [
@@ -76,6 +80,46 @@ def align(config: AlignConfig, progress: Progress = silent) -> Path:
         logged = [logged_seed(config, out, result.record["seed"]) for result in results]
         say(progress, f"Logged: {log_seeds(config.log_to, out.here, logged)}.")
     return out.here
+
+
+def refuse_another(config: AlignConfig, sides: tuple[Side, Side], out: Storage) -> None:
+    """Refuse a folder with a run of other settings or stores, or with files that are no run's.
+
+    More or fewer seeds, and the same stores extracted anew, make no other run: the same command goes on there.
+
+    Raises:
+        UserError: Says what differs.
+    """
+    try:
+        record = AlignedRun.open(out).record
+    except UserError:  # none, or one that nothing can be made of
+        names = sorted(path.name for path in out.here.iterdir()) if out.here.is_dir() else []
+        known = ("run.json", LAYER_FILE, "seed-", ".")
+        foreign = [name for name in names if not name.startswith(known)]
+        if foreign and not any(name.startswith("seed-") for name in names):
+            found, remedy = f"a folder that holds {foreign[0]} and no run", "name another --out"
+            raise UserError(expected="a new folder, or a run's", found=found, where=str(out), remedy=remedy) from None
+        return
+    before, now = record.get("config", {}), config.to_json()
+    named = [name for name, about in declared(AlignConfig).items() if about.changes_bytes and name != "seeds"]
+    differs = [
+        f"{name} = {before[name]} (asked for: {now[name]})"
+        for name in named
+        if name in before and before[name] != now[name]
+    ]
+    for side in sides:
+        old, stores = record["stores"][side.modality], side.stores
+        keys = [store.key.digest() for store in stores]
+        same = [entry["key_digest"] for entry in old] == keys
+        places = [entry["path"] for entry in old] == [str(store.root) for store in stores]
+        differs += [] if same or places else [f"other {side.modality} stores"]
+    if differs:
+        raise UserError(
+            expected="a new folder, or this very run",
+            found=f"a run with {', '.join(differs[:3])}",
+            where=str(out),
+            remedy="name another --out, or make this run in its place with --replace",
+        )
 
 
 def _choose_layers(

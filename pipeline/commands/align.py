@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.progress import silent
 from pipeline.settings import declared
 from pipeline.storage.local import open_storage
-from pipeline.words import on_stderr
+from pipeline.words import count, listing, on_stderr
 
 if TYPE_CHECKING:
     from pipeline.align.layer_scores import LayerCheck, LayerScores
@@ -30,9 +30,9 @@ def align(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose the layer pair on training pairs and train small projectors; finished seeds are not trained again.
+    """Choose layers and make projectors from training pairs.
 
-    Without --image, --text and --out: every method that params.yaml names.
+    Finished seeds are not done again. Without --image, --text and --out: every method that params.yaml names.
 
     Example: pipeline align --method structure
 
@@ -41,8 +41,13 @@ def align(
     from pipeline.align.run import align as run
     from pipeline.projectors.run_record import AlignedRun
 
-    done = []
-    for config in _configs(given, method or [], params):
+    done, configs = [], _configs(given, method or [], params)
+    if "out" not in given and not quiet:
+        first = configs[0]
+        stores = listing([str(place) for place in (*first.image, *first.text)])
+        methods = listing([config.method for config in configs])
+        on_stderr(f"As {params} says: align {stores} by {methods} into {open_storage(first.out).here.parent}")
+    for config in configs:
         run(config, silent if quiet else on_stderr)
         done.append(config.out)
         if not json:
@@ -83,9 +88,10 @@ def layers(
     check_pairs: Annotated[int, typer.Option(help="How many pairs --check trains on.")] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Rank all pairs of layers by how alike they are on training pairs, against shuffled pairs.
+    """Rank pairs of layers by how alike they are.
 
-    With --check a linear projector is trained on some pairs, on training rows, and validated on validation rows.
+    They are compared on training pairs, and against shuffled pairs. With --check a linear projector is trained on some
+    pairs, on training rows, and validated on validation rows.
 
     Example: pipeline layers data/1_features/openmoji/efficientnet-lite0 data/1_features/openmoji/all-minilm-l6-v2
     """
@@ -113,7 +119,7 @@ def layers(
         ),
         ("image layer", "text layer", scores.metric, "calibrated", "p"),
     )
-    typer.echo(f"\n{scores.rows} images{f', k = {scores.k}' if scores.k else ''}. {scores.advice}")
+    typer.echo(f"\n{count(scores.rows, 'image')}{f', k = {scores.k}' if scores.k else ''}. {scores.advice}")
     if checked:
         typer.echo(checked.sentence)
 

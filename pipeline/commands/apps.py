@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.apps.config import RUN, SEED, IndexConfig, SearchConfig, ServeConfig
-from pipeline.commands.options import Json, takes_settings, takes_urls
+from pipeline.commands.options import Json, renamed, takes_settings, takes_urls
 from pipeline.commands.output import at_least_one, emit_json, emit_table, writable_file, writable_folder
 from pipeline.config import build
 from pipeline.errors import MissingExtraError, UserError
 from pipeline.runtime import Share, share_of
 from pipeline.storage.local import open_storage
-from pipeline.words import on_stderr, size
+from pipeline.words import count, on_stderr, size
 
 if TYPE_CHECKING:
     from pipeline.apps.searcher import SearchResult
@@ -37,10 +37,10 @@ def index(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Build a search index over a run's images, for `pipeline search --index`.
+    """Build a search index over a run's images.
 
-    Below a million images exact search needs none: auto then stores an exact one. Far above, several workers make its
-    parts and a last call without a worker's number merges them.
+    `pipeline search --index` takes it. Below a million images exact search needs none: auto then stores an exact one.
+    Far above, several workers make its parts and a last call without a worker's number merges them.
 
     Example: pipeline index data/2_projectors/combined --out data/index
 
@@ -64,7 +64,7 @@ def index(
     if json:
         emit_json(asdict(done))
         return
-    typer.echo(f"{len(done.made)} of {done.parts} parts made here, {len(done.missing)} missing: {done.folder}")
+    typer.echo(f"{len(done.made)} of {count(done.parts, 'part')} made here, {len(done.missing)} missing: {done.folder}")
     if not done.missing:
         typer.echo("The same command without a worker's number merges them.")
 
@@ -81,7 +81,7 @@ def _say(made: dict[str, Any], out: Path, *, json: bool) -> None:
         return
     total = sum((out / name).stat().st_size for name in made["files"])
     effort = "".join(f", {name} {value}" for name, value in made["effort"].items())
-    typer.echo(f"{made['kind']} of {made['rows']} images, {size(total)}{effort}: {out}")
+    typer.echo(f"{made['kind']} of {count(made['rows'], 'image')}, {size(total)}{effort}: {out}")
     typer.echo(f"recall@{found['k']} {found['recall']:.4f} on {found['queries']} {found['of']} (against exact search)")
 
 
@@ -90,7 +90,8 @@ def search(
     *,
     given: dict[str, Any],
     query: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to look for, in place of a sentence.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="A picture to look for, in place of a sentence.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", hidden=True)] = None,
     top: Annotated[int, typer.Option(help="How many to show.")] = 10,
     captions: Annotated[bool, typer.Option("--captions", help="List captions in place of images.")] = False,
     show: Annotated[Path | None, typer.Option(help="Write the found images as one PNG to this file.")] = None,
@@ -98,15 +99,16 @@ def search(
         bool, typer.Option("--json", help="Print JSON: a list of images (or captions), best first.")
     ] = False,
 ) -> None:
-    """Find the images that fit a sentence (or a picture) best.
+    """Find the images that fit a sentence or a picture best.
 
     Example: pipeline search data/2_projectors/combined "a red heart"
 
-    Example: pipeline search data/2_projectors/combined --image photo.jpg --top 5 --captions
+    Example: pipeline search data/2_projectors/combined --picture photo.jpg --top 5 --captions
     """
-    if (query is None) == (image is None):
+    picture = renamed("--image", "--picture", image, picture)
+    if (query is None) == (picture is None):
         raise UserError(
-            expected='a sentence or --image FILE, such as pipeline search RUN "a red heart"',
+            expected='a sentence or --picture FILE, such as pipeline search RUN "a red heart"',
             found="neither" if query is None else "both",
             where="pipeline search",
         )
@@ -119,7 +121,7 @@ def search(
     searcher = open_searcher(build(SearchConfig, given, where="pipeline search"))
     if captions:
         searcher.require_captions()
-    found = searcher.by_image(image, top) if image else searcher.by_text(query or "", top, captions=captions)
+    found = searcher.by_image(picture, top) if picture else searcher.by_text(query or "", top, captions=captions)
     if show:
         contact_sheet(found, show)
     if json:
@@ -135,28 +137,29 @@ def search(
 def _show_images(found: "SearchResult") -> None:
     emit_table(
         (
-            {
-                "score": f"{hit.score:.3f}",
-                "image": hit.image_id,
-                "file": open_storage(found.data) / hit.file,
-                "captions": "; ".join(hit.captions),
-            }
+            {"score": f"{hit.score:.3f}", "image": hit.image_id, "file": hit.file, "captions": "; ".join(hit.captions)}
             for hit in found.images
         ),
         ("score", "image", "file", "captions"),
+        cut="captions",
     )
+    if found.data:
+        typer.echo(f"Files are relative to {found.data}")
 
 
 def _show_captions(found: "SearchResult") -> None:
     emit_table(
-        ({"score": f"{hit.score:.3f}", "caption": hit.caption, "image": hit.image_id} for hit in found.captions),
-        ("score", "caption", "image"),
+        ({"score": f"{hit.score:.3f}", "image": hit.image_id, "caption": hit.caption} for hit in found.captions),
+        ("score", "image", "caption"),
+        cut="caption",
     )
 
 
 @takes_settings(ServeConfig, params=False)
 def serve(*, given: dict[str, Any]) -> None:
-    """Search runs in the browser and over a JSON API, until Ctrl-C.
+    """Search runs in the browser and over a JSON API.
+
+    It serves until Ctrl-C.
 
     Example: pipeline serve data/2_projectors/fewpairs
 
@@ -176,7 +179,8 @@ def serve(*, given: dict[str, Any]) -> None:
 @takes_urls("run")
 def export(
     run: Annotated[Path, typer.Argument(help=RUN)],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write: new, empty, or an older export.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write: new, empty, or an older export.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", hidden=True)] = None,
     form: Annotated[str, typer.Option("--format", help="folder, onnx or sentence-transformers.")] = "folder",
     seed: Annotated[int | None, typer.Option(help=SEED)] = None,
     report: Annotated[
@@ -184,20 +188,25 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Export both encoders (by name) and the projectors as one model that loads with three lines of Python.
+    """Export a run as one model folder.
 
-    Example: pipeline export data/2_projectors/combined --to model
+    It names both encoders, holds the projectors, and loads with three lines of Python.
 
-    Example: pipeline export data/2_projectors/combined --to text-model --format sentence-transformers
+    Example: pipeline export data/2_projectors/combined --out model
+
+    Example: pipeline export data/2_projectors/combined --out text-model --format sentence-transformers
     """
-    writable_folder(to, "--to")
+    folder = renamed("--to", "--out", to, out)
+    if folder is None:
+        raise UserError(expected="--out FOLDER", found="none", where="pipeline export")
+    writable_folder(folder, "--out")
     from pipeline.apps.export.run import export as write
 
-    done = write(run, to, form=form, seed=seed, report=report)
+    done = write(run, folder, form=form, seed=seed, report=report)
     if json:
         emit_json(asdict(done))
         return
-    emit_table(({"file": name, "size": size(count)} for name, count in done.files.items()), ("file", "size"))
+    emit_table(({"file": name, "size": size(number)} for name, number in done.files.items()), ("file", "size"))
     typer.echo(
         f"\n{done.format} of seed {done.seed}, {done.dim} dimensions: {done.folder}; README.md says how to use it"
     )

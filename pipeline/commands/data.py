@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import Json, Quiet, takes_settings, takes_urls
+from pipeline.commands.options import Json, Quiet, renamed, takes_settings, takes_urls
 from pipeline.commands.output import emit_json, say
 from pipeline.errors import UserError
 from pipeline.extract.datasets.records import ImportOptions
@@ -19,7 +19,7 @@ from pipeline.words import count, on_stderr
 if TYPE_CHECKING:
     from pipeline.extract.datasets.writing import MadeDataset, Survey
 
-app = typer.Typer(no_args_is_help=True, help="Bring a data set into data/0_raw/<name>: the embedded one, or your own.")
+app = typer.Typer(no_args_is_help=True, help="Bring a data set in: the embedded one, or your own.")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to make, such as data/0_raw/mine.")]
 
@@ -29,7 +29,8 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to make, such as data/0
 def openmoji(
     out: Out,
     size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 260,
-    split: Annotated[str | None, typer.Option(help="Shares of train/val/test. [default: 0.7/0.1/0.2]")] = None,
+    shares: Annotated[str | None, typer.Option(help="Shares of train/val/test. [default: 0.7/0.1/0.2]")] = None,
+    split: Annotated[str | None, typer.Option("--split", hidden=True)] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Make the data set again in place of the one that is there.")
     ] = False,
@@ -44,7 +45,8 @@ def openmoji(
     from pipeline.extract.datasets.records import SplitRule
     from pipeline.progress import progress_bar
 
-    rule = SplitRule.parse(split) if split else RULE
+    stated = renamed("--split", "--shares", split, shares)
+    rule = SplitRule.parse(stated) if stated else RULE
     with progress_bar(quiet=quiet) as progress:
         made = make_openmoji(out, size=size, rule=rule, replace=replace, progress=progress)
     _tell(made, json)

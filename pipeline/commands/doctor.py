@@ -3,6 +3,7 @@
 import importlib
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ BESIDE = ("faiss-cpu", "faiss-gpu", "fastapi", "uvicorn", "pillow-heif", "ray")
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show what is installed, which device would be used, and what the default pipeline still lacks.
+    """Show what is installed and what is missing.
 
     Example: pipeline doctor
     """
@@ -71,7 +72,7 @@ def examine() -> dict[str, Any]:
         problems.append("faiss-cpu and faiss-gpu are both installed and own the same module: uninstall one of them")
     return {
         "packages": [
-            {"package": name, "version": version or "–", "note": "" if version else OPTIONAL.get(name, "needed")}
+            {"package": name, "version": version or "–", "note": "" if version else _note(name, versions)}
             for name, version in versions.items()
         ],
         "python": sys.version.split()[0],
@@ -81,6 +82,12 @@ def examine() -> dict[str, Any]:
         "free_disk": size(free_disk(Path.cwd())),
         "problems": problems,
     }
+
+
+def _note(name: str, versions: Mapping[str, str | None]) -> str:
+    """Return how to install a missing package; of the two faiss never the second, which would own the same module."""
+    other = {"faiss-cpu": "faiss-gpu", "faiss-gpu": "faiss-cpu"}.get(name, "")
+    return f"never beside {other}" if versions.get(other) else OPTIONAL.get(name, "needed")
 
 
 def _device() -> str:

@@ -10,14 +10,15 @@ from pipeline.commands.output import emit_json, emit_table, say, writable_folder
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.storage.local import open_storage
-from pipeline.words import on_stderr
+from pipeline.words import listing, on_stderr
 
 
 @takes_settings(EvaluateConfig)
 def evaluate(given: dict[str, Any], *, params: Params = PARAMS, json: Json = False, quiet: Quiet = False) -> None:
-    """Evaluate runs on a test split: retrieval both ways, zero-shot, intervals, calibration, one HTML report.
+    """Evaluate runs on a test split and write one report.
 
-    Without a run: every method that params.yaml names, into data/3_report.
+    Retrieval both ways, zero-shot classification, intervals, calibration. Without a run: every method that params.yaml
+    names, into data/3_report.
 
     Example: pipeline evaluate
 
@@ -26,6 +27,9 @@ def evaluate(given: dict[str, Any], *, params: Params = PARAMS, json: Json = Fal
     from pipeline.evaluate.run import evaluate as run
 
     config = _config(given, params)
+    if "runs" not in given and not quiet:
+        names = listing([open_storage(run).name for run in config.runs])
+        on_stderr(f"As {params} says: evaluate {names} on split {config.split} into {config.out}")
     report = open_storage(config.out)
     writable_folder(report.here, "--out")
     data = given.get("data")
@@ -46,7 +50,10 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Folder of another report on the same queries.")],
     json: Json = False,
 ) -> None:
-    """Compare two evaluations query by query: paired bootstrap of every difference.
+    """Compare two reports query by query.
+
+    Every difference (second minus first) has an interval and a p-value by a paired bootstrap over images. The table
+    shows percent and points; --json has fractions, unrounded.
 
     Example: pipeline compare report-lite0 report-lite2
     """
@@ -56,7 +63,23 @@ def compare(
     if json:
         emit_json(rows)
     else:
-        emit_table(rows, list(rows[0]) if rows else [])
+        emit_table(map(_rounded, rows), list(_rounded(rows[0])))
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a comparison for people: percent, points, p to three places."""
+    points = {name: f"{100 * row[name]:+.1f}".replace("-", "−") for name in ("difference", "low", "high")}
+    return {
+        "run": row["run"],
+        "metric": row["metric"],
+        "a, %": f"{100 * row['a']:.1f}",
+        "b, %": f"{100 * row['b']:.1f}",
+        "b − a": points["difference"],
+        "interval": f"{points['low']} to {points['high']}",
+        "p": f"{row['p_value']:.3f}",
+        "queries": row["queries"],
+        "left out": row["left_out"],
+    }
 
 
 def _config(given: dict[str, Any], params: Path) -> EvaluateConfig:

@@ -10,7 +10,7 @@ from pipeline.commands.options import PARAMS, Address, Engine, Json, Params, Qui
 from pipeline.commands.output import emit_json, say
 from pipeline.errors import UserError
 from pipeline.extract.config import ExtractConfig
-from pipeline.words import on_stderr
+from pipeline.words import listing, on_stderr
 
 
 @takes_settings(ExtractConfig)
@@ -90,5 +90,8 @@ def _configs(given: dict[str, Any], params: Path, *, quiet: bool) -> list[Extrac
     stores = named_stores(settings, str(params))
     if not stores:
         raise UserError(expected="datasets, image_encoder and text_encoder in it", found="none", where=str(params))
+    if not quiet:
+        sets, encoders = (listing(list(dict.fromkeys(names))) for names in zip(*stores, strict=True))
+        on_stderr(f"As {params} says: extract {sets} with {encoders} into {Path('data/1_features')}")
     make_missing(settings, quiet=quiet)
     return [extract_config(settings, dataset, encoder, where=str(params), **given) for dataset, encoder in stores]

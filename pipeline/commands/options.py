@@ -20,7 +20,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.models import OptionInfo
@@ -29,6 +29,7 @@ from pipeline.errors import UserError
 from pipeline.settings import Setting, declared
 from pipeline.storage.contract import Place
 from pipeline.storage.local import is_url, open_storage
+from pipeline.words import on_stderr
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -49,6 +50,21 @@ Jobs = Annotated[
 ]
 
 PARAMS = Path("params.yaml")
+T = TypeVar("T")
+
+
+def renamed(old: str, new: str, before: T | None, now: T | None) -> T | None:
+    """Return the value of an option that was given by its older name, with a note, or by its name.
+
+    Raises:
+        UserError: It was given by both.
+    """
+    if before is None:
+        return now
+    if now is not None:
+        raise UserError(expected=f"{new}, which is what {old} is called now", found="both", where=old)
+    on_stderr(f"{old} is now called {new}: the older name works in this release and not in the next")
+    return before
 
 
 def takes_settings(cls: type, *, params: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -61,17 +77,23 @@ def takes_settings(cls: type, *, params: bool = True) -> Callable[[Callable[...,
     about = {name: each for name, each in declared(cls).items() if each.flag is not None}
     fields = [field for field in dataclasses.fields(cls) if field.name in about]
     options = {field.name: _option(field, about[field.name], params) for field in fields}
+    older = {name: _older(options[name], about[name]) for name in options if about[name].formerly}
     places = {field.name for field in fields if _element(field.type) == Place}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             typed = {name: values.pop(name) for name in options}
+            for name, each in older.items():
+                stated, default = typed[name], options[name].default
+                now = None if stated == default else stated
+                before, setting = values.pop(each.name), about[name]
+                typed[name] = renamed(setting.formerly, setting.option(name), before, now) or stated
             given = {name: value for name, value in typed.items() if value not in (options[name].default, [])}
             function(given={name: _parsed(about[name], value) for name, value in given.items()}, **values)
 
         parameters: list[inspect.Parameter] = []
         for own in inspect.signature(function).parameters.values():
-            parameters += options.values() if own.name == "given" else [own]
+            parameters += [*options.values(), *older.values()] if own.name == "given" else [own]
         return _reading_paths(command, function, parameters, places)
 
     return decorate
@@ -97,6 +119,13 @@ def _option(field: "dataclasses.Field[Any]", about: Setting, params: bool) -> in
     annotation = Annotated[typed if needed else typed | None, how]  # type: ignore[valid-type]
     default = inspect.Parameter.empty if needed else field.default if plain else None
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _older(option: inspect.Parameter, about: Setting) -> inspect.Parameter:
+    """Return a hidden option that takes the same by its older name."""
+    how = typer.Option(about.formerly, hidden=True)
+    hint = typing.get_args(option.annotation)[0]
+    return option.replace(name=f"{option.name}_formerly", default=None, annotation=Annotated[hint | None, how])
 
 
 def _typed(hint: Any) -> Any:

@@ -18,10 +18,20 @@ def emit_json(value: Any) -> None:
     say(json.dumps(value, indent=2, ensure_ascii=plain, default=str))
 
 
-def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Print rows as a table with aligned columns."""
+WIDTH = 100
+"""Columns of a terminal that a table with words in it is cut to."""
+
+
+def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], cut: str = "") -> None:
+    """Print rows as a table with aligned columns; the column `cut` is shortened until the table fits `WIDTH`."""
     cells = [[str(row.get(column, "")) for column in columns] for row in rows]
     widths = [max([len(column), *(len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
+    if cut:
+        place = list(columns).index(cut)
+        widths[place] = max(12, min(widths[place], WIDTH - sum(widths) + widths[place] - 2 * (len(columns) - 1)))
+        for row in cells:
+            if len(row[place]) > widths[place]:
+                row[place] = f"{row[place][: widths[place] - 1].rstrip()}…"
     for line in [list(columns), ["─" * width for width in widths], *cells]:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 

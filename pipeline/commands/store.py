@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import Json, takes_urls
+from pipeline.commands.options import Json, renamed, takes_urls
 from pipeline.commands.output import emit_json, emit_table, say
 from pipeline.words import count, duration, size
 
@@ -33,15 +33,16 @@ def ls(store: Store, json: Json = False) -> None:
     if json:
         emit_json(found)
         return
-    say(f"{store}: {found['rows']} rows, {found['shards']} shards, {size(found['bytes'])}, {found['format']}")
+    sizes = (count(found["rows"], "row"), count(found["shards"], "shard"), size(found["bytes"]), found["format"])
+    say(f"{store}: {', '.join(sizes)}")
     say(f"key {found['key_digest']}\ncontent {found['content_digest']}")
     say("splits " + ", ".join(f"{name or '(none)'} {rows}" for name, rows in found["splits"].items()))
     if found["rejected"]:
-        say(f"{found['rejected']} items left out, see {store / 'rejected.csv'}")
+        say(f"{count(found['rejected'], 'item')} left out, see {store / 'rejected.csv'}")
     typer.echo()
     emit_table(found["layers"], ("name", "width", "dtype", "nonfinite"))
     if found["classes"]:
-        say(f"\nclass prompts: {store / 'classes'}, {found['classes']['rows']} rows")
+        say(f"\nclass prompts: {store / 'classes'}, {count(found['classes']['rows'], 'row')}")
 
 
 @app.command()
@@ -178,7 +179,10 @@ def events(store: Store) -> None:
 def convert(
     store: Store,
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
-    to: Annotated[str, typer.Option("--to", help="npy, safetensors, parquet or clip-retrieval.")] = "npy",
+    layout: Annotated[
+        str | None, typer.Option("--format", help="npy, safetensors, parquet or clip-retrieval. [default: npy]")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", hidden=True)] = None,
     layers: Annotated[str, typer.Option(help="Layers: all, last, 0,5,-1, names.")] = "all",
     text: Annotated[
         Path | None, typer.Option(help="clip-retrieval: a text store whose captions go beside the images.")
@@ -186,15 +190,16 @@ def convert(
 ) -> None:
     """Write features in a layout that other programs read.
 
-    Example: pipeline store convert data/1_features/openmoji/efficientnet-lite0 --to npy --layers last --out export
+    Example: pipeline store convert data/1_features/openmoji/efficientnet-lite0 --format npy --layers last --out export
     """
     from pipeline.layers import select_layers
     from pipeline.store.interop import convert as write
     from pipeline.store.reader import FeatureStore
 
+    form = renamed("--to", "--format", to, layout) or "npy"
     names = [layer.name for layer in FeatureStore.open(store).layers]
-    chosen = select_layers("last" if to == "clip-retrieval" and layers == "all" else layers, names)
-    for path in write(store, out, to, layers=chosen, text=text):
+    chosen = select_layers("last" if form == "clip-retrieval" and layers == "all" else layers, names)
+    for path in write(store, out, form, layers=chosen, text=text):
         say(path)
 
 
@@ -226,7 +231,7 @@ def ingest(
     if json:
         emit_json(found)
     else:
-        say(f"{out}: {found['rows']} rows, layer {layer}, content {found['content_digest']}")
+        say(f"{out}: {count(found['rows'], 'row')}, layer {layer}, content {found['content_digest']}")
 
 
 def status_lines(store: Path, found: "Summary") -> Iterator[str]:

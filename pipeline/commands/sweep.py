@@ -10,6 +10,7 @@ from pipeline.commands.output import at_least_one, emit_json, emit_table, writab
 from pipeline.errors import UserError
 from pipeline.progress import progress_bar
 from pipeline.sweep.config import SweepConfig
+from pipeline.words import on_stderr
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what there is to do and stop.")]
 
@@ -26,10 +27,10 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align and measure every combination of the values given; what is finished is not done again.
+    """Align and measure every combination of settings.
 
-    Without --image and --text: the stores, methods and lists that params.yaml names. Writes results.csv, .json and
-    .parquet (a row a cell), and for every cell a JSON and the rank of every query.
+    What is finished is not done again. Without --image and --text: the stores, methods and lists that params.yaml
+    names. Writes results.csv, .json and .parquet (a row a cell), and for every cell a JSON and the rank of every query.
 
     Example: pipeline sweep --image STORE --text STORE --method cca --method info_nce --pairs 250 --pairs 1000
     --seed 1 --seed 42 --split test --out data/4_study/mine
@@ -48,6 +49,8 @@ def sweep(
         if dry_run:
             typer.echo(worklist(config).sentence(at_once))
             return
+        if "image" not in given and not quiet:
+            on_stderr(f"As {params} says: {worklist(config).sentence(at_once)}")
         results = run(config, jobs=at_once, progress=progress, side_by_side=chosen.side_by_side)
     if json:
         emit_json([flat_row(result) for result in results])

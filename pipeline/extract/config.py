@@ -20,9 +20,9 @@ _ON_A_CPU = {"image": 16, "text": 32}
 """Rows a pass: more are no faster on a CPU (see `runtime.keep_freed_memory`), and their activations take memory."""
 SHARD_BYTES = 128 * 2**20
 """What a shard's layers sum up to, about."""
-_LEAST_ROWS, _MOST_ROWS, _LEAST_SHARDS = 256, 65536, 8
-_FINE_ROWS = {"image": 256, "text": 4096}
-"""Rows that no shard is cut finer than for the sake of a kill: a quarter to a whole minute of a small model's work."""
+_LEAST_ROWS, _MOST_ROWS, _LEAST_SHARDS = {"image": 32, "text": 256}, 65536, 8
+_FINE_ROWS = {"image": 32, "text": 4096}
+"""Rows that no shard is cut finer than for the sake of a kill: two passes of photographs, seconds of texts."""
 
 
 @settings
@@ -167,13 +167,13 @@ class ExtractConfig:
 def default_shard_rows(items: int, widths: Sequence[int], storage: str, modality: str) -> int:
     """Return a power of two: about `SHARD_BYTES` a shard, yet at least eight shards where they hold enough items.
 
-    Small data sets are cut finer than the bytes ask for, because a shard is what a killed run loses at most. Enough are
-    256 images, and 4096 texts: those are sorted by length inside a shard, and 256 of them give batches with 6 % more
-    tokens, all of them padding; 4096 with less than 1 %.
+    Small data sets are cut finer than the bytes ask for, because a shard is what a killed run loses at most: of 200
+    photographs an interrupted run keeps all but the last 32. Texts are not cut below 4096: they are sorted by length
+    inside a shard, and 256 of them give batches with 6 % more tokens, all of them padding; 4096 with less than 1 %.
     """
-    by_bytes = SHARD_BYTES // max(1, sum(widths) * (4 if storage == "float32" else 2))
+    by_bytes = max(256, SHARD_BYTES // max(1, sum(widths) * (4 if storage == "float32" else 2)))
     wanted = min(by_bytes, max(_FINE_ROWS[modality], items // _LEAST_SHARDS), _MOST_ROWS)
-    return max(_LEAST_ROWS, 1 << (max(wanted, 1).bit_length() - 1))
+    return max(_LEAST_ROWS[modality], 1 << (max(wanted, 1).bit_length() - 1))
 
 
 def extract_config(

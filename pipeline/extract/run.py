@@ -33,7 +33,18 @@ from pipeline.store.cleaning import replace_store
 from pipeline.store.commit import PendingShard, pending_shards
 from pipeline.store.events import EventLog
 from pipeline.store.key import storage_dtype
-from pipeline.store.manifest import CLASSES, HEADER, REJECTED, Header, Manifest, own_files, read_header
+from pipeline.store.manifest import (
+    CLASSES,
+    HEADER,
+    MANIFEST,
+    REJECTED,
+    Header,
+    Manifest,
+    is_record,
+    own_files,
+    read_header,
+    read_record,
+)
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
@@ -64,9 +75,10 @@ class Cost:
     def sentence(self) -> str:
         """Return the cost for people."""
         widths = sum(width for _, width in self.layers)
+        layers, missing = count(len(self.layers), "layer"), count(self.missing_rows, "row")
         text = (
-            f"{self.rows:,} {self.what} × {len(self.layers)} layers ({widths:,} values a row) = {size(self.bytes)}; "
-            f"still to do: {self.missing_rows:,} rows, {size(self.missing_bytes)}; free disk: {size(self.free_bytes)}"
+            f"{self.rows:,} {self.what} × {layers} ({widths:,} values a row) = {size(self.bytes)}; "
+            f"still to do: {missing}, {size(self.missing_bytes)}; free disk: {size(self.free_bytes)}"
         )
         return text if self.seconds is None else f"{text}; expected time: {duration(self.seconds)}"
 
@@ -377,19 +389,33 @@ def _header(config: ExtractConfig, job: Job, encoder: Encoder, layers: Sequence[
 
 
 def _pending(config: ExtractConfig, root: Storage, header: Header, layers: tuple[str, ...]) -> list[PendingShard]:
-    """Return what is missing, before anything is written; with `replace`, a store that does not fit is removed."""
+    """Return what is missing, before anything is written.
+
+    A store that does not fit is removed with `replace`, and where a failed run left it without a row.
+    """
     if HEADER in root.list():
         try:
             existing = read_header(root)
             require_key(config, header.key, existing.key, str(root))
             return pending_shards(root, existing, layers)
         except UserError:  # another key, a damaged header, another version of the format
-            if not config.replace:
+            if not (config.replace or _holds_nothing(root)):
                 raise
             if not config.dry_run:
                 (root.here / RECEIPT).unlink(missing_ok=True)
                 replace_store(root)
     return [PendingShard(index, *header.span(index), layers) for index in range(header.shards)]
+
+
+def _holds_nothing(root: Storage) -> bool:
+    """Whether a store is what a failed run left: no row of any item is in it, nor in the store of class prompts."""
+    if own_files(root / CLASSES):
+        return False
+    names = own_files(root)
+    try:
+        return MANIFEST not in names and not any(read_record(root, name).rows for name in names if is_record(name))
+    except UserError:  # damaged: nobody can say
+        return False
 
 
 def _cost(job: Job, layers: Sequence[tuple[str, int]], pending: Sequence[PendingShard], storage: str) -> Cost:

@@ -221,7 +221,7 @@ def convert(place: Place, out: Path, to: str, *, layers: Sequence[str] = (), tex
         PipelineError: Writing failed.
     """
     if to not in EXPORTS:
-        raise UnknownNameError("export layout", to, EXPORTS, "--to")
+        raise UnknownNameError("export layout", to, EXPORTS, "--format")
     store = FeatureStore.open(place)
     for name in layers:
         store.layer(name)

@@ -58,7 +58,7 @@ def test_cka_finds_them_too(stores: Stores, tmp_path: Path) -> None:
         "layers": "pair",
     }
     for metric in ("mutual_knn", "cka"):
-        align(AlignConfig(out=tmp_path, layer_metric=metric, **stated))
+        align(AlignConfig(out=tmp_path, layer_metric=metric, replace=True, **stated))
         scores = json.loads((tmp_path / "layer_pairs.json").read_text())
         assert scores["metric"] == metric
     assert json.loads((tmp_path / "run.json").read_text())["config"]["layer_metric"] == "cka"
@@ -147,7 +147,7 @@ def test_scores_are_kept_for_the_next_run(stores: Stores, tmp_path: Path, monkey
 )
 def test_layers_that_do_not_exist(stores: Stores, tmp_path: Path, expression: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        align(AlignConfig(image=(stores.image,), text=(stores.text,), out=tmp_path, layers=expression))
+        align(AlignConfig(image=(stores.image,), text=(stores.text,), out=tmp_path, layers=expression, replace=True))
 
 
 def test_two_images_are_too_few(make_stores: MakeStores) -> None:

@@ -27,7 +27,7 @@ RECALL = "image_retrieval_recall@5"
 
 def config_of(stores: Stores, out: Path, **changes: Any) -> AlignConfig:
     values: dict[str, Any] = {"method": "info_nce", "settings": SHORT, "seeds": (1, 2), "layers": "last,last"} | changes
-    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, device="cpu", **values)
+    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, replace=True, device="cpu", **values)
 
 
 def history(run: AlignedRun, seed: int) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def open_sides(stores: Stores) -> tuple[Side, Side]:
 
 
 def config_for(stores: Stores, out: Path = Path(), **changes: Any) -> AlignConfig:
-    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, **changes)
+    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, replace=True, **changes)
 
 
 def image_ids(side: Side, pairs: PairSet) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ SHORT: dict[str, Any] = {"dim": 8, "training": {"max_steps": 60, "validations": 
 
 def config_for(stores: Stores, out: Path, **changes: Any) -> AlignConfig:
     values: dict[str, Any] = {"method": "info_nce", "settings": SHORT, "seeds": (1,), "device": "cpu"} | changes
-    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, **values)
+    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, replace=True, **values)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -275,3 +276,32 @@ def test_trained_runs_say_where_their_temperature_comes_from(
     opened = AlignedRun.open(align(config_for(stores, tmp_path / "run", settings=settings)))
     assert opened.record["seeds"][0]["temperature_source"] == source
     assert (opened.record["temperature"] == pytest.approx(0.05)) == (not learned)
+
+
+def test_another_run_is_not_overwritten(stores: Stores, tmp_path: Path) -> None:
+    """The same command goes on, with more seeds too; other settings or stores need --replace, and nothing is lost."""
+    out = tmp_path / "run"
+    first = replace(config_for(stores, out, method="cca", layers="last"), replace=False)
+    align(first)
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    shutil.copytree(stores.image, tmp_path / "copy")
+    for change, said in (
+        ({"method": "ridge"}, "a run with method = cca \\(asked for: ridge\\); name another --out, or make"),
+        ({"layers": "block1"}, "layers = last"),
+        ({"pairs": 50}, "pairs = None"),
+        ({"settings": {}}, "settings = {'dim': 8"),
+    ):
+        with pytest.raises(UserError, match=f"expected a new folder, or this very run, found .*{said}"):
+            align(replace(first, **change))
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+    align(replace(first, image=(tmp_path / "copy",), seeds=(1, 2)))  # the same features, elsewhere
+    align(replace(first, method="ridge", replace=True))
+    assert AlignedRun.open(out).method == "ridge"
+    assert "replace" not in AlignedRun.open(out).config
+
+
+def test_somebody_elses_folder_is_not_written_into(stores: Stores, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a new folder, or a run's, found a folder that holds cat.jpg and no run"):
+        align(replace(config_for(stores, tmp_path / "photos"), replace=False))

@@ -55,10 +55,15 @@ def test_align_makes_a_run(own: Path) -> None:
     assert again.out == "x/run\n"
     assert "Reused from an earlier run with the same settings and features: seed 3, 4." in again.err
     assert not done(*words, "--quiet").err
+    said = refused(*words, "--layers", "last,last")
+    assert "x/run: expected a new folder, or this very run, found a run with layers = small,last" in said
+    assert again.out == done(*words, "--replace", "--layers", "last,last").out
 
 
 def test_bare_align_follows_params(own: Path) -> None:
     assert done("align", "--quiet").out.split() == [RUN, "data/2_projectors/info_nce"]
+    first = done("align").err.splitlines()[0]
+    assert first == f"As params.yaml says: align {IMAGE} and {TEXT} by cca and info_nce into data/2_projectors"
     assert done("align", "--quiet", "--method", "cca").out.split() == [RUN]
 
 
@@ -82,7 +87,7 @@ def test_bare_align_follows_params(own: Path) -> None:
         (["--set", "dim=["], "--set: expected a value as YAML writes it, found 'dim=['"),
         (["--set", "dim=0"], "pipeline align: align settings: expected dim above 0, found 0"),
         (["--set", "training.epochs=x"], "training.epochs should be int, not 'x'"),
-        (["--set", "trainng.epochs=2"], "trainng is unknown (known: loss, temperature, "),
+        (["--set", "trainng.epochs=2"], "trainng is unknown (did you mean training? known: loss, temperature, "),
         (["--set", "training=2", "--set", "training.epochs=2"], "--set: expected training set once, whole or by its"),
         (["--device", "tpu"], "--device: expected a device such as cpu, cuda or cuda:1, found 'tpu'"),
         (["--image", "nowhere"], "nowhere: expected a feature store's folder, found no such folder"),

@@ -73,7 +73,7 @@ def test_an_encoder_is_a_module_and_a_line_of_its_table(own: Path, monkeypatch: 
     monkeypatch.setitem(ENCODERS, "bright", "tests.commands.test_contributing:load")
     done(*words)
     assert done("store", "ls", "x", "--json").json()["rows"] == IMAGES
-    done("store", "convert", "x", "--layers", "mean", "--to", "safetensors", "--out", "values")
+    done("store", "convert", "x", "--layers", "mean", "--format", "safetensors", "--out", "values")
 
 
 def test_a_format_is_a_class_and_a_line_of_its_table(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

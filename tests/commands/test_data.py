@@ -43,7 +43,7 @@ def test_broken_rows_are_listed_and_left_out(own: Path) -> None:
         (["shapes.csv", "--kind", "karpathy"], "shapes.csv: expected JSON that describes images and sentences"),
         (["shapes.csv", "--filepath", "photo"], "expected a column 'photo', found filepath, caption, label, split"),
         (["shapes.csv", "--caption", "text"], "expected a column 'text', found filepath, caption, label, split"),
-        (["shapes.csv", "--split", "a/b"], "--split: expected three shares such as 0.8/0.1/0.1, found 'a/b'"),
+        (["shapes.csv", "--shares", "a/b"], "--shares: expected three shares such as 0.8/0.1/0.1, found 'a/b'"),
         (["shapes.csv", "--split", "1/2/3"], "sum to 1, found 1/2/3"),
         (["shapes.csv", "--out", DATA], "found the data set 'shapes'; say --replace to make it again"),
         (["shapes.csv", "--out", "data", "--replace"], "found a folder that holds something else; choose another"),

@@ -64,6 +64,12 @@ def test_compare(project: Path, tmp_path: Path) -> None:
     assert rows
     assert len(done("compare", tmp_path / "a", tmp_path / "b").out.splitlines()) == len(rows) + 2
     assert all(isinstance(row, dict) for row in rows)
+    head, _, first, *_ = done("compare", tmp_path / "a", tmp_path / "b").out.splitlines()
+    assert head.split()[:4] == ["run", "metric", "a,", "%"]
+    for name in ("a", "b"):
+        assert f" {100 * rows[0][name]:.1f} " in first
+    assert f" {rows[0]['p_value']:.3f} " in first
+    assert max(map(len, (head, first))) <= 100
 
 
 @pytest.mark.parametrize(

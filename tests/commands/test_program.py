@@ -12,6 +12,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.cli import app
+from pipeline.commands import doctor
 from tests.commands.project import IMAGE, REPORT, RUN
 from tests.commands.running import done, pipeline
 
@@ -45,6 +46,22 @@ def test_every_command_helps_with_an_example(words: tuple[str, ...]) -> None:
     text = " ".join(done(*words, "--help").out.split())
     assert text.startswith(f"Usage: pipeline {' '.join(words)}")
     assert re.search(rf"Example: pipeline {' '.join(words)}\b", text)
+
+
+def test_the_list_of_commands_is_whole_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the work, each with a whole sentence."""
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = done("--help").out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed][:7] == [
+        "doctor", "data", "extract", "layers", "align", "evaluate", "compare"
+    ]  # fmt: skip
+    assert all(line.endswith(".") and "..." not in line and len(line) <= 80 for line in listed)
+
+
+def test_a_missing_faiss_is_not_advised_beside_the_other() -> None:
+    assert doctor._note("faiss-gpu", {"faiss-cpu": "1.12", "faiss-gpu": None}) == "never beside faiss-cpu"
+    assert doctor._note("faiss-gpu", {"faiss-cpu": None, "faiss-gpu": None}) == "pip install 'fewpairs[gpu]'"
+    assert doctor._note("torch", {}) == "needed"
 
 
 def test_version_and_nothing() -> None:

@@ -18,19 +18,29 @@ def test_a_sentence_finds_its_picture(project: Path) -> None:
     assert found[0]["captions"] == ["a large red circle", "red circle"]
     assert [hit["score"] for hit in found] == sorted((hit["score"] for hit in found), reverse=True)
     shown = done("search", RUN, "a large red circle", "--top", 4).out.splitlines()
-    assert len(shown) == 6
-    assert "data/0_raw/shapes/images/large_red_circle.png" in shown[2]
+    assert len(shown) == 7
+    assert found[0]["file"] in shown[2].split()
+    assert shown[6] == "Files are relative to data/0_raw/shapes"
 
 
 def test_a_picture_finds_pictures_and_captions(project: Path) -> None:
-    shown = done("search", RUN, "--image", "large_blue_bar.png", "--top", 2).out
+    shown = done("search", RUN, "--picture", "large_blue_bar.png", "--top", 2).out
     images, captions = shown.split("\n\n")
     assert "large_blue_bar.png" in images.splitlines()[2]
     assert "blue bar" in captions
 
 
+def test_the_older_name_of_a_picture_works_and_says_so(project: Path) -> None:
+    words = ("search", RUN, "--image", "large_blue_bar.png", "--top", 2, "--json")
+    older = done(*words)
+    assert older.err == "--image is now called --picture: the older name works in this release and not in the next\n"
+    assert older.out == done(*(word if word != "--image" else "--picture" for word in words)).out
+    said = refused(*words, "--picture", "large_blue_bar.png")
+    assert "--image: expected --picture, which is what --image is called now, found both" in said
+
+
 def test_captions_in_place_of_images(project: Path) -> None:
-    by_picture = done("search", RUN, "--image", "large_blue_bar.png", "--top", 1, "--captions", "--json").json()
+    by_picture = done("search", RUN, "--picture", "large_blue_bar.png", "--top", 1, "--captions", "--json").json()
     assert set(by_picture[0]) == {"caption_id", "score", "caption", "image_id"}
     assert by_picture[0]["caption"] == "a large blue bar"
     by_text = done("search", RUN, "a large red circle", "--top", 1, "--captions").out.splitlines()
@@ -97,7 +107,7 @@ def test_a_store_that_moved_is_asked_for(own: Path) -> None:
     assert done("search", RUN, "red", "--store", "moved", "--top", 1).out
 
 
-@pytest.mark.parametrize("command", [["search", RUN, "a red bar"], ["search", RUN, "--image", "large_blue_bar.png"]])
+@pytest.mark.parametrize("command", [["search", RUN, "a red bar"], ["search", RUN, "--picture", "large_blue_bar.png"]])
 def test_a_run_that_names_code_runs_none(own: Path, command: list[str]) -> None:
     path, module = own / RUN / "run.json", f"sent_by_a_stranger_{len(command)}"
     record = json.loads(path.read_text())

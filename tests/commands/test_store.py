@@ -73,19 +73,19 @@ def test_du_status_and_gc(own: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["npy", "safetensors", "parquet"])
 def test_convert(project: Path, tmp_path: Path, layout: str) -> None:
-    result = done("store", "convert", IMAGE, "--to", layout, "--layers", "last", "--out", tmp_path / "out")
+    result = done("store", "convert", IMAGE, "--format", layout, "--layers", "last", "--out", tmp_path / "out")
     files = [Path(line) for line in result.out.splitlines()]
     assert all(path.is_file() for path in files)
     if layout == "npy":
         assert np.load(tmp_path / "out/output.npy").shape == (IMAGES, 195)
         assert len(json.loads((tmp_path / "out/ids.json").read_text())) == IMAGES
     assert "expected a new file, found" in refused(
-        "store", "convert", IMAGE, "--to", layout, "--layers", "last", "--out", tmp_path / "out"
+        "store", "convert", IMAGE, "--format", layout, "--layers", "last", "--out", tmp_path / "out"
     )
 
 
 def test_convert_for_clip_retrieval(project: Path, tmp_path: Path) -> None:
-    words = ("--to", "clip-retrieval", "--text", TEXT, "--out", tmp_path / "out")
+    words = ("--format", "clip-retrieval", "--text", TEXT, "--out", tmp_path / "out")
     assert "img_emb" in done("store", "convert", IMAGE, *words).out
 
 
@@ -139,9 +139,12 @@ def test_what_is_no_store(project: Path, command: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "csv"], "--to: expected a known export layout (npy, safetensors, parquet, clip-retrieval)"),
+        (["--format", "csv"], "--format: expected a known export layout (npy, safetensors, parquet, clip-retrieval)"),
         (["--layers", "middle"], "--layers: expected a known layer (all, last, mean, small, output), found 'middle'"),
-        (["--to", "clip-retrieval", "--text", IMAGE], "expected an image store and a text store, found image and im"),
+        (
+            ["--format", "clip-retrieval", "--text", IMAGE],
+            "expected an image store and a text store, found im",
+        ),
         (["--out", "params.yaml"], "params.yaml: expected a folder to write mean.npy into, found File exists"),
         (["--out", "params.yaml/x"], "expected a folder to write mean.npy into, found Not a directory"),
     ],

@@ -1,5 +1,6 @@
 """Killed anywhere, the next run computes only what is missing and ends with the same bytes; two runs share the work."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import KeyMismatchError, UserError
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.store.reader import FeatureStore
+from pipeline.store.writer import StoreWriter
 from tests.conftest import ROOT
 from tests.extract.building import IMAGE, write_raw
 
@@ -70,3 +73,38 @@ def test_two_runs_on_one_store_neither_lose_nor_double_a_shard(tmp_path: Path) -
     assert sum(int(out) for out, _ in answers) == 20
     alone = extract(ExtractConfig(dataset=raw, encoder=IMAGE, out=tmp_path / "alone"))
     assert FeatureStore.open(tmp_path / "out").content_digest == alone.content_digest
+
+
+def test_what_failed_without_a_row_blocks_no_other_try(tmp_path: Path) -> None:
+    """All pictures are broken; they are mended and asked for in another number format, into the same folder."""
+    raw, out = write_raw(tmp_path / "raw", images=8, captions=0), tmp_path / "out"
+    config = ExtractConfig(dataset=raw, encoder=IMAGE, out=out, shard_rows=4)
+    whole = {path: path.read_bytes() for path in (raw / "images").iterdir()}
+    for path in whole:
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"at most 5.0% broken images, found \d of 8"):
+        extract(config)
+    for path, data in whole.items():
+        path.write_bytes(data)
+    mended = dataclasses.replace(config, storage_dtype="fp16")
+    assert extract(mended).rows == 8
+    assert FeatureStore.open(out).key.storage_dtype == "float16"
+    with pytest.raises(KeyMismatchError, match="start over with --replace"):
+        extract(config)  # this one has rows
+
+
+def test_a_store_with_a_row_is_kept_from_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, out = write_raw(tmp_path / "raw", images=8, captions=0), tmp_path / "out"
+    config = ExtractConfig(dataset=raw, encoder=IMAGE, out=out, shard_rows=4)
+    finish = StoreWriter.finish
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoreWriter, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        extract(config)
+    monkeypatch.setattr(StoreWriter, "finish", finish)
+    with pytest.raises(KeyMismatchError, match="start over with --replace"):
+        extract(dataclasses.replace(config, storage_dtype="fp16"))
+    assert extract(config).computed_shards == 0

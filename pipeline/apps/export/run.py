@@ -29,7 +29,7 @@ FORMATS = {
 }
 """The forms by name; each is written by a function that is loaded when it is asked for."""
 CARD = "README.md"
-EXPORT = OutputFolder(MODEL, read_model, "an export", "pipeline export", "--to")
+EXPORT = OutputFolder(MODEL, read_model, "an export", "pipeline export", "--out")
 Write = Callable[[AlignedRun, int, Mapping[str, bytes], Path], str]
 """(run, seed, projector files, folder) → writes one form into the folder and returns how it is used, as Markdown."""
 _TRAINING = ("settings", "recipe", "layers", "layer_metric", "pairs", "train_split", "validation_split")

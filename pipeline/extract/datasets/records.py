@@ -159,8 +159,8 @@ class SplitRule:
             raise UserError(
                 expected="three shares (train, val, test) that are not negative and sum to 1",
                 found="/".join(f"{share:g}" for share in shares),
-                where="--split",
-                remedy="say for example --split 0.8/0.1/0.1",
+                where="--shares",
+                remedy="say for example --shares 0.8/0.1/0.1",
             )
 
     @classmethod
@@ -173,7 +173,7 @@ class SplitRule:
         try:
             train, val, test = (float(part) for part in text.replace(",", "/").split("/"))
         except ValueError as error:
-            raise UserError(expected="three shares such as 0.8/0.1/0.1", found=repr(text), where="--split") from error
+            raise UserError(expected="three shares such as 0.8/0.1/0.1", found=repr(text), where="--shares") from error
         return cls(train, val, test)
 
     def of(self, item_id: str) -> str:
@@ -226,7 +226,8 @@ class ImportOptions:
     encoding: str = setting(default="", help="How a table's letters are written, such as cp1250. [default: found out]")
     rule: SplitRule | None = setting(
         default=None,
-        flag="--split",
+        flag="--shares",
+        formerly="--split",
         parse=SplitRule.parse,
         help="Shares of train/val/test where the source has no splits. [default: 0.8/0.1/0.1]",
     )
