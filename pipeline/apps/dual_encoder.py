@@ -278,9 +278,8 @@ class DualEncoder:
         Raises:
             UserError: They are of different widths.
         """
-        a, b = (
-            functional.normalize(torch.atleast_2d(torch.as_tensor(each).float()), dim=1) for each in (first, second)
-        )
+        rows = [torch.as_tensor(each).float().reshape(-1, each.shape[-1]) for each in (first, second)]
+        a, b = (functional.normalize(each, dim=1) for each in rows)
         if a.shape[1] != b.shape[1]:
             raise UserError(expected=f"vectors of width {a.shape[1]}", found=f"width {b.shape[1]}", where="similarity")
         return a @ b.T
