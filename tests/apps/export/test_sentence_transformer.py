@@ -59,9 +59,27 @@ def run(tmp_path: Path) -> Run:
     return make
 
 
-def check(run: Path, to: Path) -> None:
+def stacked(place: Path, specs: list[str], layers: list[str], kind: str = "affine", **settings: Any) -> Path:
+    text = settings if kind == "csls" else {"d_in": 64, **settings}
+    names, dim = {"text": specs}, 11 if kind == "csls" else 7
+    return make_run(
+        place / "stacked",
+        specs=names,
+        layers={"text": layers},
+        projectors={"text": kind},
+        settings={"text": text},
+        dim=dim,
+    )
+
+
+def check(run: Path, to: Path, *, own: bool = False) -> None:
     export(run, to, form="sentence-transformers")
-    model = import_library("sentence_transformers").SentenceTransformer(str(to), device="cpu", local_files_only=True)
+    library = import_library("sentence_transformers")
+    if own:
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            library.SentenceTransformer(str(to), device="cpu", local_files_only=True)
+    assert ("trust_remote_code=True" in (to / "README.md").read_text()) == own
+    model = library.SentenceTransformer(str(to), device="cpu", local_files_only=True, trust_remote_code=own)
     found = torch.from_numpy(model.encode(TEXTS))
     expected = DualEncoder.open(run).encode_text(TEXTS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -91,6 +109,20 @@ def test_plain_transformers(run: Run, bert: Path, tmp_path: Path, layer: str, po
     check(run(f"hf:{bert}", layer, options={"pool": pool}), tmp_path / "model")
 
 
+@pytest.mark.parametrize("settings", [{}, {"normalise_input": "unit", "blocks": [32, 32]}, {"normalise_input": "none"}])
+def test_stacked_layers(sentences: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    run = stacked(tmp_path, [f"st:{sentences}"], ["hidden_1", "output"], **settings)
+    check(run, tmp_path / "model", own=True)
+
+
+def test_stacked_layers_of_a_plain_transformer_with_hubs_corrected(bert: Path, tmp_path: Path) -> None:
+    """The default's form: a linear map of several layers, behind it the correction by the nearest training pictures."""
+    base = {"projector": "affine", "settings": {"d_in": 64, "d": 7, "normalise_input": "unit", "blocks": [32, 32]}}
+    hubs = {"base": base, "bank": 20, "side": "text", "neighbours": 5, "weight": 0.5}
+    run = stacked(tmp_path, [f"hf:{bert}"], ["hidden_0", "hidden_3"], kind="csls", **hubs)
+    check(run, tmp_path / "model", own=True)
+
+
 def test_prompt_and_length_go_along(run: Run, sentences: Path, tmp_path: Path) -> None:
     check(run(f"st:{sentences}", options={"prompt": "a photo of ", "max_length": 6}), tmp_path / "model")
 
@@ -107,14 +139,16 @@ def test_such_a_folder_is_an_encoder_too(run: Run, sentences: Path, tmp_path: Pa
 
 def test_what_does_not_go_is_one_sentence(run: Run, sentences: Path, tmp_path: Path) -> None:
     spec = f"st:{sentences}"
-    stacked = make_run(
-        tmp_path / "stacked",
-        specs={"text": [spec]},
-        layers={"text": ["hidden_1", "output"]},
-        settings={"text": {"d_in": 64}},
-    )
     cases: list[tuple[Callable[[], Path], str]] = [
-        (lambda: stacked, "one layer of one text encoder, found the concatenation of hidden_1, output; export without"),
+        (
+            lambda: stacked(tmp_path, [spec, spec], ["0/output", "1/output"]),
+            "layers of one text encoder, found the con",
+        ),
+        (
+            lambda: stacked(tmp_path, [spec], ["output", MODULE], d_in=96),
+            "or one of its hidden states, found the layer",
+        ),
+        (lambda: stacked(tmp_path, [spec], ["hidden_1", "output"], kind="residual_mlp"), "found residual_mlp, which"),
         (lambda: run(spec, kind="residual_mlp"), "found residual_mlp, which no module of sentence-transformers"),
         (lambda: run(WORDS, d_in=3), "a text encoder that sentence-transformers loads.*found tests.apps.tiny"),
         (lambda: run(spec, MODULE, d_in=64), "or one of its hidden states, found the layer 0"),
