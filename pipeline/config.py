@@ -68,10 +68,10 @@ def _build(cls: type, values: Mapping[str, Any], path: str, problems: list[str])
 
 
 def _unknown(path: str, name: str, fields: Iterable[str]) -> str:
-    """Return what is wrong with a name that no field has, the nearest that one has first."""
+    """Return what is wrong with a name that no field has, and the nearest that one has."""
     close = get_close_matches(str(name), list(fields), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{path}{name} is unknown ({hint}known: {', '.join(fields)})"
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{path}{name} is unknown (known: {', '.join(fields)}){hint}"
 
 
 def _parsed(cls: type, name: str, value: Any, problems: list[str]) -> Any:

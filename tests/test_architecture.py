@@ -172,7 +172,7 @@ def test_dvc_dependencies_name_nothing_unrelated(stage: str) -> None:
 def test_all_of_align_but_the_experiments_method_is_tracked() -> None:
     """A change of `align.method` must not train the methods of the report anew; a change of the rest must."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    paths_and_method = {"image", "text", "out", "method"}
+    paths_and_method = {"image", "text", "out", "replace", "method"}
     fields = set(declared(AlignConfig)) - paths_and_method | {"dataset"}
     assert set(stages["align"]["params"]) == {f"align.{name}" for name in fields}
     assert stages["experiment"]["params"] == ["align"]

@@ -63,7 +63,9 @@ def compare(
     if json:
         emit_json(rows)
     else:
-        emit_table(map(_rounded, rows), list(_rounded(rows[0])))
+        shown = list(map(_rounded, rows))
+        columns = [name for name in shown[0] if name != "left out" or any(row["left_out"] for row in rows)]
+        emit_table(shown, columns)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -29,22 +29,11 @@ from pipeline.runtime import free_disk, keep_freed_memory
 from pipeline.storage.contract import Storage
 from pipeline.storage.leases import Leases, this_process
 from pipeline.storage.local import open_storage
-from pipeline.store.cleaning import replace_store
+from pipeline.store.cleaning import holds_no_row, replace_store
 from pipeline.store.commit import PendingShard, pending_shards
 from pipeline.store.events import EventLog
 from pipeline.store.key import storage_dtype
-from pipeline.store.manifest import (
-    CLASSES,
-    HEADER,
-    MANIFEST,
-    REJECTED,
-    Header,
-    Manifest,
-    is_record,
-    own_files,
-    read_header,
-    read_record,
-)
+from pipeline.store.manifest import CLASSES, HEADER, REJECTED, Header, Manifest, own_files, read_header
 from pipeline.store.reader import FeatureStore
 from pipeline.store.samples import samples_digest
 from pipeline.store.writer import StoreWriter
@@ -399,23 +388,12 @@ def _pending(config: ExtractConfig, root: Storage, header: Header, layers: tuple
             require_key(config, header.key, existing.key, str(root))
             return pending_shards(root, existing, layers)
         except UserError:  # another key, a damaged header, another version of the format
-            if not (config.replace or _holds_nothing(root)):
+            if not (config.replace or holds_no_row(root)):
                 raise
             if not config.dry_run:
                 (root.here / RECEIPT).unlink(missing_ok=True)
                 replace_store(root)
     return [PendingShard(index, *header.span(index), layers) for index in range(header.shards)]
-
-
-def _holds_nothing(root: Storage) -> bool:
-    """Whether a store is what a failed run left: no row of any item is in it, nor in the store of class prompts."""
-    if own_files(root / CLASSES):
-        return False
-    names = own_files(root)
-    try:
-        return MANIFEST not in names and not any(read_record(root, name).rows for name in names if is_record(name))
-    except UserError:  # damaged: nobody can say
-        return False
 
 
 def _cost(job: Job, layers: Sequence[tuple[str, int]], pending: Sequence[PendingShard], storage: str) -> Cost:

@@ -127,6 +127,17 @@ def replace_store(place: Place) -> list[str]:
     return [*removed, *(str(root / name) for name in names)]
 
 
+def holds_no_row(place: Place) -> bool:
+    """Tell whether a store is what a failed run left: no row of any item in it, and no class prompts beside it."""
+    root = open_storage(place)
+    names = own_files(root)
+    try:
+        empty = not any(read_record(root, name).rows for name in names if is_record(name))
+    except UserError:  # damaged: nobody can say
+        return False
+    return empty and MANIFEST not in names and not own_files(root / CLASSES)
+
+
 def _order(name: str) -> int:
     """Manifest and records go first and the header last: killed on the way, what is left is no finished store."""
     return {MANIFEST: 0, HEADER: 3}.get(name, 1 if is_record(name) else 2)
