@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate.config import EvaluateConfig
     from pipeline.evaluate.run import evaluate
     from pipeline.extract.config import ExtractConfig
+    from pipeline.extract.datasets.importers import import_dataset
     from pipeline.extract.run import extract
     from pipeline.indexes.index import build_index
     from pipeline.projectors.run_record import AlignedRun
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "import_dataset",
     "join",
     "load_encoder",
     "load_model",
@@ -73,6 +75,7 @@ _HOMES = {
     "UserError": "errors",
     "build_index": "indexes.index",
     "export": "apps.export.run",
+    "import_dataset": "extract.datasets.importers",
     "join": "store.samples",
     "load_encoder": "encoders.load",
     "load_model": "apps.dual_encoder",

@@ -16,7 +16,7 @@ except ImportError:  # before version 5.5
     from sentence_transformers.models import Module
 
 
-class FewpairsHead(Module):
+class FewpairsHead(Module):  # type: ignore[misc]  # no types there
     """Features of a text to its unit vector [N, d].
 
     Args:
