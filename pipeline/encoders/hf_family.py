@@ -38,7 +38,7 @@ from pipeline.encoders.image_model import (
 )
 from pipeline.encoders.libraries import config_digest, fetch, import_library, opening, weight_files, weights_sha256
 from pipeline.encoders.text_model import TextInfo, TextModel, TextTokenizer, length_limit
-from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, TorchEncoder
+from pipeline.encoders.torch_encoder import TOKEN_POOLS, Batch, TorchEncoder, global_average
 from pipeline.errors import UserError
 
 VERSION = 1
@@ -159,10 +159,24 @@ class HfVisionEncoder(ImageModel):
             return TOKEN_POOLS[self.options.pool](tokens, batch.tokens)
         pooled = getattr(out, "pooler_output", None)
         if pooled is None:
-            return self._reduce(out.last_hidden_state, batch.tokens)
+            return self._own(out.last_hidden_state, batch)
         flat: Tensor = pooled.flatten(1)
         projection = getattr(self.model, "visual_projection", None)
         return flat if projection is None else projection(flat)
+
+    def _own(self, last: Tensor, batch: Batch) -> Tensor:
+        """Return the embedding of a model that names none: its last state, pooled as its inner layers are."""
+        if last.ndim != 4:
+            if self.info.refused:
+                raise UserError(
+                    expected="a model with an embedding of its own", found=self.info.refused, where=self.spec
+                )
+            return self._reduce(last, batch.tokens)
+        channels_last = _channels_last([last], self.info.transform)
+        if channels_last is None:
+            found = f"{tuple(last.shape[1:])}, which does not say where height and width are"
+            raise UserError(expected="maps of the form of the image", found=found, where=self.spec)
+        return global_average(last, channels_last=channels_last)
 
 
 def vision_encoder(
@@ -219,7 +233,11 @@ def _seen(tower: Any, transform: ImageTransform) -> _Seen:
     if not hidden or any(len(state) != 2 for state in hidden):
         return _Seen(refused=f"{type(tower).__name__} hands over no hidden states, one row an image")
     if kinds == {4}:
-        return _maps(hidden, states, transform)
+        last = _channels_last(hidden, transform)
+        shapes = ", ".join(str(tuple(state.shape[1:])) for state in hidden[:3])
+        if last is None:
+            return _Seen(refused=f"maps of {shapes}, which do not say where height and width are")
+        return _Seen(states=states, channels_last=last)
     if kinds != {3}:
         return _Seen(refused=f"hidden states of {' and '.join(map(str, sorted(kinds)))} dimensions")
     fixed = torch.isclose(hidden[0][0], hidden[0][1], rtol=1e-5, atol=1e-6).all(dim=-1)
@@ -241,17 +259,12 @@ def _by_name(tower: Any) -> tuple[int, bool]:
     return int(has_class_token) + int("distillation_token" in shapes) + int(registers), has_class_token
 
 
-def _maps(hidden: Sequence[Tensor], states: tuple[str, ...], transform: ImageTransform) -> _Seen:
-    """Tell [N, C, H, W] from [N, H, W, C] by the one pair of axes that has the form of the image."""
+def _channels_last(states: Sequence[Tensor], transform: ImageTransform) -> bool | None:
+    """Tell [N, H, W, C] from [N, C, H, W] by the axes that have the form of the image; None where both may."""
     height, width = transform.output_size
-    first = [state.shape[2] * width == state.shape[3] * height for state in hidden]
-    last = [state.shape[1] * width == state.shape[2] * height for state in hidden]
-    if all(first) and not all(last):
-        return _Seen(states=states)
-    if all(last) and not all(first):
-        return _Seen(states=states, channels_last=True)
-    shapes = ", ".join(str(tuple(state.shape[1:])) for state in hidden[:3])
-    return _Seen(refused=f"maps of {shapes}, which do not say where height and width are")
+    first = all(state.shape[2] * width == state.shape[3] * height for state in states)
+    last = all(state.shape[1] * width == state.shape[2] * height for state in states)
+    return last if first != last else None
 
 
 def _pixels(tower: Any, images: Tensor) -> dict[str, Tensor]:
@@ -307,7 +320,9 @@ def text_encoder(
 
 def _text_states(tower: Any, words: Any) -> tuple[tuple[str, ...], int | None, str]:
     """Return the names of a text model's hidden states, the length that its positions allow, and why there are none."""
-    spare = next(number for number in range(3) if number not in (words.pad_token_id, tower.config.pad_token_id))
+    spare = next(
+        number for number in range(3) if number not in (words.pad_token_id, getattr(tower.config, "pad_token_id", None))
+    )
     ids = torch.full((1, 2), spare)
     with torch.inference_mode(), position_offsets(tower) as room:
         out = tower(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)

@@ -210,6 +210,8 @@ def test_maps_that_end_in_their_channels(hf_folder: HfFolder, images: list[Image
     assert {state.shape[1:] for state in out.hidden_states} == {(4, 4, 32)}
     for number, state in enumerate(out.hidden_states):
         torch.testing.assert_close(features[f"hidden_{number}"], state.mean(dim=(1, 2)), rtol=1e-5, atol=1e-5)
+    assert out.last_hidden_state.shape[1:] == (24, 4, 4)  # which the last state does not
+    torch.testing.assert_close(features["output"], out.last_hidden_state.mean(dim=(2, 3)), rtol=1e-5, atol=1e-5)
     assert encoder.key().encoder["version"] == 2
 
 
