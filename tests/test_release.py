@@ -67,7 +67,7 @@ def test_the_wheel_alone_does_the_default_job(command: Path, tmp_path: Path) -> 
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
-    where = [command.with_name("python"), "-c", "import pipeline; print(pipeline.__file__)"]
+    where = [str(command.with_name("python")), "-c", "import pipeline; print(pipeline.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert Path(found.strip()).is_relative_to(command.parent.parent)
     image, text = ("--image", "f/lite0"), ("--text", "f/minilm")

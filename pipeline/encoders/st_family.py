@@ -20,8 +20,9 @@ from pipeline.encoders.base import LoadOptions, Spec
 from pipeline.encoders.hf_family import TEXT_POOLS
 from pipeline.encoders.libraries import config_digest, fetch, import_library, opening, weight_files, weights_sha256
 from pipeline.encoders.plain_bert import Opened, PlainEncoder, open_plain
+from pipeline.encoders.taps import Tap
 from pipeline.encoders.text_model import TextInfo, TextModel, TextTokenizer, length_limit
-from pipeline.encoders.torch_encoder import Batch, Tap
+from pipeline.encoders.torch_encoder import Batch
 from pipeline.errors import UserError
 from pipeline.files import spaced_json_digest
 

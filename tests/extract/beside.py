@@ -59,7 +59,7 @@ def in_child(work: Callable[[], dict[str, Any]]) -> int:
     if child:
         return child
     code = 1
-    compute.require_same_twice = lambda *_: None  # type: ignore[assignment]  # rows are counted here, each once
+    compute.require_same_twice = lambda *_: None  # rows are counted here, each once
     try:
         line = json.dumps(work()) + "\n"
         os.write(sys.stdout.fileno(), line.encode())

@@ -91,7 +91,7 @@ class ServedRun:
         start = time.perf_counter()
         searcher = self.searcher(seed)
         pictures = self._vectors(searcher, [picture for picture, _, _ in items])
-        vectors = searcher.model.for_classification(pictures)
+        vectors = self.model.at_seed(seed).for_classification(pictures)
         scores = [
             vector @ self.classifier(seed, names, template).T
             for vector, (_, names, template) in zip(vectors, items, strict=True)
