@@ -44,6 +44,7 @@ def _records(tables: Tables, columns: Columns, **about: Any) -> Records:
         records=(_record(number, split, row, columns) for number, (split, row) in enumerate(rows)),
         classes=columns.classes,
         has_splits=bool(columns.split) or "" not in tables,
+        columns=columns,
         **about,
     )
 
@@ -339,6 +340,7 @@ def read_webdataset(source: str, options: ImportOptions) -> Records:
         classes=classes,
         has_splits=bool(options.split),
         origin=tars[0].name if len(tars) == 1 else f"{tars[0].name} and {len(tars) - 1} more",
+        read={"captions": "captions from .txt or .json", "labels": "labels from .cls or .json"},
     )
 
 

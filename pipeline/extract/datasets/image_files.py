@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
@@ -40,7 +41,8 @@ class ImageFiles:
         self._fence = Fence(root, remedy="say --root DIR, the folder that all image paths lie in")
         self._found: dict[Sequence[str], Path | str] = {}
         self._ids: dict[Path, str] = {}
-        self._below: dict[str, list[str]] | None = None
+        self._below: list[tuple[str, str]] | None = None
+        """(path backwards, with and without its ending; path) of the pictures below the folder, sorted."""
 
     def relative(self, name: str) -> str:
         """Return a path as one relative to the folder, between slashes, without the number of a caption (`#0`)."""
@@ -78,36 +80,37 @@ class ImageFiles:
 
     def _elsewhere(self, names: Sequence[str]) -> Path | str:
         if self._below is None:
-            self._below = {}
-            for inner in islice(filter(is_image, files_below(self._fence.root)), MAX_FILES):
-                path = Path(_folded(inner))
-                self._below.setdefault(path.name, []).append(inner)
-                self._below.setdefault(path.stem, []).append(inner)
+            below = islice(filter(is_image, files_below(self._fence.root)), MAX_FILES)
+            self._below = sorted((_backwards(each), name) for name in below for each in (name, _without_ending(name)))
         for name in names:
-            tail = _folded(name.removesuffix(".0"))  # a number that a column with gaps made a fraction
-            fits = [inner for inner in self._below.get(tail.rpartition("/")[2], ()) if _ends_in(_folded(inner), tail)]
-            exact = [inner for inner in fits if _ends_in(inner, name)]
-            usual = [inner for inner in fits if _is_under_images(_folded(inner), tail)]
+            number = name.removesuffix(".0")  # a number that a column with gaps made a fraction
+            tail = _backwards(number if number.isdecimal() else name)
+            fits = self._beginning(self._below, tail)
+            exact = [inner for inner in fits if f"/{inner}".endswith(f"/{name}")]
+            under_images = self._beginning(self._below, f"{tail}images/")
+            usual = [inner for inner in under_images if inner.count("/") == tail.count("/")]
             one = next((some[0] for some in (fits, usual, exact) if len(some) == 1), None)
             if one is None and fits:
                 return f"several files have this name: {', '.join(fits[:3])}"
-            if one and not (problem := self._fence.problem(one)):
-                return self._fence.root / one
-            if one:
-                return problem
+            if one is not None:
+                return self._fence.problem(one) or self._fence.root / one
         return self._fence.root / names[0]
 
-
-def _folded(name: str) -> str:
-    return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
-
-
-def _ends_in(inner: str, tail: str) -> bool:
-    return f"/{inner}".endswith(f"/{tail}") or f"/{inner.rpartition('.')[0]}".endswith(f"/{tail}")
+    @staticmethod
+    def _beginning(below: Sequence[tuple[str, str]], start: str) -> list[str]:
+        """Return the first paths that, backwards, begin like this."""
+        place = bisect_left(below, (start, ""))
+        return list(dict.fromkeys(inner for key, inner in below[place : place + 100] if key.startswith(start)))
 
 
-def _is_under_images(inner: str, tail: str) -> bool:
-    return inner == f"images/{tail}" or inner.rpartition(".")[0] == f"images/{tail}"
+def _backwards(name: str) -> str:
+    """Return a path with its folders in the other order, in one form and case of its letters."""
+    folded = name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+    return "/".join(reversed(folded.split("/"))) + "/"
+
+
+def _without_ending(name: str) -> str:
+    return name[: len(name) - len(PurePath(name).suffix)]
 
 
 def unnamed(folder: Path, files: Iterable[ImageFiles]) -> Iterator[Skipped]:

@@ -260,8 +260,8 @@ _SPOKEN = ("raw", "caption", "text", "sentence", "value")
 """Fields of a structure that hold its caption, the first found wins."""
 _FIRST = 50
 """Rows that are looked through for texts that no column of captions holds."""
-_SENTENCE = re.compile(r"[^\W\d_]+\W+[^\W\d_]+|[\u3040-\u9fff\uac00-\ud7af]{3}")
-"""Two words, or three signs of a script without spaces."""
+_SENTENCE = re.compile(r"[^\W\d_][,.:;!?]?\s{1,3}[^\W\d_]|[\u3040-\u9fff\uac00-\ud7af]{3}")
+"""The end of a word and the beginning of the next, or three signs of a script without spaces."""
 
 
 def _usual(name: str) -> str:
@@ -326,7 +326,8 @@ class Columns:
             chosen[name] = several
         captions = chosen.pop("caption")
         one = {name: "".join(columns) for name, columns in chosen.items()}
-        left = tuple(name for name in found if name and name not in captions and name not in one.values())
+        taken = {"", *captions, *one.values()}
+        left = tuple(name for name in found if name not in taken)
         noticed = Counter({"": looked})
         return cls(**one, captions=captions, unread=left, classes=classes, where=where, noticed=noticed)
 
@@ -372,7 +373,7 @@ class Columns:
 
     def say(self) -> dict[str, str]:
         """Return `captions`, `labels` and, where a column says them, `splits` → where they come from, in words."""
-        names = " and ".join(f'"{name}"' for name in self.captions)
+        names = shortened([f'"{name}"' for name in self.captions])
         captions = f"captions from column{'s' * (len(self.captions) > 1)} {names}" if names else "no captions"
         said = {"captions": captions, "labels": f'labels from column "{self.label}"' if self.label else "no labels"}
         return said | ({"splits": f'splits from column "{self.split}"'} if self.split else {})

@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,14 +102,13 @@ def _open_text(path: Path, encoding: str) -> Table:
 
 
 def _once(names: Sequence[str]) -> list[str]:
-    """Return names of columns, a name that comes again with a number behind it."""
-    found: dict[str, None] = {}
+    """Return names of columns without spaces around them, a name that comes again with its number behind it."""
+    seen: Counter[str] = Counter()
+    found = []
     for name in map(str.strip, names):
-        number = 1
-        while name and (name if number == 1 else f"{name}_{number}") in found:
-            number += 1
-        found[name if number == 1 else f"{name}_{number}"] = None
-    return list(found) if len(found) == len(names) else list(map(str.strip, names))
+        seen[name] += 1
+        found.append(f"{name}_{seen[name]}" if name and seen[name] > 1 else name)
+    return found
 
 
 def _checked(rows: Iterator[tuple[int, list[str]]], header: Sequence[str], path: Path) -> Rows:

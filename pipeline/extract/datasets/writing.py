@@ -23,6 +23,8 @@ from pipeline.progress import Meter, Progress, silent
 
 SHOWN = 3
 """Images that a survey shows."""
+MOST_REASONS = 100
+"""Reasons for leaving something out that a survey tells apart."""
 _MAGIC = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG\r\n\x1a\n", ".png"),
@@ -287,7 +289,8 @@ class _Tables:
         self.first_reason = self.first_reason or reason
         self.skipped += 1
         if self._work is None:
-            kind = reason.partition(": ")[0] if reason not in self.reasons else reason
+            kind = reason.partition(": ")[0]
+            kind = kind if kind in self.reasons or len(self.reasons) < MOST_REASONS else "other reasons"
             about = self.reasons.setdefault(kind, {"count": 0, "first": item_id, "why": reason})
             about["count"] += 1
 

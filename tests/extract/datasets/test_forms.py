@@ -561,6 +561,33 @@ def test_a_name_that_several_files_have_is_listed(tmp_path: Path) -> None:
     assert found.skipped == [{"id": "x.png", "reason": "several files have this name: a/x.png, b/x.png"}]
 
 
+def test_pictures_a_folder_below_and_a_folder_each(tmp_path: Path) -> None:
+    for name in COLOURS:
+        put(tmp_path, name, f"set/{name}/images/x.png")
+    (tmp_path / "t.csv").write_text(lines([(f"{name}/images/x", text) for name, text in ROWS]))
+    assert imported(tmp_path / "t.csv", tmp_path / "out").captions == CAPTIONS
+
+
+def test_paths_and_dates_are_no_sentences(tmp_path: Path) -> None:
+    files = pictures(tmp_path)
+    wide = [(path, f"small/{path}", "2024-05-01 10:00", "https://example.org/a-b.c") for path in files.values()]
+    (tmp_path / "t.csv").write_text(lines(wide, header="filepath,thumbnail,taken,page"))
+    found = imported(tmp_path / "t.csv", tmp_path / "out")
+    assert not found.captions
+    assert "no captions" in found.said
+    assert "not read: thumbnail, taken, page" in found.said
+
+
+@pytest.mark.parametrize("names", [["caption"] * 100_000, [f"caption_{n}" for n in range(100_000)]])
+def test_very_many_columns_take_no_time(names: list[str], tmp_path: Path) -> None:
+    """Every step of choosing columns is linear: a quadratic one would take hours."""
+    row = ["a dog", *[""] * (len(names) - 1)]
+    (tmp_path / "t.csv").write_text(f"{','.join(names)},filepath\n{','.join(row)},{put(tmp_path, 'dog')}\n")
+    found = imported(tmp_path / "t.csv", tmp_path / "out")
+    assert found.captions == {"dog": ["a dog"]}
+    assert len(found.said) < 2000
+
+
 def test_pictures_that_no_row_names_are_listed(tmp_path: Path) -> None:
     source = tmp_path / "brought"
     put(source, "dog", "Images/dog.png")
@@ -631,6 +658,16 @@ def test_every_example_of_the_page_is_read(name: str, shown: str, images: str, c
     assert len(text.splitlines()) == 4
     told = done("data", "import", tmp_path / name, "--dry-run", "--json", "--quiet").json()
     assert (told["images"], told["captions"], told["left_out"]) == (int(images), int(captions), 0)
+
+
+def test_pictures_in_parquet_are_no_exception(tmp_path: Path) -> None:
+    images = [picture(name) for name in CAPTIONS]
+    texts = [some[0] for some in CAPTIONS.values()]
+    pq.write_table(pa.table({"image": images, "alt_text": texts}), tmp_path / "data.parquet")
+    sentence = refused("data", "import", tmp_path / "data.parquet", "--out", tmp_path / "out", "--quiet")
+    assert "sentences in the columns alt_text; name the column with --caption" in sentence
+    found = imported(tmp_path / "data.parquet", tmp_path / "out", "--caption", "alt_text")
+    assert 'captions from column "alt_text", 1 a picture' in found.said
 
 
 # ---- annotation files that are not right -----------------------------------------------------------------------------
