@@ -124,13 +124,18 @@ class Counted:
 def run_of(stores: list[StoreRecord], layers: list[tuple[int, str]]) -> Any:
     """Return a stand-in for a run: its stores, the layers that it takes, and what it was asked to check."""
     checked: list[Any] = []
+
+    def projector(*asked: Any) -> Any:
+        checked.append(asked)
+        return SimpleNamespace(for_task=lambda embeddings, task: embeddings)
+
     return SimpleNamespace(
         stores={"image": stores},
         refs=lambda side: tuple(LayerRef(*layer) for layer in layers),
         check=lambda *args, **options: checked.append((args, options)),
         checked=checked,
         seeds=(5, 6),
-        projector=lambda *asked: checked.append(asked),
+        projector=projector,
         dim=3,
     )
 
