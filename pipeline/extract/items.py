@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 from pipeline.encoders.base import Encoder, Modality
 from pipeline.errors import PipelineError, RejectedInputError, UserError
 from pipeline.extract.config import TURNED, ExtractConfig
-from pipeline.extract.datasets.layout import Classes, RawDataset, is_utf8
+from pipeline.extract.datasets.classes import Classes
+from pipeline.extract.datasets.layout import RawDataset, is_utf8
 from pipeline.heif import START, is_heif, register
 from pipeline.runtime import DTYPE_NAMES
 from pipeline.storage.contract import Storage

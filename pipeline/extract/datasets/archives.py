@@ -1,7 +1,8 @@
-"""Sources that carry the images' bytes: Parquet, data sets of Hugging Face, webdataset tars. Nothing is unpacked.
+"""Tables that carry the images' bytes: Parquet, data sets of Hugging Face. Nothing is unpacked. Tars: `tars`.
 
-- Parquet with a column of bytes, or of {bytes, path} as Hugging Face writes it, with `classes.json` beside it for
-  integer labels: a file, or a folder with one or more `*.parquet`.
+- Parquet with a column of bytes, or of {bytes, path} as Hugging Face writes it: a file, or a folder with one or more
+  `*.parquet`, also in `data/` or in folders named as splits. Names of files say the splits (`train-00000-of-00002`), if
+  no column does. Integer labels are named by `classes.json` beside the files or by the schema's own metadata.
 - A folder of Arrow files as `save_to_disk` makes it, or one such folder a split. pyarrow reads them: the package
   `datasets` is not needed, nothing is fetched, and no code of the data set is run.
 - An id, through the package `datasets`: needs a network, or a filled cache.
@@ -10,64 +11,116 @@
 
   CONFIG, REVISION and SPLIT are what `datasets.load_dataset` takes. Without #SPLIT all splits come under their names;
   with it, the rows are split by their ids, as of a source that has no splits.
-- Tars whose members of one stem are one sample (`key.jpg`, `key.txt`, `key.json`, `key.cls`), wherever they lie in the
-  tar: one tar, a folder of tars, or a pattern with braces (`train-{0000..0012}.tar`, `{a,b}.tar`). Several tars may use
-  the same stems. Members that are links, or whose names leave the folder, are refused and listed.
 """
 
-import gzip
 import importlib
 import json
 import re
-import tarfile
-import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 from pipeline.errors import MissingExtraError, UserError
-from pipeline.extract.datasets.layout import Classes, Fence, classes_beside
-from pipeline.extract.datasets.records import IMAGE_SUFFIXES, Columns, ImportOptions, Record, Records, Skipped
+from pipeline.extract.datasets.classes import Classes, classes_beside
+from pipeline.extract.datasets.layout import Fence
+from pipeline.extract.datasets.records import (
+    SPLIT_NAMES,
+    Columns,
+    ImportOptions,
+    Record,
+    Records,
+    Skipped,
+)
 from pipeline.files import one_line, read_json
+from pipeline.words import shortened
 
 Tables = Mapping[str, Iterable[Mapping[str, Any]]]
 """Split → rows; the split without a name has none."""
 
 
+_PATHS = ("source_path", "path")
+"""Columns that say where an image came from."""
+
+
 def _records(tables: Tables, columns: Columns, **about: Any) -> Records:
     """Return the records of tables whose rows carry an image's bytes; `about` are fields of `Records`."""
     rows = ((split, row) for split, some in tables.items() for row in some)
+    read = {"labels": f"{columns.say()['labels']}, {len(columns.classes.names)} names"} if columns.classes else {}
+    unread = tuple(name for name in columns.unread if name not in _PATHS)
+    by_name = {"splits": "splits by name"} if "" not in tables and not columns.split else {}
     return Records(
-        records=(_record(number, split, row, columns) for number, (split, row) in enumerate(rows)),
+        records=(record for number, (split, row) in enumerate(rows) for record in _record(number, split, row, columns)),
         classes=columns.classes,
         has_splits=bool(columns.split) or "" not in tables,
-        columns=columns,
+        columns=replace(columns, unread=unread),
+        read=by_name | (read if columns.label else {}),
         **about,
     )
 
 
-def _record(number: int, split: str, row: Mapping[str, Any], columns: Columns) -> Record | Skipped:
-    """Make a record of a row; its id is the row's number over all files, with the path's stem where known."""
+def _record(number: int, split: str, row: Mapping[str, Any], columns: Columns) -> Iterator[Record | Skipped]:
+    """Make a record of a row; its id is the row's number over all files, with the path's stem where known.
+
+    What a column says of the split comes before the split that the row lies in: some put all three into one file.
+    """
     value = row[columns.filepath]
-    path = str(row.get("source_path") or row.get("path") or "")
+    path = str(next(filter(None, map(row.get, _PATHS)), ""))
     if isinstance(value, dict):
         path, value = str(value.get("path") or path), value.get("bytes")
     image_id = f"{number:06d}-{Path(path).stem}" if path else f"{number:06d}"
     if not isinstance(value, bytes):  # a text would be a path of this machine that the file chose
-        return Skipped(image_id, "the row carries no image bytes")
-    record = columns.record(row, image_id, value, **({"split": split} if split else {}))
-    return replace(record, name=f"{record.label}/{image_id}") if record.label else record
+        yield Skipped(image_id, "the row carries no image bytes")
+        return
+    stated: dict[str, Any] = {"split": split} if split and not columns.value(row, "split") else {}
+    label = columns.value(row, "label")
+    if isinstance(label, list):
+        if len(label) > 1:
+            yield Skipped(f"{image_id}: labels", f"{len(label)} labels, and an image has one: it is kept without")
+        stated["label"] = label[0] if len(label) == 1 else None
+    record = columns.record(row, image_id, value, **stated)
+    yield replace(record, name=f"{record.label}/{image_id}") if record.label else record
 
 
 def _columns(options: ImportOptions, schema: Any, where: str, classes: Classes | None = None) -> Columns:
     """Find the columns of a schema of pyarrow; where the user does not say, the first column of bytes is the image."""
     image = options.filepath or _image_column(schema)
     if image not in schema.names:
-        raise UserError(expected="a column of image bytes", found=", ".join(schema.names), where=where)
-    return Columns.find(replace(options, filepath=image), schema.names, where, classes)
+        raise UserError(expected="a column of image bytes", found=shortened(schema.names) or "none", where=where)
+    columns = Columns.find(replace(options, filepath=image), schema.names, where, classes)
+    return columns if classes else replace(columns, classes=_classes(_features(schema, where).get(columns.label)))
+
+
+def _features(schema: Any, where: str) -> Mapping[str, Any]:
+    """Return column → feature, as the package `datasets` writes them into a schema; empty where it did not."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = about.get("info", {}).get("features", {})
+        if isinstance(features, list):  # as in a data set's card
+            features = {str(feature["name"]): feature.get("dtype") or feature for feature in features}
+        return dict(features)
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            expected="features in the metadata 'huggingface' of the schema", found=one_line(error), where=where
+        ) from error
+
+
+def _classes(feature: object) -> Classes | None:
+    """Return the classes of a feature, which may be a list of them, and whose names may be numbered; None for none."""
+    for _ in range(8):
+        if isinstance(feature, list) and feature:
+            (feature, *_) = feature
+        if not isinstance(feature, Mapping):
+            return None
+        names = feature.get("names")
+        if isinstance(names, Mapping):
+            names = [names[number] for number in sorted(names, key=lambda number: (len(number), number))]
+        if isinstance(names, list):
+            return Classes.numbered(names) if names else None
+        feature = next(
+            (feature[key] for key in ("feature", "class_label", "sequence", "dtype") if key in feature), None
+        )
+    return None
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
@@ -89,11 +142,20 @@ def open_parquet(path: Path) -> Any:
 
 
 def parquet_rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of Parquet files, a batch in memory at a time."""
+    """Yield the rows of Parquet files, a batch in memory at a time.
+
+    Raises:
+        UserError: One is damaged.
+    """
+    import pyarrow as pa
+
     for path in files:
         with open_parquet(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
+            try:
+                for batch in file.iter_batches(batch_size=256):
+                    yield from batch.to_pylist()
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise UserError(expected="a sound Parquet file", found=one_line(error), where=str(path)) from error
 
 
 def _image_column(schema: Any) -> str:
@@ -109,16 +171,37 @@ def _image_column(schema: Any) -> str:
     return ""
 
 
-def _parquets(source: str) -> list[Path]:
-    path = Path(source)
-    return sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix.lower() == ".parquet" else []
+def _parquets(source: str) -> dict[str, list[Path]]:
+    """Return split → files; a split without a name has those of a single file, and of a folder that names none."""
+    root = Path(source)
+    if not root.is_dir():
+        return {"": [root]} if root.suffix.lower() == ".parquet" else {}
+    files = sorted(root.glob("*.parquet"))
+    if not files:
+        inner = (*SPLIT_NAMES, "data")
+        files = sorted(path for path in root.glob("*/*.parquet") if path.parent.name.lower() in inner)
+    named = {path: _split_of(path) for path in files}
+    if not any(name.lower() in SPLIT_NAMES for name in named.values()):
+        return {"": files} if files else {}
+    return {split: [path for path in files if named[path] == split] for split in dict.fromkeys(named.values())}
+
+
+def _split_of(path: Path) -> str:
+    """Return what a file's name says before its number (`train-00000-of-00002`), or else its folder's name."""
+    name = re.split(r"-\d{5}-of-\d{5}|[-_.]?\d+$", path.stem)[0] or path.stem
+    folder = path.parent.name
+    return folder if folder.lower() in SPLIT_NAMES and name.lower() not in SPLIT_NAMES else name
+
+
+def _first(files: Mapping[str, list[Path]]) -> Path:
+    return next(iter(files.values()))[0]
 
 
 def is_image_parquet(source: str) -> bool:
     """Tell whether the source is Parquet with a column of image bytes."""
     files = _parquets(source)
     try:
-        return bool(files) and bool(_image_column(open_parquet(files[0]).schema_arrow))
+        return bool(files) and bool(_image_column(open_parquet(_first(files)).schema_arrow))
     except UserError:
         return False
 
@@ -127,14 +210,24 @@ def read_image_parquet(source: str, options: ImportOptions) -> Records:
     """Open the Parquet files.
 
     Raises:
-        UserError: No Parquet, no column of image bytes, or a label that classes.json does not know.
+        UserError: No Parquet, no column of image bytes, another schema in one of several files, or a label of no class.
     """
     files = _parquets(source)
     if not files:
         raise UserError(expected="Parquet with image bytes", found="none", where=source)
-    columns = _columns(options, open_parquet(files[0]).schema_arrow, str(files[0]), classes_beside(files[0]))
-    total = sum(open_parquet(path).metadata.num_rows for path in files)
-    return _records({"": parquet_rows(files)}, columns, total=total, origin=files[0].name)
+    first = _first(files)
+    columns = _columns(options, open_parquet(first).schema_arrow, str(first), classes_beside(first))
+    total = 0
+    for path in (path for some in files.values() for path in some):
+        file = open_parquet(path)
+        total += file.metadata.num_rows
+        if columns.filepath not in file.schema_arrow.names:
+            found = shortened(file.schema_arrow.names) or "none"
+            raise UserError(
+                expected=f"the column {columns.filepath!r}, as in {first.name}", found=found, where=str(path)
+            )
+    rows = {split: parquet_rows(some) for split, some in files.items()}
+    return _records(rows, columns, total=total, origin=first.name)
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
@@ -161,10 +254,6 @@ def read_hugging_face(source: str, options: ImportOptions) -> Records:
     return _read_hub(source, options) if source.startswith(PREFIX) else _read_saved(source, options)
 
 
-def _classes(names: Iterable[object] | None) -> Classes | None:
-    return Classes(names=tuple(map(str, names)), templates=("a photo of a {c}.",)) if names else None
-
-
 def _read_saved(source: str, options: ImportOptions) -> Records:
     root = Path(source)
     folders = {"": root}
@@ -178,14 +267,14 @@ def _read_saved(source: str, options: ImportOptions) -> Records:
     columns = _columns(options, next(iter(tables.values())).schema, source)
     about = next(iter(folders.values())) / "dataset_info.json"
     features = read_json(about, "features").get("features") if about.is_file() else None
-    feature = features.get(columns.label) if isinstance(features, dict) else None
-    classes = _classes(feature.get("names") if isinstance(feature, dict) else None)
+    classes = _classes(features.get(columns.label)) if isinstance(features, dict) else None
+    columns = replace(columns, classes=classes or columns.classes)
     rows = {
         split: (row for batch in table.to_batches(max_chunksize=256) for row in batch.to_pylist())
         for split, table in tables.items()
     }
     total = sum(table.num_rows for table in tables.values())
-    return _records(rows, replace(columns, classes=classes), total=total, origin=root.name)
+    return _records(rows, columns, total=total, origin=root.name)
 
 
 def _saved_table(folder: Path) -> Any:
@@ -248,7 +337,8 @@ def _read_hub(source: str, options: ImportOptions) -> Records:
     if not isinstance(first.features.get(image), library.Image):
         raise UserError(expected="a column of images", found=", ".join(first.features), where=source)
     columns = Columns.find(replace(options, filepath=image), list(first.features), source)
-    classes = _classes(getattr(first.features.get(columns.label), "names", None))
+    feature = first.features.get(columns.label)
+    classes = _classes({"names": getattr(getattr(feature, "feature", feature), "names", None)})
     tables = {split: table.cast_column(image, library.Image(decode=False)) for split, table in tables.items()}
     cache = _cache(library)
     rows = {split: ({**row, image: _with_bytes(row[image], cache)} for row in table) for split, table in tables.items()}
@@ -283,163 +373,3 @@ def _with_bytes(value: Any, cache: list[Path]) -> Any:
     real = Path(path).resolve()
     known = any(real.is_relative_to(place) for place in cache) and real.is_file()
     return {"path": path, "bytes": real.read_bytes() if known else None}
-
-
-# ---- webdataset ------------------------------------------------------------------------------------------------------
-
-MAX_MEMBER = 256 * 2**20
-"""Bytes; a larger member of a tar is refused (a compressed tar may promise any size)."""
-
-MOST_TIMES = 100
-"""A packed tar that unpacks to more than so many times its size (and a large member) would fill the disk."""
-
-_BRACES = re.compile(r"\{([^{}]+)\}")
-_ENDINGS = (".tar", ".tar.gz", ".tgz")
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Return the names of a pattern: `{000..012}` counts with its zeros kept, `{a,b}` lists."""
-    match = _BRACES.search(pattern)
-    if not match:
-        return [pattern]
-    first, dots, last = match[1].partition("..")
-    items = match[1].split(",")
-    if dots and first.isdecimal() and last.isdecimal():
-        items = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    return [name for item in items for name in expand_braces(pattern[: match.start()] + item + pattern[match.end() :])]
-
-
-def _tars(source: str) -> list[Path]:
-    if Path(source).is_dir():
-        return sorted(path for path in Path(source).iterdir() if path.name.endswith(_ENDINGS))
-    return [Path(name) for name in expand_braces(source)] if source.endswith(_ENDINGS) else []
-
-
-def is_webdataset(source: str) -> bool:
-    """Tell whether the source is a tar, a pattern of tars or a folder of tars."""
-    return bool(_tars(source))
-
-
-def read_webdataset(source: str, options: ImportOptions) -> Records:
-    """Open the tars.
-
-    Raises:
-        UserError: A tar of the pattern is missing or is no tar.
-    """
-    tars = _tars(source)
-    missing = [str(path) for path in tars if not path.is_file()]
-    if missing or not tars:
-        raise UserError(
-            expected=f"{len(tars) or 'some'} tar files",
-            found=f"{len(missing)} missing, such as {(missing or [source])[0]}",
-            where=source,
-        )
-    classes = classes_beside(tars[0])
-    return Records(
-        records=_samples(tars, options, classes),
-        classes=classes,
-        has_splits=bool(options.split),
-        origin=tars[0].name if len(tars) == 1 else f"{tars[0].name} and {len(tars) - 1} more",
-        read={"captions": "captions from .txt or .json", "labels": "labels from .cls or .json"},
-    )
-
-
-def _samples(tars: list[Path], options: ImportOptions, classes: Classes | None) -> Iterator[Record | Skipped]:
-    for path in tars:
-        prefix = f"{_named(path)}/" if len(tars) > 1 else ""
-        with _opened(path) as tar:
-            stems, replaced = _by_stem(tar)
-            yield from (Skipped(f"{path.name}:{name}", "a later member has the same name") for name in replaced)
-            for key, members in stems.items():
-                parts: dict[str, bytes] = {}
-                for suffix, member in members.items():
-                    problem = _problem(member)
-                    file = None if problem else tar.extractfile(member)
-                    if file is None:
-                        yield Skipped(f"{path.name}:{member.name}", problem or "it cannot be read")
-                    else:
-                        parts[suffix] = file.read()
-                if parts:
-                    yield _sample(prefix + key, parts, options, classes)
-
-
-def _named(path: Path) -> str:
-    return next(path.name.removesuffix(ending) for ending in reversed(_ENDINGS) if path.name.endswith(ending))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar for reading anywhere in it; a gzipped one is unpacked beside, which compares its checksum."""
-    try:
-        with ExitStack() as stack:
-            file: IO[bytes] = stack.enter_context(path.open("rb"))
-            magic = file.read(6)
-            if magic.startswith(b"\x1f\x8b"):
-                plain = stack.enter_context(tempfile.TemporaryFile())
-                _unpack(path, plain)
-                file = plain
-            file.seek(0)
-            packed_otherwise = magic.startswith((b"BZh", b"\xfd7zXZ"))
-            yield stack.enter_context(tarfile.open(fileobj=file, mode="r:*" if packed_otherwise else "r:"))
-    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(expected="a tar file", found=one_line(error) or "none", where=str(path)) from error
-
-
-def _unpack(path: Path, plain: IO[bytes]) -> None:
-    most = MOST_TIMES * path.stat().st_size + MAX_MEMBER
-    with gzip.open(path) as packed:
-        while block := packed.read(2**20):
-            plain.write(block)
-            if plain.tell() > most:
-                raise tarfile.ReadError(f"more than {MOST_TIMES} times its size when unpacked")
-
-
-def _by_stem(tar: tarfile.TarFile) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[str]]:
-    """Return stem → ending → member, the stems as they first come; and the names that a later member has again."""
-    found: dict[str, dict[str, tarfile.TarInfo]] = {}
-    replaced = []
-    for member in tar:
-        if not member.isdir():
-            folder, slash, base = member.name.removeprefix("./").rpartition("/")
-            stem, dot, suffix = base.partition(".")
-            members, ending = found.setdefault(folder + slash + stem, {}), (dot + suffix).lower()
-            replaced += [members[ending].name] if ending in members else []
-            members[ending] = member
-    return found, replaced
-
-
-def _problem(member: tarfile.TarInfo) -> str:
-    if member.name.startswith(("/", "\\")) or ".." in PurePosixPath(member.name.replace("\\", "/")).parts:
-        return "the member's name leaves the folder"
-    if not member.isfile():
-        return "the member is a link or a device"
-    return "the member is too large" if member.size > MAX_MEMBER else ""
-
-
-def _sample(key: str, parts: Mapping[str, bytes], options: ImportOptions, classes: Classes | None) -> Record | Skipped:
-    """Make a record of a sample's parts; what .txt and .cls say comes before the fields of .json."""
-    suffix = next((name for name in parts if name in IMAGE_SUFFIXES), "")
-    try:
-        fields = json.loads(parts.get(".json", b"{}").decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        return Skipped(key, "its .json is not a JSON object")
-    asked = (options.filepath, options.caption, options.label, options.split)  # not every sample has each column
-    columns = Columns.find(options, [*fields, *filter(None, asked)], key, classes)
-    text = parts.get(".txt", parts.get(".caption"))
-    stated: dict[str, Any] = {"caption": lines(text)} if text is not None else {}
-    if ".cls" in parts:
-        stated["label"] = parts[".cls"].decode("utf-8", "surrogateescape")
-    if not suffix:
-        stated["label"] = None
-    record = columns.record(fields, key if suffix else "", parts.get(suffix), **stated)
-    if not suffix and not record.captions:
-        return Skipped(key, f"neither image nor caption ({', '.join(parts)})")
-    return replace(record, name=key + suffix)
-
-
-def lines(text: bytes) -> list[str]:
-    """Return the captions of a text file, one a line; an empty one where it has none."""
-    found = re.split(r"\r\n|\n|\r", text.decode("utf-8-sig", "surrogateescape"))  # U+2028 is a letter of its caption
-    return [line for line in found if line.strip()] or [""]

@@ -1,4 +1,4 @@
-"""The pictures that a table or an annotation file names: found in a folder or below it, and nowhere else."""
+"""Files of pictures: known by their endings; those that a table names are found in or below a folder, nowhere else."""
 
 import os
 import re
@@ -9,8 +9,16 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from pipeline.extract.datasets.layout import Fence
-from pipeline.extract.datasets.records import IMAGE_SUFFIXES, Skipped, unread
+from pipeline.extract.datasets.records import Skipped
 
+_READ = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .hif .jp2 .j2k"
+IMAGE_SUFFIXES = frozenset(_READ.split())
+"""File name endings that importers take for an image."""
+_RAW = ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f"
+_OTHER = ".ai .cur .dds .eps .exr .hdr .ico .jxl .pcx .psd .svg .svgz .tga .wmf .xcf"
+_UNREAD = dict.fromkeys(_RAW.split(), "a camera's raw file: develop it to JPEG, PNG or TIFF") | {
+    suffix: f"pictures of the kind {suffix} are not read: save it as JPEG, PNG or TIFF" for suffix in _OTHER.split()
+}
 PICTURE = re.compile(rf"(.*({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))(\.\d+)?(#\d+)?", re.IGNORECASE)
 """A picture's name, and Flickr's number of its caption."""
 MAX_FILES = 1_000_000
@@ -28,6 +36,11 @@ def files_below(root: Path) -> Iterator[str]:
 def is_image(name: str) -> bool:
     """Tell whether a file's name ends as an image's."""
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def unread(name: str) -> str:
+    """Return why a picture is not read whose name ends like this; empty for any other file."""
+    return _UNREAD.get(PurePath(name).suffix.lower(), "")
 
 
 class ImageFiles:

@@ -10,9 +10,8 @@
 """
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -20,9 +19,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.extract.datasets import annotations, archives
-from pipeline.extract.datasets.image_files import ImageFiles, files_below, is_image, unnamed
-from pipeline.extract.datasets.layout import Classes, Fence, classes_beside
+from pipeline.extract.datasets import annotations, archives, tars
+from pipeline.extract.datasets.classes import Classes, classes_beside
+from pipeline.extract.datasets.image_files import ImageFiles, files_below, is_image, unnamed, unread
+from pipeline.extract.datasets.layout import Fence
 from pipeline.extract.datasets.records import (
     Columns,
     ImportOptions,
@@ -31,9 +31,9 @@ from pipeline.extract.datasets.records import (
     Skipped,
     SplitRule,
     named_splits,
-    unread,
 )
 from pipeline.extract.datasets.tables import READERS, Table, is_table, open_table, tables_of
+from pipeline.extract.datasets.texts import Texts, is_text, plain_stem
 from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.progress import Progress, silent
 from pipeline.words import count, shortened
@@ -141,14 +141,10 @@ def detect(source: str) -> str:
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _is_text(name: str) -> bool:
-    return name.lower().endswith(".txt")
-
-
 def _has_captions(source: str) -> bool:
     names = list(files_below(Path(source)))
-    texts = {_plain(name) for name in names if _is_text(name)}
-    return any(_plain(name) in texts for name in names if is_image(name))
+    texts = {plain_stem(name) for name in names if is_text(name)}
+    return any(plain_stem(name) in texts for name in names if is_image(name))
 
 
 def _has_classes(source: str) -> bool:
@@ -174,7 +170,7 @@ def _read_folder(source: str, options: ImportOptions, *, captions: bool = False,
     labels = {name: _label(name, has_splits) if classes else "" for name in names if is_image(name)}
     known = tuple(sorted(set(labels.values()) - {""}))
     return Records(
-        records=_folder_records(root, names, labels, has_splits, _Texts(root, names if captions else ())),
+        records=_folder_records(root, names, labels, has_splits, Texts(root, names if captions else ())),
         total=len(labels),
         classes=Classes(names=known, templates=("a photo of a {c}.",)) if known else None,
         has_splits=has_splits,
@@ -193,7 +189,7 @@ def _label(name: str, has_splits: bool) -> str:
 
 
 def _folder_records(
-    root: Path, names: Sequence[str], labels: Mapping[str, str], has_splits: bool, texts: "_Texts"
+    root: Path, names: Sequence[str], labels: Mapping[str, str], has_splits: bool, texts: Texts
 ) -> Iterator[Record | Skipped]:
     fence, columns, others = Fence(root), Columns(), Counter[str]()
     for name in names:
@@ -209,42 +205,6 @@ def _folder_records(
     if others:
         kinds = ", ".join(f"{kind} {number}" for kind, number in others.most_common(10))
         yield Skipped("other files", f"{count(others.total(), 'file')} of which nothing was read ({kinds})")
-
-
-class _Texts:
-    """The `.txt` files of a folder, found by the stem of their picture, however either writes its accents."""
-
-    def __init__(self, root: Path, names: Iterable[str]) -> None:
-        self._root = root
-        self._fence = Fence(root)
-        self._names = {name: False for name in names if _is_text(name) and not self._fence.problem(name)}
-        """Name → whether a picture has taken it."""
-        self._exact: dict[str, list[str]] = {}
-        self._plain: dict[str, list[str]] = {}
-        for name in self._names:
-            self._exact.setdefault(_stem(name), []).append(name)
-            self._plain.setdefault(_plain(name), []).append(name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def of(self, image: str) -> list[str]:
-        """Return an image's captions."""
-        names = self._exact.get(_stem(image)) or self._plain.get(_plain(image), [])
-        self._names |= dict.fromkeys(names, True)
-        return [line for name in names for line in archives.lines((self._root / name).read_bytes())]
-
-    def left(self) -> list[str]:
-        """Return the texts that no picture has taken."""
-        return [name for name, taken in self._names.items() if not taken]
-
-
-def _stem(name: str) -> str:
-    return name[: -len(PurePath(name).suffix)]
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", _stem(name))
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -359,7 +319,7 @@ IMPORTERS = {
         "folder of save_to_disk, or hf:ORG/NAME", archives.is_hugging_face, archives.read_hugging_face
     ),
     "webdataset": Importer(
-        "tar, tars by {000..012} or a folder of tars", archives.is_webdataset, archives.read_webdataset
+        "tar, tars by {000..012}, a folder of tars, CLIP_benchmark's folders", tars.is_webdataset, tars.read_webdataset
     ),
     "coco": Importer("COCO's captions_*.json, or its folder", annotations.is_coco, annotations.read_coco),
     "karpathy": Importer("JSON with images and sentences", annotations.is_karpathy, annotations.read_karpathy),

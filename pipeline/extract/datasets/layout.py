@@ -9,19 +9,20 @@ Nothing is dropped unseen: a row that is not right is an error with its line. No
 """
 
 import csv
-import json
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.extract.datasets.classes import Classes, read_classes
 from pipeline.files import read_json
 from pipeline.storage.contract import Place, Storage
 from pipeline.storage.local import open_storage
+from pipeline.words import shortened
 
 FORMAT = 1
 TABLES = ("dataset.json", "images.csv", "captions.csv", "classes.json")
@@ -44,24 +45,6 @@ class CaptionRow(NamedTuple):
     caption_id: str
     image_id: str
     caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classes:
-    """Class names and the prompts made of them, as classes.json holds them."""
-
-    names: tuple[str, ...]
-    """C class names, unique, in order."""
-    templates: tuple[str, ...] = ("{c}",)
-    """Sentences with `{c}` or `{}` where the class name goes."""
-    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Class name → its own sentences, used instead of the templates."""
-
-    def sentences(self, name: str) -> tuple[str, ...]:
-        """Return the prompts of a class: its own ones, or every template filled in."""
-        if name in self.prompts:
-            return self.prompts[name]
-        return tuple(template.replace("{c}", name).replace("{}", name) for template in self.templates)
 
 
 @dataclass(frozen=True)
@@ -139,7 +122,7 @@ def _image_rows(root: Storage, classes: Classes | None) -> Iterator[ImageRow]:
             raise UserError(expected="an image_id", found="an empty field", where=where)
         if row.label and known is not None and row.label not in known:
             raise UserError(
-                expected=f"a class of classes.json ({_some(known)})",
+                expected=f"a class of classes.json ({shortened(sorted(known))})",
                 found=f"label {row.label!r}",
                 where=where,
                 remedy="labels are written exactly as in classes.json, or left empty",
@@ -190,6 +173,8 @@ def _checked_rows(
 
 def _require_utf8(where: str, *fields: str) -> None:
     for text in fields:
+        if "\0" in text:
+            raise UserError(expected="a text without zero bytes", found=repr(text[:80]), where=where)
         if not is_utf8(text):
             raise UserError(
                 expected="UTF-8 (only captions may be broken: they are listed and left out)",
@@ -208,61 +193,6 @@ def _require_new(item_id: str, seen: set[str], column: str, where: str) -> None:
             remedy="ids join images, captions and features, so each must be unique",
         )
     seen.add(item_id)
-
-
-# ---- classes ---------------------------------------------------------------------------------------------------------
-
-
-def read_classes(path: Path, where: str = "") -> Classes:
-    """Read classes.json; names of other fields than `classes`, `templates` and `prompts` are left alone.
-
-    Args:
-        path: The file.
-        where: What errors call it; its path if unsaid.
-
-    Raises:
-        UserError: No classes, a name twice, a template without `{c}` or `{}`, prompts of an unknown class.
-    """
-    where = where or str(path)
-    value = read_json(path, "classes", where)
-    names = _texts(value.get("classes"), "classes", where)
-    if len(set(names)) != len(names):
-        twice, _ = Counter(names).most_common(1)[0]
-        raise UserError(expected="every class once", found=f"{twice!r} twice", where=where)
-    templates = _texts(value.get("templates") or ["{c}"], "templates", where)
-    for template in templates:
-        if "{c}" not in template and "{}" not in template:
-            raise UserError(expected="templates with {c} or {}", found=repr(template), where=where)
-    prompts = value.get("prompts") or {}
-    unknown = [name for name in prompts if name not in names]
-    if unknown:
-        raise UserError(
-            expected=f"prompts of classes ({_some(names)})", found=repr(unknown[0]), where=f"{where}: prompts"
-        )
-    own = {name: _texts(texts, f"prompts.{name}", where) for name, texts in prompts.items()}
-    return Classes(names=names, templates=templates, prompts=own)
-
-
-def classes_beside(path: Path) -> Classes | None:
-    """Return the classes.json in the folder of a file, if it is there."""
-    beside = path.parent / "classes.json"
-    return read_classes(beside) if beside.is_file() else None
-
-
-def _texts(value: object, field_name: str, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
-        found = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
-        raise UserError(
-            expected="a list of texts, none of them empty",
-            found=found if len(found) < 80 else found[:77] + "...",
-            where=f"{where}: {field_name}",
-        )
-    return tuple(value)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
 
 
 # ---- tables and paths as users write them ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingExtraError, UserError
-from pipeline.extract.datasets.layout import Classes
+from pipeline.extract.datasets.classes import Classes
 from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule
 from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.progress import Progress, silent

@@ -12,27 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.layout import Classes
+from pipeline.extract.datasets.classes import Classes
 from pipeline.settings import setting, settings
 from pipeline.words import shortened
-
-_READ = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .hif .jp2 .j2k"
-IMAGE_SUFFIXES = frozenset(_READ.split())
-"""File name endings that importers take for an image."""
-_RAW = ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f"
-_OTHER = ".ai .cur .dds .eps .exr .hdr .ico .jxl .pcx .psd .svg .svgz .tga .wmf .xcf"
-_UNREAD = dict.fromkeys(_RAW.split(), "a camera's raw file: develop it to JPEG, PNG or TIFF") | {
-    suffix: f"pictures of the kind {suffix} are not read: save it as JPEG, PNG or TIFF" for suffix in _OTHER.split()
-}
-
-
-def unread(name: str) -> str:
-    """Return why a picture is not read whose name ends like this; empty for any other file."""
-    return _UNREAD.get(PurePath(name).suffix.lower(), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +241,8 @@ COLUMNS = {
 
 NO_CAPTION = "none"
 """What `--caption` says where texts are no captions."""
+LONGEST_LABEL = 1000
+"""Characters of a class name."""
 _NUMBERED = re.compile(r"(caption|text|title|sentence|description)s?_?\d+")
 _SPOKEN = ("raw", "caption", "text", "sentence", "value")
 """Fields of a structure that hold its caption, the first found wins."""
@@ -395,14 +383,16 @@ class Columns:
 
     def _class_name(self, label: str) -> str:
         """Return the class name of a label; empty for none, which a list of classes also lets be written as -1."""
-        if not label or self.classes is None or label in self.classes.names:
+        names = self.classes.names if self.classes else ()
+        if not label or label in names or (self.classes is None and len(label) <= LONGEST_LABEL):
             return label
-        names = self.classes.names
         if label == "-1":
             return ""
         if label.isdecimal() and len(label) < 10 and int(label) < len(names):
             return names[int(label)]
-        raise UserError(expected=f"a label of 0..{len(names) - 1} or a class name", found=repr(label), where=self.where)
+        known = f"a label of 0..{len(names) - 1} or a class name" if names else "a class name or number"
+        found = repr(label) if len(label) <= LONGEST_LABEL else f"{len(label):,} characters"
+        raise UserError(expected=known, found=found, where=self.where)
 
 
 def _numbered(found: Sequence[str], first: tuple[str, ...]) -> tuple[str, ...]:

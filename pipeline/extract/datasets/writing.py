@@ -305,6 +305,8 @@ class _Tables:
             return ""
         if not all(map(is_utf8, (record.image_id, record.label, record.split))):
             return "its id, label or split is not UTF-8"
+        if "\0" in record.image_id + record.label + record.split:
+            return "its id, label or split holds a zero byte"
         try:
             file = self._place(record)
         except FileNotFoundError:

@@ -1,9 +1,6 @@
-"""Archives: webdataset tars and Hugging Face folders, and what they must not do."""
+"""Tables that carry pictures: Parquet and Hugging Face folders, and what they must not do."""
 
-import gzip
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,155 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.archives import expand_braces
 from pipeline.extract.datasets.importers import detect, import_dataset
 from pipeline.extract.datasets.layout import RawDataset, open_dataset
 from pipeline.extract.datasets.records import ImportOptions
 from tests.extract.building import picture, read_table, write_json
 
 
-def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
 def imported(source: Path | str, out: Path, kind: str) -> RawDataset:
     assert detect(str(source)) == kind
     import_dataset(source, out)
     return open_dataset(out)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("a-{00..02}.tar", ["a-00.tar", "a-01.tar", "a-02.tar"]),
-        ("{a,b}.tar", ["a.tar", "b.tar"]),
-        ("{x,y}-{8..10}", ["x-8", "x-9", "x-10", "y-8", "y-9", "y-10"]),
-        ("plain.tar", ["plain.tar"]),
-        ("{5..4}", []),
-    ],
-)
-def test_braces(pattern: str, names: list[str]) -> None:
-    assert expand_braces(pattern) == names
-
-
-def test_members_of_one_stem_are_one_sample(tmp_path: Path) -> None:
-    fields = json.dumps({"caption": "from json", "label": "cat", "split": "val"}).encode()
-    members = {
-        "000.png": picture(0),
-        "000.txt": b"one\ntwo\n",
-        "001.JPG": picture(1, kind="JPEG"),
-        "001.json": fields,
-        "002.txt": b"no image",
-        "003.cls": b"1",
-        "004.png": picture(4),
-        "004.json": b"[]",
-    }
-    dataset = imported(write_tar(tmp_path / "set.tar", members), tmp_path / "out", "webdataset")
-    assert [(row.image_id, row.label) for row in dataset.images] == [("000", ""), ("001", "cat")]
-    assert [(row.image_id, row.caption) for row in dataset.captions] == [
-        ("000", "one"),
-        ("000", "two"),
-        ("001", "from json"),
-        ("", "no image"),
-    ]
-    assert read_table(tmp_path / "out" / "skipped.csv") == [
-        {"id": "003", "reason": "neither image nor caption (.cls)"},
-        {"id": "004", "reason": "its .json is not a JSON object"},
-    ]
-    assert (tmp_path / "out" / dataset.images[0].file).read_bytes() == picture(0)
-
-
-def test_several_tars_keep_equal_keys_apart(tmp_path: Path) -> None:
-    for number in range(3):
-        members = {"x/000.png": picture(number), "x/000.cls": str(number % 2).encode()}
-        write_tar(tmp_path / f"t-{number:02d}.tar.gz", members, "w:gz")
-    write_json(tmp_path / "classes.json", {"classes": ["cat", "dog"]})
-    dataset = imported(f"{tmp_path}/t-{{00..02}}.tar.gz", tmp_path / "out", "webdataset")
-    assert [row.image_id for row in dataset.images] == ["t-00/x/000", "t-01/x/000", "t-02/x/000"]
-    assert [row.label for row in dataset.images] == ["cat", "dog", "cat"]
-
-
-def captions_of(dataset: RawDataset) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for row in read_table(dataset.root.here / "captions.csv"):
-        found.setdefault(row["image_id"], []).append(row["caption"])
-    return found
-
-
-def test_names_of_tars_with_several_dots_keep_equal_keys_apart(tmp_path: Path) -> None:
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for number in range(2):
-        members = {"000000.png": picture(number), "000000.txt": b"picture %d" % number}
-        write_tar(folder / f"data.{number:03d}.tar", members)
-    dataset = imported(folder, tmp_path / "out", "webdataset")
-    assert captions_of(dataset) == {"data.000/000000": ["picture 0"], "data.001/000000": ["picture 1"]}
-    assert not read_table(tmp_path / "out" / "skipped.csv")
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2"])
-def test_members_of_a_sample_may_lie_far_apart(mode: str, tmp_path: Path) -> None:
-    members = {f"{number}.png": picture(number) for number in range(3)}
-    members |= {f"{number}.txt": b"picture %d" % number for number in range(3)}
-    dataset = imported(write_tar(tmp_path / "set.tar", members, mode), tmp_path / "out", "webdataset")
-    assert captions_of(dataset) == {str(number): [f"picture {number}"] for number in range(3)}
-    assert not read_table(tmp_path / "out" / "skipped.csv")
-
-
-@pytest.mark.parametrize("place", range(-8, 0))
-def test_a_changed_checksum_of_a_packed_tar_is_an_error(place: int, tmp_path: Path) -> None:
-    """The last eight bytes of gzip are the CRC and the length: nothing else is wrong with the file."""
-    path = write_tar(tmp_path / "set.tar.gz", {"0.png": picture(0), "0.txt": b"a picture"}, "w:gz")
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"set.tar.gz: expected a tar file, found (CRC|Incorrect length)"):
-        import_dataset(path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_packed_member_that_claims_more_than_there_is(tmp_path: Path) -> None:
-    member = tarfile.TarInfo("0.png")
-    member.size = 10**13
-    (tmp_path / "set.tar.gz").write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + b"x" * 1024))
-    with pytest.raises(UserError, match=r"expected (a tar file|at least one image)"):
-        import_dataset(tmp_path / "set.tar.gz", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_packed_tar_that_would_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.extract.datasets.archives.MAX_MEMBER", 2**20)
-    (tmp_path / "set.tar.gz").write_bytes(gzip.compress(bytes(2**25)))
-    with pytest.raises(UserError, match="expected a tar file, found more than 100 times its size when unpacked"):
-        import_dataset(tmp_path / "set.tar.gz", tmp_path / "out")
-
-
-def test_of_two_members_of_one_name_the_earlier_is_listed(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "set.tar", {"0.png": picture(0), "0.txt": b"first"})
-    with tarfile.open(path, "a") as tar:
-        member = tarfile.TarInfo("0.txt")
-        member.size = 6
-        tar.addfile(member, io.BytesIO(b"second"))
-    dataset = imported(path, tmp_path / "out", "webdataset")
-    assert captions_of(dataset) == {"0": ["second"]}
-    (skipped,) = read_table(tmp_path / "out" / "skipped.csv")
-    assert skipped == {"id": "set.tar:0.txt", "reason": "a later member has the same name"}
-
-
-def test_rubbish_in_an_extended_header(tmp_path: Path) -> None:
-    path = tmp_path / "set.tar"
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        member = tarfile.TarInfo("0.png")
-        member.size = 4
-        member.pax_headers = {"size": "many", "mtime": "never", "GNU.sparse.map": "a,b"}
-        tar.addfile(member, io.BytesIO(b"data"))
-    with pytest.raises(UserError, match=r"set.tar: expected a tar file|none \("):
-        import_dataset(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["struct", "text"])
@@ -175,57 +33,6 @@ def test_a_text_where_bytes_should_be_is_no_path(kind: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match="the first because: the row carries no image bytes"):
         import_dataset(folder, tmp_path / "out", ImportOptions(kind="image-parquet", filepath="image"))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_tars(tmp_path: Path) -> None:
-    (tmp_path / "tars").mkdir()
-    write_tar(tmp_path / "tars" / "a.tar", {"0.png": picture(0)})
-    assert len(imported(tmp_path / "tars", tmp_path / "out", "webdataset").images) == 1
-
-
-@pytest.mark.parametrize("name", ["../evil.png", "/tmp/evil.png", "a/../../evil.png", "..\\evil.png"])
-def test_a_member_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
-    members = {name: picture(0), "fine.png": picture(1)}
-    dataset = imported(write_tar(tmp_path / "set.tar", members), tmp_path / "deep" / "out", "webdataset")
-    assert [row.image_id for row in dataset.images] == ["fine"]
-    assert read_table(tmp_path / "deep" / "out" / "skipped.csv") == [
-        {"id": f"set.tar:{name}", "reason": "the member's name leaves the folder"}
-    ]
-    assert not list(tmp_path.rglob("*evil*"))
-
-
-def test_links_and_devices_are_refused(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "set.tar", "w") as tar:
-        for name, kind in (("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("dev.png", tarfile.CHRTYPE)):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "/etc/passwd"
-            tar.addfile(member)
-    with pytest.raises(
-        UserError, match=r"found none \(3 left out, the first because: the member is a link or a device"
-    ):
-        import_dataset(tmp_path / "set.tar", tmp_path / "out")
-
-
-def test_a_huge_member_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.extract.datasets.archives.MAX_MEMBER", 10)
-    path = write_tar(tmp_path / "set.tar", {"big.png": picture(0), "t.txt": b"small"})
-    import_dataset(path, tmp_path / "out")
-    assert read_table(tmp_path / "out" / "skipped.csv")[0]["reason"] == "the member is too large"
-
-
-def test_broken_and_missing_tars(tmp_path: Path) -> None:
-    (tmp_path / "x.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match=r"x.tar: expected a tar file"):
-        import_dataset(tmp_path / "x.tar", tmp_path / "out")
-    with pytest.raises(UserError, match=r"expected 2 tar files, found 2 missing, such as .*y0.tar"):
-        import_dataset(f"{tmp_path}/y{{0..1}}.tar", tmp_path / "out")
-
-
-def test_a_cut_tar_is_an_error(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", {"a.png": picture(0), "b.png": picture(1, 64)})
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match="expected a tar file"):
-        import_dataset(path, tmp_path / "out")
 
 
 def write_arrow(
@@ -296,3 +103,121 @@ def test_no_images_in_it(tmp_path: Path) -> None:
     folder = write_arrow(tmp_path / "set", pa.table({"text": ["a", "b"]}))
     with pytest.raises(UserError, match="a column of image bytes, found text"):
         import_dataset(folder, tmp_path / "out", ImportOptions())
+
+
+LABEL = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+
+
+def hub(folder: Path, features: object, labels: dict[str, list[object]], **columns: list[object]) -> Path:
+    """Write Parquet as the hub has it: {bytes, path} and labels, the features in the schema's metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = 0
+    for name, some in labels.items():
+        images = [{"bytes": picture(first + at), "path": f"{name}-{at}.png"} for at in range(len(some))]
+        table = pa.table({"image": images, "label": some, **columns})
+        about = json.dumps({"info": {"features": features}}).encode()
+        pq.write_table(table.replace_schema_metadata({b"huggingface": about}), folder / f"{name}.parquet")
+        first += len(some)
+    return folder
+
+
+HUB: dict[str, list[object]] = {
+    "train-00000-of-00002": [0, 1],
+    "train-00001-of-00002": [1],
+    "validation-00000-of-00001": [0],
+    "test-00000-of-00001": [1, -1],
+}
+
+
+@pytest.mark.parametrize("inner", ["", "data"])
+def test_parquet_of_the_hub(inner: str, tmp_path: Path) -> None:
+    hub(tmp_path / "set" / inner, {"image": {"_type": "Image"}, "label": LABEL}, HUB)
+    (tmp_path / "set" / "README.md").write_text("a card")
+    dataset = imported(tmp_path / "set", tmp_path / "out", "image-parquet")
+    assert sorted((row.split, row.label) for row in dataset.images) == [
+        ("test", ""),
+        ("test", "dog"),
+        ("train", "cat"),
+        ("train", "dog"),
+        ("train", "dog"),
+        ("val", "cat"),
+    ]
+    assert dataset.classes is not None
+    assert dataset.classes.names == ("cat", "dog")
+    assert dataset.info["split_rule"] == "the source's own"
+    for row in dataset.images:
+        number = int(row.image_id.rpartition("-")[2]) + {"val": 3, "test": 4}.get(row.split, 0)
+        number += 2 * ("train-00001" in row.image_id)
+        assert (tmp_path / "out" / row.file).read_bytes() == picture(number)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"label": {"feature": LABEL, "_type": "Sequence"}},
+        {"label": [LABEL]},
+        [{"name": "label", "dtype": {"class_label": {"names": {"0": "cat", "1": "dog"}}}}],
+        [{"name": "label", "sequence": {"class_label": {"names": {"1": "dog", "0": "cat"}}}}],
+    ],
+)
+def test_class_names_in_lists_of_labels(features: object, tmp_path: Path) -> None:
+    """A picture with two labels has none here, and is listed; with one or none it is as any other."""
+    hub(tmp_path / "set", features, {"test-00000-of-00001": [[1], [], [0, 1], [0]]})
+    dataset = imported(tmp_path / "set", tmp_path / "out", "image-parquet")
+    assert [row.label for row in dataset.images] == ["dog", "", "", "cat"]
+    (skipped,) = read_table(tmp_path / "out" / "skipped.csv")
+    assert skipped["id"].startswith("000002-")
+    assert skipped["reason"] == "2 labels, and an image has one: it is kept without"
+
+
+def test_names_beside_the_files_come_before_those_of_the_schema(tmp_path: Path) -> None:
+    hub(tmp_path / "set", {"label": LABEL}, {"test-00000-of-00001": [1]})
+    write_json(tmp_path / "set" / "classes.json", {"classes": ["Katze", "Hund"]})
+    assert imported(tmp_path / "set", tmp_path / "out", "image-parquet").images[0].label == "Hund"
+
+
+def test_a_column_of_splits_comes_before_the_names_of_files(tmp_path: Path) -> None:
+    """Flickr30k on the hub has all its rows in `test-...`, and a column that says the real split."""
+    hub(tmp_path / "set", {}, {"test-00000-of-00001": ["a", "a", "a"]}, split=["train", "restval", ""])
+    dataset = imported(tmp_path / "set", tmp_path / "out", "image-parquet")
+    assert [row.split for row in dataset.images] == ["train", "train", "test"]
+
+
+def test_parquet_that_names_no_split_is_split_by_the_rule(tmp_path: Path) -> None:
+    hub(tmp_path / "set", {}, {"data-00000-of-00002": ["a"], "data-00001-of-00002": ["b"]})
+    assert imported(tmp_path / "set", tmp_path / "out", "image-parquet").info["split_rule"].startswith("sha256")
+
+
+@pytest.mark.parametrize("about", ["{", "[" * 100_000, "[]", '{"info": {"features": [1]}}', '{"info": 3}'])
+def test_rubbish_in_the_schema_s_metadata_is_one_sentence(about: str, tmp_path: Path) -> None:
+    table = pa.table({"image": [picture(0)]}).replace_schema_metadata({b"huggingface": about.encode()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet: expected features in the metadata 'huggingface' of the schema"):
+        import_dataset(tmp_path / "a.parquet", tmp_path / "out")
+
+
+def test_damaged_pages_of_parquet_are_one_sentence(tmp_path: Path) -> None:
+    path = hub(tmp_path / "set", {}, {"a": [0, 1]}) / "a.parquet"
+    data = bytearray(path.read_bytes())
+    data[4:200] = bytes(196)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a.parquet: expected a sound Parquet file"):
+        import_dataset(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_another_schema_are_named(tmp_path: Path) -> None:
+    hub(tmp_path / "set", {}, {"test-00000-of-00002": [0]})
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "set" / "test-00001-of-00002.parquet")
+    with pytest.raises(UserError, match=r"00001-of-00002.parquet: expected the column 'image', .* found text"):
+        import_dataset(tmp_path / "set", tmp_path / "out")
+
+
+def test_a_zero_byte_in_a_path_or_a_label_is_listed(tmp_path: Path) -> None:
+    images = [{"bytes": picture(at), "path": path} for at, path in enumerate(["a\0b.png", "c.png", "d.png"])]
+    table = pa.table({"image": images, "label": ["x", "y\0", "z"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    dataset = imported(tmp_path / "a.parquet", tmp_path / "out", "image-parquet")
+    assert [row.image_id for row in dataset.images] == ["000002-d"]
+    reasons = {row["reason"] for row in read_table(tmp_path / "out" / "skipped.csv")}
+    assert reasons == {"its id, label or split holds a zero byte"}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.layout import CaptionRow, ImageRow, open_dataset, read_classes
+from pipeline.extract.datasets.classes import read_classes
+from pipeline.extract.datasets.layout import CaptionRow, ImageRow, open_dataset
 from tests.extract.building import write_json, write_raw, write_table
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.extract.datasets.layout import Classes, open_dataset
+from pipeline.extract.datasets.classes import Classes
+from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule
 from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.progress import Update
