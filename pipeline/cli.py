@@ -111,7 +111,8 @@ def root(
 
 def main() -> None:
     """Run the command line; the entry point of `pipeline`. Its name is that, whatever program runs it."""
-    app(prog_name="pipeline")
+    with exit_with_sentence():  # of what comes before a command too
+        app(prog_name="pipeline")
 
 
 if __name__ == "__main__":

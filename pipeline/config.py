@@ -101,8 +101,10 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
             return value
         problems.append(f"{path} should be one of {', '.join(map(str, options))}, not {value!r}")
         return None
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(options[0], item, f"{path}[{i}]", problems) for i, item in enumerate(value))
+    elif origin in (tuple, list) and isinstance(value, (list, tuple)):
+        items = [_convert(options[0], item, f"{path}[{i}]", problems) for i, item in enumerate(value)]
+        if origin is list or options[-1] is Ellipsis or len(items) == len(options):
+            return items if origin is list else tuple(items)
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
         return {str(key): _convert(options[1], item, f"{path}.{key}", problems) for key, item in value.items()}
     elif hint is Any:

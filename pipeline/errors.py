@@ -4,7 +4,9 @@ Every error says what was expected, what was found, where, and what to do about 
 mean that the input is at fault (exit code 2); any other `PipelineError` means that the work failed (exit code 1).
 """
 
+import errno
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,23 @@ LONGEST = 2000
 """Characters of a part of a sentence: what is found may be a file's whole content."""
 UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """What a path that the user chose can be: not there, not allowed, or of the other kind."""
+_ROOM = ("free space", "make room, or choose another place")
+_HANDLES = ("one more open file", "raise the limit (`ulimit -n`), or close other programs")
+_DISK = ("a disk that reads and writes", "look after the disk, or the network that it is reached by")
+NEEDED = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: ("room for a file of that size", "raise the limit (`ulimit -f`), or choose another file system"),
+    errno.EROFS: ("a place that can be written", "choose another place"),
+    errno.EMFILE: _HANDLES,
+    errno.ENFILE: _HANDLES,
+    errno.ENOMEM: ("more memory", "free some, or ask for less at once: smaller batches, fewer workers (see --help)"),
+    errno.EIO: _DISK,
+    errno.ESTALE: _DISK,
+}
+"""What the machine may lack, by errno: what is needed, and what to do. No input is at fault."""
+_CODE = re.compile(r"\b(?:errno|os error)[ =]*(\d+)", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"bad_alloc|out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
 class PipelineError(Exception):
@@ -162,13 +181,65 @@ class RejectedInputError(Exception):
     """An image or a text that cannot be used and is left out; its text is the reason as rejected.csv gives it."""
 
 
+def lacking(error: BaseException) -> int | None:
+    """Return the errno of what the machine lacks, also where a library says so in its own words; None where nothing."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno:
+        return error.errno if error.errno in NEEDED else None
+    said = str(error)[:LONGEST]
+    if isinstance(error, RuntimeError) and _NO_MEMORY.search(said):
+        return errno.ENOMEM
+    codes = [int(found) for found in _CODE.findall(said)] + [code for code in NEEDED if os.strerror(code) in said]
+    return next((code for code in codes if code in NEEDED), None)
+
+
+def machine_error(error: BaseException, where: str = "") -> PipelineError | None:
+    """Return the sentence of what the machine lacks: the path and what is needed; None for an error of another kind.
+
+    Args:
+        error: What was raised.
+        where: The place that was being read or written, where the error does not tell it.
+    """
+    code = lacking(error)
+    if code is None:
+        return None
+    expected, remedy = NEEDED[code]
+    told = getattr(error, "filename", None)
+    return PipelineError(
+        expected=expected,
+        found=os.strerror(code),
+        where=where if told is None else os.fsdecode(told),
+        remedy=f"{remedy}, and run the same command again",
+    )
+
+
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """Let what the machine lacks while something is written be told with its place: a failed write has no path.
+
+    Raises:
+        OSError: With the place as its `filename`; also in place of the words of a library.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = lacking(error)
+        if code in (None, errno.ENOMEM) or getattr(error, "filename", None) is not None:
+            raise
+        if not (isinstance(error, OSError) and error.errno):
+            raise OSError(code, os.strerror(code), str(place)) from error
+        error.filename = str(place)
+        raise
+
+
 @contextmanager
 def exit_with_sentence() -> Iterator[None]:
     """End the program with one sentence on standard error and an exit code, in place of a traceback.
 
-    A foreseen error has its own code; a path that cannot be used is the user's (2), another failure of the disk is not
-    (1). Interrupted is 130 and a closed pipe (`pipeline store ls STORE | head -1`) is 141, as a shell has them. What
-    nobody foresaw keeps its traceback.
+    A foreseen error has its own code; a path that cannot be used is the user's (2), what the machine lacks (space,
+    memory, open files) is not (1). Interrupted is 130 and a closed pipe (`pipeline store ls STORE | head -1`) is 141,
+    as a shell has them. What nobody foresaw keeps its traceback.
     """
     try:
         yield
@@ -178,17 +249,35 @@ def exit_with_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         _stop("Interrupted: what was finished stays; run the same command again to go on", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered has nowhere to go
+        _output_is_whole()
         sys.exit(141)
-    except OSError as error:
-        if not error.strerror:
+    except Exception as error:
+        known = machine_error(error, "" if _output_is_whole() else "standard output") or _unusable(error)
+        if known is None:
             raise
-        fault = UserError if isinstance(error, UNUSABLE) else PipelineError
-        place = "" if error.filename is None else os.fsdecode(error.filename)
-        known = fault(expected="a file or folder that can be used", found=error.strerror, where=place)
         _stop(f"Error: {known.sentence()}", known.exit_code)
 
 
+def _unusable(error: Exception) -> PipelineError | None:
+    if not isinstance(error, OSError) or not error.strerror:
+        return None
+    chosen = isinstance(error, UNUSABLE) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    place = "" if error.filename is None else os.fsdecode(error.filename)
+    fault = UserError if chosen else PipelineError
+    return fault(expected="a file or folder that can be used", found=error.strerror, where=place)
+
+
 def _stop(sentence: str, code: int) -> NoReturn:
+    _output_is_whole()
     sys.stderr.write(f"{' '.join(sentence.split()).rstrip('.')}.\n")
     sys.exit(code)
+
+
+def _output_is_whole() -> bool:
+    """Say whether all that was printed could be written; what could not goes nowhere, or Python complains again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    return True

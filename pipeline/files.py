@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedStoreError, UserError
+from pipeline.errors import DamagedStoreError, UserError, naming
 
 _ABSENT = object()
 _SHOWN = 120
@@ -73,8 +73,17 @@ def _shown(value: Any) -> str:
 
 
 def dump_signed(value: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as readable text that ends with its own digest under "self"."""
-    signed = {**value, "self": json_digest(dict(value))}
+    """Return a JSON object as readable text that ends with its own digest under "self".
+
+    Raises:
+        ValueError: A value is not finite, or a text is none that UTF-8 has.
+        TypeError: A value is none of JSON's.
+    """
+    return _signed(json.loads(json.dumps(dict(value), allow_nan=False)))  # its keys as the file will have them: text
+
+
+def _signed(body: dict[str, Any]) -> bytes:
+    signed = {**body, "self": json_digest(body)}
     return (json.dumps(signed, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -92,7 +101,7 @@ def load_signed(data: bytes, name: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
         body = {name: item for name, item in value.items() if name != "self"}
-        sound = dump_signed(body) == data
+        sound = _signed(body) == data
     except (ValueError, AttributeError, RecursionError):
         sound = False
     if not sound:
@@ -149,6 +158,31 @@ def read_json(
     return value
 
 
+def read_signed(
+    path: Path, kind: str, where: str = "", *, remedy: str = "make it again, or restore it from a copy"
+) -> dict[str, Any]:
+    """Read a JSON object as `read_json` does, and compare it with the digest that it carries under "self".
+
+    Files of earlier versions carry none, and a file that is edited by hand may lose that line.
+
+    Raises:
+        UserError: The file is missing, is not a JSON object, or says something else than what was signed.
+    """
+    body = read_json(path, kind, where, remedy=remedy)
+    if "self" not in body:
+        return body
+    signed = body.pop("self")
+    try:
+        found = json_digest(body)
+    except (ValueError, RecursionError):  # numbers and texts that are never signed
+        found = "what cannot be signed"
+    if found != signed:
+        advice = f'{remedy} (or remove its line "self" if you changed it on purpose)'
+        found, where = f"other content ({found[:16]}…)", where or str(path)
+        raise UserError(expected=f"what its digest says ({str(signed)[:16]}…)", found=found, where=where, remedy=advice)
+    return body
+
+
 def one_line(error: Exception) -> str:
     """Return what an error of a library says, on one line of 300 characters at most."""
     return " ".join(str(error).split())[:300]
@@ -202,7 +236,7 @@ def write_atomically(
         data: All its bytes.
         temp: Makes the temp file's path, and removes what is left of it.
     """
-    with temp(target) as path:
+    with naming(target), temp(target) as path:
         write_bytes(path, data)
         sync_file(path)
         publish(path, target)

@@ -28,7 +28,12 @@ CASES: list[tuple[BaseException, int, str]] = [
         "Error: x: expected a file or folder that can be",
     ),
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "found No such file or directory.\n"),
-    (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "Error: x: expected a file or folder that can be"),
+    (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "Error: x: expected free space, found No space left on"),
+    (OSError(errno.ENOTTY, "Inappropriate ioctl", "x"), 1, "Error: x: expected a file or folder that can be used"),
+    (OSError(errno.ENAMETOOLONG, "File name too long", "x"), 2, "Error: x: expected a file or folder that can be"),
+    (MemoryError(), 1, "Error: expected more memory, found Cannot allocate memory; free some"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "Error: expected more memory"),
+    (OSError("h5py, errno = 28, error message = ..."), 1, "Error: expected free space, found No space left"),
     (KeyboardInterrupt(), 130, "Interrupted: what was finished stays; run the same command again to go on.\n"),
 ]
 

@@ -15,12 +15,14 @@ from pipeline import files
 from pipeline.errors import UserError
 from pipeline.files import (
     canonical,
+    dump_signed,
     file_sha256,
     is_locked,
     json_digest,
     lock,
     open_locked,
     read_json,
+    read_signed,
     spaced_json_digest,
     write_atomically,
 )
@@ -46,6 +48,35 @@ def test_whatever_a_json_file_holds_is_one_sentence(text: str, tmp_path: Path) -
     with pytest.raises(UserError, match=r"x.json: expected (a JSON object|JSON) that describes a thing") as caught:
         read_json(tmp_path / "x.json", "a thing")
     assert len(str(caught.value)) < 1000
+
+
+def test_signed_json_is_read_back_and_a_change_of_any_value_is_seen(tmp_path: Path) -> None:
+    path, value = tmp_path / "x.json", {"b": [1, 2.5, None], "a": {"ä": True, "c": "x"}, "n": {10: 1, 9: 2}}
+    path.write_bytes(dump_signed(value))
+    read = {**value, "n": {"10": 1, "9": 2}}
+    assert read_signed(path, "a thing") == read
+    path.write_text(json.dumps(json.loads(path.read_text())))  # the digest is of what it says, not of how it is written
+    assert read_signed(path, "a thing") == read
+    for field, other in [
+        ("b", [1, 2.5]),
+        ("b", [1.0, 2.5, None]),
+        ("a", {}),
+        ("later", 1),
+        ("self", "0"),
+        ("self", None),
+    ]:
+        path.write_text(json.dumps({**json.loads(dump_signed(value)), field: other}))
+        with pytest.raises(
+            UserError, match=r"x.json: expected what its digest says \(.*\), found other content \(.*…\)"
+        ):
+            read_signed(path, "a thing")
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"', "[" * 900 + "]" * 900])
+def test_what_is_never_signed_is_no_signed_json(value: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(f'{{"a": {value}, "self": "{"0" * 64}"}}')
+    with pytest.raises(UserError, match=r"x.json: expected (what its digest says|JSON that describes)"):
+        read_signed(tmp_path / "x.json", "a thing")
 
 
 def test_a_pipe_is_no_file_to_read(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from pipeline.layers import LayerRef
 from pipeline.metrics.retrieval import is_constant
 from pipeline.metrics.similarity import LayerPairs, compare_layers, compare_layers_by_cka, nearest_neighbours
 from pipeline.progress import Progress, Update, silent
+from pipeline.projectors.run_record import fill
 from pipeline.store.views import Side
 
 SIGNIFICANT = 0.05
@@ -90,10 +91,13 @@ class LayerScores:
     """What the scores say, in a sentence."""
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "LayerScores":
-        """Rebuild a record; fields that this version does not know are passed over."""
-        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        return cls(**{**known, "chosen": tuple(known["chosen"])})
+    def from_json(cls, data: dict[str, Any], where: str = "") -> "LayerScores":
+        """Rebuild a record; fields that this version does not know are passed over.
+
+        Raises:
+            UserError: A field is missing or of the wrong kind.
+        """
+        return fill(cls, data, where)
 
 
 def layers(

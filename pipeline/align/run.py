@@ -23,10 +23,10 @@ from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
 from pipeline.align.recipe import Recipe, with_rate
 from pipeline.align.train import find_learning_rate, train
 from pipeline.errors import UserError
-from pipeline.files import read_json, spaced_json_digest, write_atomically
+from pipeline.files import dump_signed, read_signed, spaced_json_digest, write_atomically
 from pipeline.layers import LayerRef
 from pipeline.progress import Progress, say, silent
-from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun, save_projector
+from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun, SeedRecord, fill, save_projector
 from pipeline.runtime import installed_version, resolve_device
 from pipeline.settings import declared
 from pipeline.storage.contract import Storage
@@ -243,9 +243,13 @@ def finished_seed(out: Path, seed: int, digest: str) -> SeedResult | None:
     folder = out / folder_of(seed)
     if not (folder / "seed.json").is_file():
         return None
-    data = read_json(folder / "seed.json", "a finished seed")
+    data = read_signed(folder / "seed.json", "a finished seed")
     whole = all((folder / f"{side}.{kind}").is_file() for side in SIDES for kind in ("safetensors", "json"))
-    return SeedResult(data["record"], data["dim"]) if whole and data.get("digest") == digest else None
+    if not whole or data.pop("digest", None) != digest:
+        return None
+    result = fill(SeedResult, data, str(folder / "seed.json"))
+    fill(SeedRecord, result.record, str(folder / "seed.json"))
+    return result
 
 
 def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult:
@@ -269,14 +273,14 @@ def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult
     }
     result = SeedResult(record, trained.image.d)
     about = {"digest": digest, "dim": result.dim, "record": record}
-    write_atomically(folder / "seed.json", (json.dumps(about, indent=2) + "\n").encode())
+    write_atomically(folder / "seed.json", dump_signed(about))
     return result
 
 
 def logged_seed(config: AlignConfig, out: Storage, seed: int) -> LoggedSeed:
     """Return a finished seed as loggers take it, all of it read from its folder."""
     folder = out.here / folder_of(seed)
-    about = read_json(folder / "seed.json", "a finished seed")
+    about = read_signed(folder / "seed.json", "a finished seed")
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return LoggedSeed(
         run=out.name,
@@ -293,15 +297,14 @@ def known_scores(out: Path, digest: str) -> LayerScores | None:
     path = out / LAYER_FILE
     if not path.is_file():
         return None
-    data = read_json(path, "scores of layers")
-    return LayerScores.from_json(data) if data.get("digest") == digest else None
+    data = read_signed(path, "scores of layers")
+    return LayerScores.from_json(data, str(path)) if data.get("digest") == digest else None
 
 
 def save_scores(out: Path, digest: str, scores: LayerScores) -> None:
     """Write layer_pairs.json."""
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**dataclasses.asdict(scores), "digest": digest}, indent=1) + "\n"
-    write_atomically(out / LAYER_FILE, text.encode())
+    write_atomically(out / LAYER_FILE, dump_signed({**dataclasses.asdict(scores), "digest": digest}))
 
 
 def record_of(

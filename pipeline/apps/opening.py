@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_signed
 from pipeline.projectors.base import Projector
 from pipeline.projectors.run_record import FORMAT as RUN_FORMAT
 from pipeline.projectors.run_record import AlignedRun, check_record, pack_projector, unpack_projector
@@ -188,7 +188,7 @@ def read_model(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing, no JSON object, or not of this kind and format.
     """
-    model = read_json(path, "an exported model")
+    model = read_signed(path, "an exported model", remedy=_REMEDY)
     found = {"format": model.get("format"), "kind": model.get("kind")}
     if found != {"format": FORMAT, "kind": KIND}:
         raise UserError(

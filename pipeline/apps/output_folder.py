@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, naming
 from pipeline.files import sync_file, sync_folder
 
 
@@ -76,7 +76,10 @@ class OutputFolder:
             UserError: The target holds something else.
         """
         self.check(to)
-        to = to.resolve()
+        with naming(to):
+            yield from self._new(to.resolve(), temporary)
+
+    def _new(self, to: Path, temporary: Path | None) -> Iterator[Path]:
         to.parent.mkdir(parents=True, exist_ok=True)
         if temporary is None:
             temporary = to.with_name(f".{to.name}.{secrets.token_hex(6)}.tmp")

@@ -114,7 +114,8 @@ def contact_sheet(result: SearchResult, out: Path, data: Place | None = None) ->
         sheet.paste(_picture(folder, hit.file), (left, top))
         pen.text((left, top + EDGE + 5), f"{place + 1}   {hit.score:.3f}", fill=INK)
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out, "PNG")
+    with naming(out):
+        sheet.save(out, "PNG")
     return out
 
 

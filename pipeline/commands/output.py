@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, naming
 
 
 def emit_json(value: Any) -> None:
@@ -38,7 +38,8 @@ def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], cut: s
 
 def say(text: object) -> None:
     """Print a line on standard output."""
-    typer.echo(str(text))
+    with naming("standard output"):
+        typer.echo(str(text))
 
 
 # ---- checks that come before the work ----------------------------------------------------------------------

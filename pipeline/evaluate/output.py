@@ -33,7 +33,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, naming
 from pipeline.evaluate.features import Duplicates, Probe, Twin, probe_metrics, without
 from pipeline.evaluate.leaderboard import Difference, Leaderboard, headline_names
 from pipeline.evaluate.report.page import Cell, Page, Table
@@ -87,7 +87,7 @@ def fresh_output(folder: Path) -> Iterator[Path]:
     the new report is in its place. Two evaluations into one folder take turns.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / LOCK):
+    with lock(folder / LOCK), naming(folder):
         finish(folder)
         writing = folder / WRITING
         shutil.rmtree(writing, ignore_errors=True)

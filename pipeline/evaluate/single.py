@@ -37,7 +37,7 @@ from pipeline.evaluate.results import (
     value_by_seed,
     zero_shot_direction,
 )
-from pipeline.files import read_json
+from pipeline.files import read_signed
 from pipeline.metrics.calibration import TopProbabilities, confidences, fit_temperature, reliability
 from pipeline.metrics.classification import zero_shot_metrics
 from pipeline.metrics.retrieval import cross_ranks, mean_average_precision
@@ -327,4 +327,4 @@ def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
     path = (run.folder / name).resolve()
     if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
         raise UserError(expected=f"the file {name} in the run's folder", found="none", where=str(run.root))
-    return read_json(path, "the scores of layer pairs", str(run.root / name))
+    return read_signed(path, "the scores of layer pairs", str(run.root / name))

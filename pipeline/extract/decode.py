@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.encoders.image_model import REDUCED, Reduced
-from pipeline.errors import RejectedInputError
+from pipeline.errors import RejectedInputError, machine_error
 from pipeline.extract.config import TURNED
 from pipeline.files import is_endless
 from pipeline.heif import INSTALL, START, is_heif, register
@@ -86,7 +86,8 @@ def read_file(path: Path) -> bytes:
             raise RejectedInputError("it is a pipe or a device")
         return path.read_bytes()
     except OSError as error:
-        raise RejectedInputError(f"the file cannot be read: {error.strerror or error}") from error
+        lacks = machine_error(error, str(path))  # no fault of the file: it is not left out for that
+        raise lacks or RejectedInputError(f"the file cannot be read: {error.strerror or error}") from error
 
 
 def decode_bytes(

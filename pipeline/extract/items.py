@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from pipeline.encoders.base import Encoder, Modality
-from pipeline.errors import PipelineError, RejectedInputError, UserError
+from pipeline.errors import PipelineError, RejectedInputError, UserError, lacking
 from pipeline.extract.config import TURNED, ExtractConfig
 from pipeline.extract.datasets.classes import Classes
 from pipeline.extract.datasets.layout import RawDataset, is_utf8
@@ -241,7 +241,9 @@ def _digested(root: Storage, name: str) -> tuple[bytes, bool]:
             heif = is_heif(file.read(START))
             file.seek(0)
             return hashlib.file_digest(file, "sha256").digest(), heif
-    except OSError:
+    except OSError as error:
+        if lacking(error):
+            raise
         return b"", False  # a missing file is rejected when it is decoded; when it turns up, the digest changes
 
 

@@ -13,7 +13,6 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline import files
-from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UserError
+from pipeline.errors import DamagedStoreError, KeyMismatchError, PipelineError, UserError, lacking
 from pipeline.files import json_differences, lock
 from pipeline.indexes.index import INDEXES, Gallery, Index, add_rows, need_faiss, train
 from pipeline.indexes.recall import Truth
@@ -40,7 +39,6 @@ PLAN, TRAINED, QUERIES = "plan.json", "trained.faiss", "queries.safetensors"
 _OWN = ("part-*.json", "part-*.faiss", "part-*.safetensors", ".*.tmp", ".*.lock")
 BLOCK_ROWS = 2**14
 """Rows that are embedded at once, in every process: another number may change the last bits of a vector."""
-_NO_ROOM = re.compile("No space left|File too large|Disk quota", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
@@ -296,8 +294,8 @@ def write_faiss(index: Any, path: Path) -> None:
         need_faiss("an index in parts").write_index(index, str(path))
     except RuntimeError as error:
         said = " ".join(str(error).split())
-        code = errno.ENOSPC if _NO_ROOM.search(said) else errno.EIO
-        raise OSError(code, os.strerror(code) if code == errno.ENOSPC else said) from error
+        code = lacking(error)
+        raise OSError(code or errno.EIO, os.strerror(code) if code else said) from error
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

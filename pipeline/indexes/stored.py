@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import file_sha256, json_differences, read_json
+from pipeline.files import dump_signed, file_sha256, json_differences, read_signed
 from pipeline.indexes.index import INDEXES, LINKS, Index, need_faiss
 
 FORMAT = 1
@@ -51,8 +51,7 @@ def write_index(folder: Path, index: Index, of: Mapping[str, Any], about: Mappin
         "build": {**_layout(index), **about.get("build", {}), "faiss": str(faiss.__version__)},
         "files": {name: file_sha256(folder / name) for name in names},
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / RECORD).write_text(text, encoding="utf-8")
+    (folder / RECORD).write_bytes(dump_signed(record))
     return record
 
 
@@ -66,7 +65,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         found = f"no {RECORD} in it" if folder.is_dir() else "no such folder"
         remedy = "make one with `pipeline index`"
         raise UserError(expected="the folder of an index", found=found, where=str(folder), remedy=remedy)
-    record = read_json(folder / RECORD, "an index")
+    record = read_signed(folder / RECORD, "an index", remedy=_REMEDY)
     wrong = [name for name, kind in _KINDS.items() if not isinstance(record.get(name), kind)]
     if record.get("format") != FORMAT or wrong:
         found = f"format {record.get('format')!r}" if not wrong else f"nothing usable in {', '.join(wrong)}"

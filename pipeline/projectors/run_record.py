@@ -10,7 +10,6 @@ refuses features of another key and `run.encode("image", features, seed)` embeds
 
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from pipeline.config import build
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
-from pipeline.files import json_differences, one_line, read_file, read_json, write_atomically
+from pipeline.files import dump_signed, json_differences, one_line, read_file, read_signed, write_atomically
 from pipeline.layers import LayerRef, parse_label
 from pipeline.projectors import base as maps
 from pipeline.projectors.asif import AsifProjector
@@ -95,7 +94,7 @@ def _base(about: object, name: str, where: str) -> Projector:
 def save_projector(folder: Path, side: str, projector: Projector) -> None:
     """Write a projector as `<side>.safetensors` and `<side>.json`, each put in place by rename, the JSON last.
 
-    The JSON carries the sha256 of the tensors, so a mixture of two runs is noticed.
+    The JSON carries the sha256 of the tensors, so a mixture of two runs is noticed, and its own digest.
 
     Raises:
         UserError: A weight is NaN or infinite: the training diverged.
@@ -103,7 +102,7 @@ def save_projector(folder: Path, side: str, projector: Projector) -> None:
     about, data = pack_projector(projector, side)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{side}.safetensors", data)
-    write_atomically(folder / f"{side}.json", (json.dumps({"format": FORMAT, **about}, indent=2) + "\n").encode())
+    write_atomically(folder / f"{side}.json", dump_signed({"format": FORMAT, **about}))
 
 
 def load_projector(folder: Path, side: str, where: str = "") -> Projector:
@@ -119,7 +118,7 @@ def load_projector(folder: Path, side: str, where: str = "") -> Projector:
         UnknownNameError: The JSON names a projector or a setting that does not exist.
     """
     where = f"{where or folder}/{side}.json"
-    about = read_json(folder / f"{side}.json", "a projector", where, remedy=REMEDY)
+    about = read_signed(folder / f"{side}.json", "a projector", where, remedy=REMEDY)
     if about.get("format") != FORMAT:
         raise _damaged(where, f"format {FORMAT}", repr(about.get("format")))
     return unpack_projector(about, where, folder / f"{side}.safetensors")
@@ -268,7 +267,7 @@ class AlignedRun:
             found = root.absent() or "no run.json in it"
             remedy = "make one with `pipeline align`"
             raise UserError(expected="a finished run's folder", found=found, where=str(root), remedy=remedy)
-        return cls(root, read_json(file, "a run", str(root / "run.json"), remedy=REMEDY))
+        return cls(root, read_signed(file, "a run", str(root / "run.json"), remedy=REMEDY))
 
     @classmethod
     def write(cls, place: Place, record: Mapping[str, Any]) -> "AlignedRun":
@@ -282,11 +281,11 @@ class AlignedRun:
         root = open_storage(place)
         run = cls(root, {"format": FORMAT, **record})
         try:
-            text = json.dumps(run.record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            data = dump_signed(run.record)
         except (TypeError, ValueError) as error:
             raise UserError(expected="JSON values (NaN is none)", found=str(error), where=str(root)) from error
         root.make()
-        write_atomically(root.here / "run.json", text.encode())
+        write_atomically(root.here / "run.json", data)
         root.push(RUN_FILES, last="run.json")
         return run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xxhash
 
-from pipeline.errors import DamagedStoreError
+from pipeline.errors import DamagedStoreError, PipelineError, machine_error
 from pipeline.files import one_line
 from pipeline.storage.contract import Content, Storage
 from pipeline.store.formats import LayerExtents, array_xxh3, format_of
@@ -74,7 +74,7 @@ def view_shard(root: Storage, shard: LayerShard, *, verify: bool) -> list[Featur
     try:
         views = format_of(path).view(path, extents)
     except (OSError, ValueError) as error:
-        raise _damaged(root, shard, str(error)) from error
+        raise _unreadable(root, shard, error) from error
     if verify:
         _compare(root, shard, array_xxh3(views))
     return views
@@ -103,7 +103,7 @@ def _blocks(root: Storage, shard: LayerShard, out: Features | None = None) -> It
             digest.update(block)
             yield block
     except OSError as error:
-        raise _damaged(root, shard, str(error)) from error
+        raise _unreadable(root, shard, error) from error
     _compare(root, shard, digest.hexdigest())
 
 
@@ -113,10 +113,16 @@ def _located(root: Storage, shard: LayerShard) -> tuple[Path, LayerExtents]:
     try:
         extents = format_of(path).extents(path, shard.layer.name)
     except Exception as error:  # a library may raise anything on flipped bytes
-        raise _damaged(root, shard, one_line(error)) from error
+        raise _unreadable(root, shard, error) from error
     if extents[:3] != (shard.rows, shard.layer.width, shard.layer.dtype):
         raise _damaged(root, shard, f"[{extents.rows}, {extents.width}] {extents.dtype}")
     return path, extents
+
+
+def _unreadable(root: Storage, shard: LayerShard, error: Exception) -> PipelineError:
+    """Return what a library's error means: the machine lacks something, or the file is not what was committed."""
+    lacks = machine_error(error, str(root / shard.file)) if isinstance(error, OSError) else None
+    return lacks or _damaged(root, shard, one_line(error))
 
 
 def _damaged(root: Storage, shard: LayerShard, found: str) -> DamagedStoreError:

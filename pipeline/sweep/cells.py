@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pipeline.align.config import AlignConfig
 from pipeline.align.run import REVISION as ALIGN_REVISION
 from pipeline.align.run import side_digest
-from pipeline.errors import UserError
+from pipeline.errors import UserError, machine_error
 from pipeline.evaluate.data import TestPairs, ZeroShotSet
-from pipeline.files import read_json, spaced_json_digest, write_atomically
+from pipeline.files import dump_signed, read_signed, spaced_json_digest, write_atomically
 from pipeline.layers import LayerRef
 from pipeline.storage.contract import Place
 from pipeline.store.views import Side
@@ -156,7 +156,7 @@ def finished_cell(out: Path, cell: Cell, digest: str) -> Result | None:
     if not path.is_file():
         return None
     try:
-        result = read_json(path, "a finished cell")
+        result = read_signed(path, "a finished cell")
     except UserError:
         return None
     whole = not result.get("ranks") or ranks_path(path).is_file()
@@ -172,8 +172,7 @@ def save_cell(out: Path, cell: Cell, result: Result, ranks: Mapping[str, NDArray
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **{name: _narrow(held) for name, held in ranks.items()})
         write_atomically(ranks_path(path), buffer.getvalue())
-    text = json.dumps({"format": FORMAT, **result, "cell": asdict(cell), "ranks": sorted(ranks)}, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, dump_signed({"format": FORMAT, **result, "cell": asdict(cell), "ranks": sorted(ranks)}))
 
 
 def _narrow(ranks: NDArray[np.int64]) -> NDArray[Any]:
@@ -197,7 +196,8 @@ def read_ranks(out: Path, cell: Cell) -> dict[str, NDArray[np.int64]]:
             return {name: held[name].astype(np.int64) for name in held.files}
     except (OSError, ValueError, EOFError) as error:
         remedy = "remove the cell's JSON and run the sweep again"
-        raise UserError(expected="ranks of a cell", found=str(error), where=str(path), remedy=remedy) from error
+        damaged = UserError(expected="ranks of a cell", found=str(error), where=str(path), remedy=remedy)
+        raise machine_error(error, str(path)) or damaged from error
 
 
 def save_queries(out: Path, test: TestPairs, class_sets: Sequence[ZeroShotSet]) -> None:

@@ -15,7 +15,7 @@ from pipeline.apps.config import SearchConfig
 from pipeline.apps.indexing import Subject, build, in_turn, make_parts
 from pipeline.apps.search import open_searcher
 from pipeline.errors import KeyMismatchError, UserError
-from pipeline.files import lock
+from pipeline.files import lock, read_signed
 from pipeline.indexes.stored import read_index
 from pipeline.runtime import Share
 from pipeline.store import shards
@@ -187,7 +187,7 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ivf of 600 images" in done(*words, "--num-workers", 1).out
     monkeypatch.delenv("RANK")
     made = done(*words, "--json").json()  # an older index is replaced
-    assert made == json.loads((out / "index.json").read_text())
+    assert made == read_signed(out / "index.json", "an index")
     assert not (folder / "index.parts").exists()
 
 

@@ -1,6 +1,5 @@
 """A stored index over a run's images: searched as exact search would, and refused for anything else."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline.apps.indexing import build as build_by
 from pipeline.apps.search import open_searcher
 from pipeline.apps.searcher import Searcher
 from pipeline.errors import KeyMismatchError, MissingExtraError, UserError
+from pipeline.files import read_signed
 from pipeline.indexes import index as indexes
 from pipeline.projectors.base import IdentityProjector, LinearProjector
 from pipeline.projectors.run_record import AlignedRun, save_projector
@@ -147,7 +147,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     assert "ivf of 2400 images" in out
     assert "recall@10" in out
     made = done("index", run, "--out", tmp_path / "index", "--json").json()  # an older index is replaced
-    assert made == json.loads((tmp_path / "index" / "index.json").read_text())
+    assert made == read_signed(tmp_path / "index" / "index.json", "an index")
     hits = done("search", run, "red", "--index", tmp_path / "index", "--top", 2, "--json").json()
     assert hits == done("search", run, "red", "--top", 2, "--json").json()
     told = done("index", run, "--out", tmp_path / "codes", "--kind", "ivfpq", "--recall", 1).err

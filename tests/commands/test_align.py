@@ -1,12 +1,12 @@
 """`pipeline layers` and `pipeline align`: what they print, what they refuse, what survives Ctrl-C."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.align.train import train
+from pipeline.files import read_signed
 from tests.commands.project import DATA, IMAGE, RUN, TEXT, snapshot, write_params
 from tests.commands.running import done, pipeline, refused
 
@@ -50,7 +50,7 @@ def test_align_makes_a_run(own: Path) -> None:
     assert [entry["seed"] for entry in run["seeds"]] == [3, 4]
     assert run["config"]["recipe"]["training"]["epochs"] == 1
     assert "Seed 4: mean recall" in result.err
-    assert json.loads((own / "x/run/run.json").read_text()) == {k: v for k, v in run.items() if k != "path"}
+    assert read_signed(own / "x/run/run.json", "a run") == {k: v for k, v in run.items() if k != "path"}
     again = done(*words)
     assert again.out == "x/run\n"
     assert "Reused from an earlier run with the same settings and features: seed 3, 4." in again.err

@@ -1,12 +1,12 @@
 """A damaged store or run never becomes a number: align, evaluate and search say which file, and what to do."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.files import dump_signed, read_signed
 from tests.commands.project import IMAGE, RUN, TEXT, snapshot
 from tests.commands.running import done, refused
 
@@ -61,7 +61,7 @@ def test_the_remedy_of_a_damaged_store_works(own: Path) -> None:
 
 
 def change(**fields: Any) -> Callable[[Path], object]:
-    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return lambda path: path.write_bytes(dump_signed({**read_signed(path, "a record"), **fields}))
 
 
 RECORDS: list[tuple[Callable[[Path], object], str]] = [

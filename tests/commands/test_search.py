@@ -1,11 +1,11 @@
 """`pipeline search`: by sentence and by picture, as a table, as JSON and as a sheet of pictures."""
 
-import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from pipeline.files import dump_signed, read_signed
 from tests.commands.project import IMAGE, IMAGES, RUN, TEXT
 from tests.commands.running import done, refused
 
@@ -110,10 +110,10 @@ def test_a_store_that_moved_is_asked_for(own: Path) -> None:
 @pytest.mark.parametrize("command", [["search", RUN, "a red bar"], ["search", RUN, "--picture", "large_blue_bar.png"]])
 def test_a_run_that_names_code_runs_none(own: Path, command: list[str]) -> None:
     path, module = own / RUN / "run.json", f"sent_by_a_stranger_{len(command)}"
-    record = json.loads(path.read_text())
+    record = read_signed(path, "a run")
     for stores in record["stores"].values():
         stores[0]["spec"] = f"{module}:Encoder"
-    path.write_text(json.dumps(record))
+    path.write_bytes(dump_signed(record))
     (own / f"{module}.py").write_text("import pathlib\npathlib.Path('it_ran').touch()\n")
     sentence = refused(*command)
     assert f"found '{module}:Encoder', whose code would run because a file says so" in sentence

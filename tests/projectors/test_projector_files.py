@@ -1,6 +1,5 @@
 """Projectors on the disk: the same numbers back, and a clear error for whatever is damaged."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import UnknownNameError, UserError
-from pipeline.files import read_json
+from pipeline.files import dump_signed, read_json, read_signed
 from pipeline.projectors.asif import AsifProjector
 from pipeline.projectors.base import LinearProjector
 from pipeline.projectors.run_record import (
@@ -55,7 +54,7 @@ def edit(name: str, **changes: object) -> Callable[[Path], None]:
 
     def damage(folder: Path) -> None:
         path = folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        path.write_bytes(dump_signed({**read_signed(path, "a projector"), **changes}))
 
     return damage
 
@@ -63,6 +62,15 @@ def edit(name: str, **changes: object) -> Callable[[Path], None]:
 def overwrite(name: str, data: bytes) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         (folder / name).write_bytes(data)
+
+    return damage
+
+
+def overwrite_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
 
     return damage
 
@@ -94,6 +102,7 @@ def cut_short(folder: Path) -> None:
         (edit("image.json", settings={"d_in": 4, "d": 3, "rank": 2}), "setting of the linear projector"),
         (edit("image.json", projector="residual_mlp"), "setting of the residual_mlp"),
         (edit("image.json", sha256="0" * 64), "the sha256 0000"),
+        (overwrite_text("image.json", '"d": 3', '"d": 4'), "what its digest says"),
         (other_tensors, "the sha256"),
         (cut_short, "the sha256"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import KeyMismatchError, UserError
+from pipeline.files import dump_signed, read_signed
 from pipeline.projectors.base import LinearProjector, embed_blocks
 from pipeline.projectors.run_record import AlignedRun, save_projector
 
@@ -170,11 +171,25 @@ def test_a_projector_of_another_width_than_the_run(run: AlignedRun) -> None:
 @pytest.mark.parametrize("width", [10**18, -5, 2.5, None, "many", 10**400])
 def test_a_width_that_no_tensor_has(width: object, run: AlignedRun) -> None:
     path = run.folder / "seed-1" / "image.json"
-    about = json.loads(path.read_text())
+    about = read_signed(path, "a projector")
     about["settings"]["d_in"] = width
-    path.write_text(json.dumps(about))
+    path.write_bytes(dump_signed(about))
     with pytest.raises(UserError, match=r"image.json: expected "):
         run.projector("image", 1)
+
+
+def test_a_changed_digit_is_noticed(run: AlignedRun) -> None:
+    path = run.folder / "run.json"
+    assert list(json.loads(path.read_text()))[-1] == "self"
+    assert AlignedRun.open(run.folder).record == run.record
+    path.write_text(path.read_text().replace('"dim": 3', '"dim": 4'))
+    with pytest.raises(UserError, match=r"run.json: expected what its digest says \(\w{16}…\), found other content"):
+        AlignedRun.open(run.folder)
+
+
+def test_a_record_of_an_earlier_version_carries_no_digest(run: AlignedRun) -> None:
+    (run.folder / "run.json").write_text(json.dumps(run.record, indent=2))
+    assert AlignedRun.open(run.folder).record == run.record
 
 
 def test_no_run_there(tmp_path: Path) -> None:

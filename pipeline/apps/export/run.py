@@ -4,7 +4,6 @@ An export is one folder: `model.json` (what it is, and the digests of its files)
 what another form is made of, and `README.md`, the model card. `pipeline.apps.opening.ExportedRun` opens it as a run.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from pipeline.apps.output_folder import OutputFolder, files_of
 from pipeline.encoders.base import parse_spec
 from pipeline.encoders.packages import PACKAGES
 from pipeline.errors import PipelineError, UnknownNameError, UserError
-from pipeline.files import file_sha256, read_json
+from pipeline.files import dump_signed, file_sha256, read_json
 from pipeline.projectors.run_record import SIDES, AlignedRun, pack_projector
 from pipeline.storage.contract import Place
 
@@ -81,8 +80,7 @@ def export(
         usage = write(opened, chosen, files, folder)
         (folder / CARD).write_text(model_card(opened, model, usage, numbers), encoding="utf-8")
         digests = {name: file_sha256(folder / name) for name in files_of(folder)}
-        text = json.dumps({**model, "files": digests}, indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / MODEL).write_text(f"{text}\n", encoding="utf-8")
+        (folder / MODEL).write_bytes(dump_signed({**model, "files": digests}))
     sizes = {name: (to / name).stat().st_size for name in files_of(to)}
     return Exported(folder=to, format=form, seed=chosen, dim=opened.dim, files=sizes)
 

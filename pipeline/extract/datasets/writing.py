@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, lacking, naming
 from pipeline.extract.datasets.layout import FORMAT, is_utf8
 from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule, official_split
 from pipeline.files import read_json
@@ -155,14 +155,15 @@ def write_dataset(
     work = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     work.mkdir()
     try:
-        with ExitStack() as stack:
-            tables = _Tables(work, stack, rule if not source.has_splits else None, link)
-            _fill(tables, source, progress)
-        classes = _write_classes(work, source, tables.labels)
-        counts = (tables.images, tables.captions, classes, tables.skipped, tables.alone)
-        made = MadeDataset(out, *counts, read=source.say() if source.kind else "")
-        _write_info(work, name, source, made, rule)
-        _put_in_place(work, out)
+        with naming(out):
+            with ExitStack() as stack:
+                tables = _Tables(work, stack, rule if not source.has_splits else None, link)
+                _fill(tables, source, progress)
+            classes = _write_classes(work, source, tables.labels)
+            counts = (tables.images, tables.captions, classes, tables.skipped, tables.alone)
+            made = MadeDataset(out, *counts, read=source.say() if source.kind else "")
+            _write_info(work, name, source, made, rule)
+            _put_in_place(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -313,6 +314,8 @@ class _Tables:
             place = record.source if isinstance(record.source, Path) else record.image_id
             return f"the image cannot be read: there is no such file: {place}"
         except OSError as error:
+            if lacking(error):  # no fault of the image: it is not left out for that
+                raise
             return f"the image cannot be read: {error.strerror or error}"
         self._sources[record.image_id] = (same, record.split, record.label)
         split = self._rule.of(record.image_id) if self._rule else official_split(record.split)
