@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from pipeline.apps.opening import OpenedRun
-from pipeline.errors import RejectedInputError, UserError
+from pipeline.errors import RejectedInputError, UserError, naming
 from pipeline.extract.decode import decode_image
 from pipeline.indexes.index import Index, build_index
 from pipeline.indexes.stored import read_index

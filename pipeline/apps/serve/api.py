@@ -5,8 +5,10 @@ files beyond 1 MB to a temporary file; here its limit lies above what the guard 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -20,13 +22,12 @@ from pipeline.apps.serve import schemas
 from pipeline.apps.serve.schemas import (
     BODY_BYTES,
     CLASSES,
+    DECODED_AT_ONCE,
     QUEUE,
-    RETRY_SECONDS,
     SAMPLE,
     UPLOAD_BYTES,
     UPLOAD_PIXELS,
-    UPLOAD_SECONDS,
-    UPLOADS_AT_ONCE,
+    UPLOADS_HELD,
     ApiError,
     ClassAnswer,
     ClassQuery,
@@ -40,6 +41,7 @@ from pipeline.apps.serve.schemas import (
     SearchAnswer,
     TextQuery,
     form_schema,
+    too_much,
 )
 from pipeline.apps.serve.served import Query as Picture
 from pipeline.apps.serve.served import ServedRun
@@ -92,8 +94,8 @@ async def read_form(request: Request) -> Form:
     """Read a multipart form with at most one file, named `image`.
 
     Raises:
-        ApiError: 415 for another content type, 400 for a broken form, 413 and 408 for a picture that is too large or
-            too slow, 422 for a file that is empty or of another name.
+        ApiError: 415 for another content type, 400 for a broken form, 413 for a picture that is too large, 422 for a
+            file that is empty or of another name.
     """
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != FORM:
@@ -102,8 +104,7 @@ async def read_form(request: Request) -> Form:
     picture: bytes | None = None
     fields: dict[str, list[str]] = {}
     try:
-        async with asyncio.timeout(UPLOAD_SECONDS):
-            parsed = await parser.parse()
+        parsed = await parser.parse()
         for name, value in parsed.multi_items():
             if isinstance(value, UploadFile):
                 picture = await _read(name, value)
@@ -111,8 +112,6 @@ async def read_form(request: Request) -> Form:
                 fields.setdefault(name, []).append(value)
     except MultiPartException as error:
         raise ApiError(400, expected="a form that can be read", found=error.message, where="body") from error
-    except TimeoutError as error:
-        raise ApiError(408, expected=f"the form within {UPLOAD_SECONDS} s", found="a part", where="body") from error
     finally:
         parser.close()
     return Form(picture, fields)
@@ -127,6 +126,34 @@ async def _read(name: str, file: UploadFile) -> bytes:
     if not data:
         raise ApiError(422, expected="a picture", found="an empty file", where=name)
     return data
+
+
+class Held:
+    """How many forms are read or held at a time: a bound in all, and half of it for each client.
+
+    Args:
+        most: The bound.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._by_client: Counter[str] = Counter()
+
+    @contextmanager
+    def of(self, client: str) -> Iterator[None]:
+        """Count a form of a client while it is there.
+
+        Raises:
+            ApiError: 503; there are too many, or too many of this client.
+        """
+        if self._by_client.total() >= self._most or self._by_client[client] >= max(1, self._most // 2):
+            raise too_much("fewer pictures at a time", f"{self._by_client.total()} that are being sent or looked at")
+        self._by_client[client] += 1
+        try:
+            yield
+        finally:
+            self._by_client[client] -= 1
+            self._by_client = +self._by_client  # without those who have gone
 
 
 # ---- routes ----------------------------------------------------------------------------------------------------------
@@ -144,7 +171,8 @@ class Api:
         self.runs = {run.name: run for run in runs}
         self.worker = worker
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
-        self.uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self.held = Held(UPLOADS_HELD)
+        self.decoded = asyncio.Semaphore(DECODED_AT_ONCE)
         self.router = APIRouter(prefix="/api", responses=REFUSED)
         get, post = self.router.get, self.router.post
         get("/health")(self.health)
@@ -185,45 +213,42 @@ class Api:
         made = await self._decoded(served.thumbnail, row, size)
         return Response(made, media_type=MEDIA_TYPE, headers={"Cache-Control": "private, max-age=300"})
 
-    async def search(self, query: TextQuery) -> SearchAnswer:
+    async def search(self, query: TextQuery, request: Request) -> SearchAnswer:
         """Find the images that fit a text best."""
         run, seed = self._choose(query.run, query.seed)
-        item = (query.text, query.top)
-        answer: SearchAnswer = await self._ask(("text", run, seed), lambda each: run.by_texts(seed, each), item)
+        key, item = ("text", run, seed), (query.text, query.top)
+        answer: SearchAnswer = await self._ask(key, lambda each: run.by_texts(seed, each), item, request)
         return answer
 
     async def search_image(self, request: Request) -> SearchAnswer:
         """Find the images and the captions that fit a picture best."""
-        async with self.uploads:
+        with self.held.of(_client(request)):
             form = await read_form(request)
             query = PictureQuery.model_validate(form.single())
             run, seed = self._choose(query.run, query.seed)
-            item = (await self._picture(run, form, query), query.top)
-            answer: SearchAnswer = await self._ask(("image", run, seed), lambda each: run.by_pictures(seed, each), item)
+            async with self.decoded:
+                item = (await self._picture(run, form, query), query.top)
+                key = ("image", run, seed)
+                answer: SearchAnswer = await self._ask(key, lambda each: run.by_pictures(seed, each), item, request)
         return answer
 
     async def zero_shot(self, request: Request) -> ClassAnswer:
         """Say how probable each class is for a picture."""
-        async with self.uploads:
+        with self.held.of(_client(request)):
             form = await read_form(request)
             query = ClassQuery.model_validate({**form.single("classes"), "classes": form.fields.get("classes", [])})
             run, seed = self._choose(query.run, query.seed)
-            item = (await self._picture(run, form, query), tuple(query.classes), query.template)
-            answer: ClassAnswer = await self._ask(("class", run, seed), lambda each: run.classify(seed, each), item)
+            async with self.decoded:
+                item = (await self._picture(run, form, query), tuple(query.classes), query.template)
+                key = ("class", run, seed)
+                answer: ClassAnswer = await self._ask(key, lambda each: run.classify(seed, each), item, request)
         return answer
 
-    async def _ask(self, key: tuple[str, ServedRun, int], work: Work, item: tuple[Any, ...]) -> Any:
+    async def _ask(self, key: tuple[str, ServedRun, int], work: Work, item: tuple[Any, ...], request: Request) -> Any:
         try:
-            return await self.worker.ask(key, work, item)
+            return await self.worker.ask(key, work, item, _client(request))
         except QueueFullError as error:
-            raise ApiError(
-                503,
-                expected=f"fewer than {QUEUE} waiting questions",
-                found="a full queue",
-                where="server",
-                remedy=f"ask again in {RETRY_SECONDS} s",
-                retry_after=RETRY_SECONDS,
-            ) from error
+            raise too_much(f"fewer than {QUEUE} waiting questions", "a full queue") from error
 
     async def _decoded(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
@@ -260,3 +285,7 @@ class Api:
             found, remedy = ascii(image_id)[:100], "take an id from a search or from /api/sample"
             raise ApiError(404, expected="the id of a stored image", found=found, where="image_id", remedy=remedy)
         return run.rows[image_id]
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client else ""

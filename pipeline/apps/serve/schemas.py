@@ -35,10 +35,14 @@ UPLOAD_BYTES = 10_000_000
 """Of an uploaded picture, as a file."""
 UPLOAD_PIXELS = 50_000_000
 """Of an uploaded picture, decoded: 150 MB as RGB."""
-UPLOADS_AT_ONCE = 4
-"""Pictures held in memory at a time; others wait before their first byte is read."""
-UPLOAD_SECONDS = 30
-"""For the whole body to arrive."""
+UPLOADS_HELD = 32
+"""Forms that are read or held in memory at a time, 10 MB each; half of them of one client. One more is answered 503."""
+DECODED_AT_ONCE = 4
+"""Pictures that are decoded and wait for the encoder at a time; other forms wait, read whole."""
+HEAD_SECONDS = 10
+"""For a request's head to arrive; the connection is closed then."""
+BODY_SECONDS = 30
+"""For a request's whole body to arrive."""
 BODY_BYTES = 64_000
 """Of a request without a picture, and of all that surrounds a picture."""
 QUEUE = 256
@@ -248,10 +252,29 @@ class ApiError(HTTPException):
     """A request that is refused, with its status."""
 
     def __init__(
-        self, status: int, *, expected: str, found: str, where: str = "", remedy: str = "", retry_after: int = 0
+        self,
+        status: int,
+        *,
+        expected: str,
+        found: str,
+        where: str = "",
+        remedy: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.problem = Problem(expected=expected, found=found, where=where, remedy=remedy)
-        super().__init__(status, expected, headers={"Retry-After": str(retry_after)} if retry_after else None)
+        super().__init__(status, expected, headers=headers)
+
+
+def too_much(expected: str, found: str) -> ApiError:
+    """Return the refusal of what would be too much at once: 503, to be asked again."""
+    return ApiError(
+        503,
+        expected=expected,
+        found=found,
+        where="server",
+        remedy=f"ask again in {RETRY_SECONDS} s",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
 
 
 def problem_response(status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:

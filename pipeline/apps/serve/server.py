@@ -5,9 +5,11 @@ other servers.
 
 A server on loopback is reached by every web page that its user opens. So the guard lets a request through only if its
 Host header is `localhost`, an IP address or a name that was allowed (a rebound DNS name is none of these) and it
-changes no origin, counts its body, and completes the headers of every answer: the page may load only its own files.
+changes no origin, bounds its body in bytes and in time, and completes the headers of every answer: the page may load
+only its own files.
 """
 
+import asyncio
 import errno
 import ipaddress
 import socket
@@ -20,11 +22,22 @@ from fastapi import FastAPI, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline import __version__
 from pipeline.apps.config import ServeConfig
 from pipeline.apps.serve.api import Api
-from pipeline.apps.serve.schemas import BATCH, BODY_BYTES, QUEUE, UPLOAD_BYTES, ApiError, add_handlers, problem_response
+from pipeline.apps.serve.schemas import (
+    BATCH,
+    BODY_BYTES,
+    BODY_SECONDS,
+    HEAD_SECONDS,
+    QUEUE,
+    UPLOAD_BYTES,
+    ApiError,
+    add_handlers,
+    problem_response,
+)
 from pipeline.apps.serve.served import ServedRun, open_runs
 from pipeline.apps.serve.worker import Worker
 from pipeline.errors import UserError
@@ -61,16 +74,54 @@ def serve(config: ServeConfig) -> None:
         if not is_loopback(server):
             on_stderr("Warning: everybody who reaches this address can see these images; there is no password")
         on_stderr(f"Serving {', '.join(run.name for run in opened)} at {address(server)}   (Ctrl-C stops)")
-        settings = uvicorn.Config(
-            create_app(opened, (config.host, *config.allow_host)),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(settings).run(sockets=[server])
+            uvicorn.Server(uvicorn_settings(create_app(opened, (config.host, *config.allow_host)))).run([server])
         on_stderr("Stopped")
+
+
+def uvicorn_settings(app: ASGIApp) -> uvicorn.Config:
+    """Return how the application is run."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+class Connection(H11Protocol):
+    """A connection that is closed where the head of a request is not there `HEAD_SECONDS` after its first byte.
+
+    The time runs from the beginning of the connection, and for a next request from its first byte; uvicorn itself ends
+    connections that are idle between two requests. More bytes buy no more time.
+    """
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Wait no longer where a request is being answered; else wait for the end of its head."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._patience is None:
+            self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -184,7 +235,7 @@ class Guard:
         except ApiError as error:
             await problem_response(error.status_code, error.problem)(scope, receive, _completed(send))
             return
-        await self.app(scope, _counted(receive, limit), _completed(send))
+        await self.app(scope, _bounded(receive, limit), _completed(send))
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -233,18 +284,29 @@ def _too_large(limit: int) -> ApiError:
     return ApiError(413, expected=f"a request of at most {limit:,} bytes", found="a larger one", where="body")
 
 
-def _counted(receive: Receive, limit: int) -> Receive:
-    received = 0
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """Return what receives a body of so many bytes, in so many seconds from now on."""
+    received, whole, end = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
 
-    async def counting() -> Message:
-        nonlocal received
-        message = await receive()
+    async def bounded() -> Message:
+        nonlocal received, whole
+        try:
+            async with asyncio.timeout_at(None if whole else end):  # after the body only the client's leave is told
+                message = await receive()
+        except TimeoutError as error:
+            raise _too_slow() from error
         received += len(message.get("body", b""))
         if received > limit:
             raise _too_large(limit)
+        whole = not message.get("more_body", False)
         return message
 
-    return counting
+    return bounded
+
+
+def _too_slow() -> ApiError:
+    expected, closing = f"the request within {BODY_SECONDS} s", {"Connection": "close"}
+    return ApiError(408, expected=expected, found="a part", where="body", headers=closing)
 
 
 def _completed(send: Send) -> Send:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from pipeline.apps.config import ServeConfig
 from pipeline.apps.serve.served import ServedRun, open_runs
 from pipeline.apps.serve.server import address as url
-from pipeline.apps.serve.server import create_app, listen
+from pipeline.apps.serve.server import create_app, listen, uvicorn_settings
 from tests.apps.colours import make_run, write_run
 
 BASE = "http://127.0.0.1:8000"
@@ -44,7 +44,7 @@ def client(runs: list[ServedRun]) -> Iterator[TestClient]:
 def address(runs: list[ServedRun]) -> Iterator[str]:
     """Serve over a socket of this process; return the URL."""
     with listen("127.0.0.1", 0) as place:
-        server = uvicorn.Server(uvicorn.Config(create_app(runs), log_level="warning", access_log=False))
+        server = uvicorn.Server(uvicorn_settings(create_app(runs)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()
         yield url(place)

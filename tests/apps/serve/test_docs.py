@@ -55,6 +55,9 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"{limits.UPLOAD_PIXELS // 10**6} million pixels" in TEXT
     assert f"up to {limits.BATCH} waiting questions" in TEXT
     assert f"{limits.QUEUE} questions may wait" in TEXT
+    assert f"head has {limits.HEAD_SECONDS} s to arrive and its body {limits.BODY_SECONDS} s" in TEXT
+    assert f"{limits.UPLOADS_HELD} forms are held at a time" in TEXT
+    assert limits.DECODED_AT_ONCE == 4
     assert "{small} or {large} pixels".format(**limits.THUMBNAIL_EDGES) in TEXT
 
 

@@ -74,6 +74,39 @@ def test_the_queue_is_bounded() -> None:
         asyncio.run(worker.ask("a", work, "late"))
 
 
+def test_clients_take_turns() -> None:
+    """The one question of a client stands behind the first of another's many, and none is ever overtaken twice."""
+
+    async def ask() -> list[list[Any]]:
+        worker, work = Worker(100, 1), Held()
+        first = asyncio.ensure_future(worker.ask("first", work, "first", "a"))
+        await asyncio.to_thread(work.began.wait, 120)
+        asked = [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("b", 5), ("c", 6)]
+        tasks = [asyncio.ensure_future(worker.ask(item, work, item, client)) for client, item in asked]
+        await asyncio.sleep(0)
+        work.go.set()
+        await asyncio.gather(first, *tasks)
+        return work.batches
+
+    assert asyncio.run(ask()) == [["first"], [1], [4], [6], [2], [5], [3]]
+
+
+def test_a_full_queue_has_a_place_for_who_waits_for_less() -> None:
+    async def ask() -> list[Any]:
+        worker, work = Worker(3, 1), Held()
+        first = asyncio.ensure_future(worker.ask("first", work, 0, "a"))
+        await asyncio.to_thread(work.began.wait, 120)
+        asked = [("a", 1), ("a", 2), ("a", 3), ("a", 4), ("b", 5), ("c", 6), ("d", 7)]
+        tasks = [asyncio.ensure_future(worker.ask(item, work, item, client)) for client, item in asked]
+        await asyncio.sleep(0)
+        work.go.set()
+        await first
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert [type(answer) is QueueFullError for answer in answers] == [False, True, True, True, False, False, True]
+
+
 def test_who_has_gone_is_not_worked_for() -> None:
     async def go() -> None:
         first = asyncio.ensure_future(worker.ask("first", work, "first"))
