@@ -16,6 +16,7 @@ from pipeline.apps.dual_encoder import DualEncoder, load_model
 from pipeline.apps.export.run import export
 from pipeline.apps.opening import MODEL
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
+from pipeline.files import dump_signed, read_signed
 from pipeline.projectors.csls import EXTRA
 from pipeline.projectors.run_record import AlignedRun
 from tests.apps import tiny
@@ -192,10 +193,10 @@ def test_another_encoder_is_refused_at_load(run: Path, tmp_path: Path, side: str
 def test_damage_is_one_sentence(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     export(run, folder)
-    model = json.loads((folder / MODEL).read_text())
+    model = read_signed(folder / MODEL, "a model")
 
     def damaged(**changes: Any) -> None:
-        (folder / MODEL).write_text(json.dumps({**model, **changes}))
+        (folder / MODEL).write_bytes(dump_signed({**model, **changes}))
         load_model(folder)
 
     cases: list[tuple[dict[str, Any], str]] = [
@@ -210,7 +211,12 @@ def test_damage_is_one_sentence(run: Path, tmp_path: Path) -> None:
     for changes, message in cases:
         with pytest.raises(UserError, match=message):
             damaged(**changes)
-    (folder / MODEL).write_text(json.dumps(model))
+    with pytest.raises(UserError, match="9 dim"):
+        damaged(dim=9)
+    (folder / MODEL).write_text((folder / MODEL).read_text().replace('"dim": 9', '"dim": 8'))
+    with pytest.raises(UserError, match="what its digest says"):
+        load_model(folder)
+    (folder / MODEL).write_bytes(dump_signed(model))
     data = bytearray((folder / "text.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "text.safetensors").write_bytes(data)
