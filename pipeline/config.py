@@ -7,6 +7,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,7 +111,8 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
     elif hint is Any:
         return value
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # a whole number of hundreds of digits is no float
+            return float(value)
     elif hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

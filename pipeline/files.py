@@ -158,6 +158,25 @@ def read_json(
     return value
 
 
+def read_lines(path: Path, kind: str) -> list[dict[str, Any]]:
+    """Read a file with a JSON object a line, each of which describes a `kind` of thing; empty lines do not count.
+
+    Raises:
+        UserError: The file is missing, or a line is something else.
+    """
+    found, remedy = [], "make it again, or restore it from a copy"
+    for number, line in enumerate(read_file(path, remedy).split(b"\n"), 1):
+        try:
+            value = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError) as error:
+            value = one_line(error)
+        if not isinstance(value, dict):
+            expected, where = f"a JSON object a line, each {kind}", f"{path}, line {number}"
+            raise UserError(expected=expected, found=str(value)[:_SHOWN], where=where, remedy=remedy)
+        found += [value] if value else []
+    return found
+
+
 def read_signed(
     path: Path, kind: str, where: str = "", *, remedy: str = "make it again, or restore it from a copy"
 ) -> dict[str, Any]:

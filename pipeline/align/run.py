@@ -23,7 +23,7 @@ from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
 from pipeline.align.recipe import Recipe, with_rate
 from pipeline.align.train import find_learning_rate, train
 from pipeline.errors import UserError
-from pipeline.files import dump_signed, read_signed, spaced_json_digest, write_atomically
+from pipeline.files import dump_signed, read_lines, read_signed, spaced_json_digest, write_atomically
 from pipeline.layers import LayerRef
 from pipeline.progress import Progress, say, silent
 from pipeline.projectors.run_record import RUN_FILES, SIDES, AlignedRun, SeedRecord, fill, save_projector
@@ -281,14 +281,13 @@ def logged_seed(config: AlignConfig, out: Storage, seed: int) -> LoggedSeed:
     """Return a finished seed as loggers take it, all of it read from its folder."""
     folder = out.here / folder_of(seed)
     about = read_signed(folder / "seed.json", "a finished seed")
-    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return LoggedSeed(
         run=out.name,
         seed=seed,
-        digest=about["digest"],
+        digest=str(about.get("digest")),
         settings=config.to_json(),
-        history=tuple(json.loads(line) for line in lines),
-        record=about["record"],
+        history=tuple(read_lines(folder / "history.jsonl", "a step")),
+        record=fill(SeedResult, about, str(folder / "seed.json")).record,
     )
 
 

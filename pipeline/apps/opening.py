@@ -9,6 +9,7 @@ A record holds paths as they were typed, mostly relative to a project's folder. 
 above the run first, so that a run can be used from anywhere.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +129,8 @@ def locate(recorded: str, near: Storage) -> Storage | None:
     if is_url(recorded):
         return open_recorded(recorded)
     bases = dict.fromkeys([*near.here.parents, Path(), *near.here.resolve().parents])
-    return next((open_storage(folder) for base in bases if (folder := base / recorded).is_dir()), None)
+    folders = (base / recorded for base in bases)
+    return next((open_storage(folder) for folder in folders if os.path.isdir(folder)), None)  # noqa: PTH112 - any text
 
 
 class ExportedRun(AlignedRun):
@@ -162,7 +164,8 @@ class ExportedRun(AlignedRun):
         if seed not in self.seeds:
             expected = f"the seed {self.seeds[0]}, which was exported"
             raise UserError(expected=expected, found=str(seed), where=str(self.root))
-        about = self.model.get("projectors", {}).get(side)
+        projectors = self.model.get("projectors")
+        about = projectors.get(side) if isinstance(projectors, Mapping) else None
         if not isinstance(about, Mapping):
             raise UserError(expected=f"a projector of the {side} side", found="none", where=str(self.root / MODEL))
         projector = unpack_projector(about, str(self.root / MODEL), self.folder / f"{side}.safetensors")

@@ -7,10 +7,9 @@ Then scaled: with the temperature at which the right answers of the validation r
 (arXiv 1706.04599), so that all runs are treated alike. No test row is ever looked at for it.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,12 +36,12 @@ from pipeline.evaluate.results import (
     value_by_seed,
     zero_shot_direction,
 )
-from pipeline.files import read_signed
+from pipeline.files import read_lines, read_signed
 from pipeline.metrics.calibration import TopProbabilities, confidences, fit_temperature, reliability
 from pipeline.metrics.classification import zero_shot_metrics
 from pipeline.metrics.retrieval import cross_ranks, mean_average_precision
 from pipeline.projectors.csls import nearest_mean, scaled
-from pipeline.projectors.run_record import AlignedRun
+from pipeline.projectors.run_record import AlignedRun, fill
 from pipeline.store.samples import Pairs, join
 
 ROWS = 500
@@ -303,11 +302,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     path = folder / "history.jsonl"
     if not path.is_file():
         return []
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as error:
-        raise UserError(expected="a JSON object a line", found=str(error), where=str(path)) from error
-    steps = (line for line in lines if isinstance(line, dict))
+    steps = read_lines(path, "a step of a training")
     return [{name: value for name, value in step.items() if _is_finite(value)} for step in steps]
 
 
@@ -319,12 +314,38 @@ def read_layer_pairs(run: AlignedRun) -> dict[str, Any] | None:
     """Return the scores of all layer pairs; None where layers were not chosen by them.
 
     Raises:
-        UserError: The file is missing, is no JSON object or leaves the run's folder.
+        UserError: The file is missing, leaves the run's folder, or its scores are not one for each pair.
     """
     name = run.record.get("layer_scores")
     if not isinstance(name, str) or not name:
         return None
-    path = (run.folder / name).resolve()
-    if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
+    try:
+        path = (run.folder / name).resolve()
+        inside = path.is_relative_to(run.folder.resolve()) and path.is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        inside = False
+    if not inside:
         raise UserError(expected=f"the file {name} in the run's folder", found="none", where=str(run.root))
-    return read_signed(path, "the scores of layer pairs", str(run.root / name))
+    where = str(run.root / name)
+    data = read_signed(path, "the scores of layer pairs", where)
+    table = fill(_Scores, data, where)
+    images, texts = len(table.image_layers), len(table.text_layers)
+    for each in filter(None, (table.score, table.calibrated, table.p_value)):
+        if len(each) != images or any(len(row) != texts for row in each):
+            raise UserError(expected=f"a score for each of {images} × {texts} pairs", found="others", where=where)
+    image, text = table.chosen or (0, 0)
+    if not (0 <= image < images and 0 <= text < texts):
+        raise UserError(expected="the best of the pairs", found=f"{image}, {text}", where=where)
+    return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scores:
+    """What of layer_pairs.json goes into a report."""
+
+    image_layers: list[str]
+    text_layers: list[str]
+    score: list[list[float]]
+    calibrated: list[list[float]] | None = None
+    p_value: list[list[float]] | None = None
+    chosen: tuple[int, int] | None = None

@@ -6,7 +6,8 @@ All are frozen, go to JSON by `to_json` and come back by `from_json`; `pipeline.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -134,7 +135,8 @@ class Header:
     def from_json(cls, data: Mapping[str, Any]) -> "Header":
         """Rebuild a header."""
         plain = {name: data[name] for name in ("items", "shard_rows", "file_format")}
-        return cls(key=FeatureKey.from_json(data["key"]), layer_names=tuple(data["layer_names"]), **plain)
+        key = _typed(FeatureKey.from_json(data["key"]))
+        return _typed(cls(key=key, layer_names=_names(data["layer_names"]), **plain))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +204,14 @@ class ShardFile:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ShardFile":
         """Rebuild a record."""
-        layers = tuple(ShardLayer(**layer) for layer in data["layers"])
-        rejected = tuple((name, reason) for name, reason in data["rejected"])
-        record = cls(**{**data, "layers": layers, "rejected": rejected})
+        layers = tuple(_typed(ShardLayer(**layer)) for layer in data["layers"])
+        rejected = tuple((name, reason) for name, reason in map(_names, data["rejected"]))
+        record = _typed(cls(**{**data, "layers": layers, "rejected": rejected}))
         record._check()
         return record
 
     def _check(self) -> None:
         """Refuse a name that is no shard's and sizes that the file cannot have: values lie in it uncompressed."""
-        if not all(type(number) is int for number in (self.index, self.start, self.stop, self.rows, self.bytes)):
-            raise ValueError("a number that is not whole")
         if shard_index(self.name) != self.index or is_record(self.name):
             raise ValueError(f"{self.name!r} as the file of shard {self.index}")
         if not (0 <= self.start < self.stop and 0 <= self.rows <= self.stop - self.start):
@@ -294,12 +294,12 @@ class Manifest:
         manifest = cls(
             header=Header.from_json(data["header"]),
             shards=tuple(ShardFile.from_json(shard) for shard in data["shards"]),
-            layers=tuple(LayerInfo(**layer) for layer in data["layers"]),
+            layers=tuple(_typed(LayerInfo(**layer)) for layer in data["layers"]),
             next_samples=data.get("next_samples", ""),
             provenance=data["provenance"],
             **{name: data[name] for name in ("rows", "ids", "content_digest", "samples", "rejected")},
         )
-        manifest._check()
+        _typed(manifest)._check()
         return manifest
 
     def _check(self) -> None:
@@ -313,12 +313,41 @@ class Manifest:
             if not 0 <= shard.index < self.header.shards or (shard.start, shard.stop) != self.header.span(shard.index):
                 raise ValueError(f"shard {shard.index} of the items {shard.start} to {shard.stop}")
         rows = sum({shard.index: shard.rows for shard in self.shards}.values())
-        if type(self.rows) is not int or self.rows != rows:
+        if self.rows != rows:
             raise ValueError(f"{self.rows} rows, and {rows} in the shards")
         for layer in self.layers:
             _values(self.rows, layer)
             if any(held.width != layer.width for shard in self.shards if (held := shard.layer(layer.name))):
                 raise ValueError(f"another width of {layer.name} in a shard")
+
+
+@cache
+def _kinds(cls: type[Any]) -> tuple[tuple[str, type], ...]:
+    return tuple((each.name, each.type) for each in fields(cls) if each.type in (int, str))  # type: ignore[misc]
+
+
+def _typed(record: T) -> T:
+    """Return a record whose whole numbers and texts are what they should be; JSON has 22.0 and true for 22 and 1, too.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, kind in _kinds(type(record)):
+        value = getattr(record, name)
+        if type(value) is not kind or (kind is str and "\0" in value):
+            raise ValueError(f"{name} {value!r}")
+    return record
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """Return a list of texts as a tuple.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(values, list) or not all(type(value) is str for value in values):
+        raise ValueError(f"{values!r} in place of texts")
+    return tuple(values)
 
 
 def _values(rows: int, layer: ShardLayer | LayerInfo) -> int:
@@ -327,7 +356,7 @@ def _values(rows: int, layer: ShardLayer | LayerInfo) -> int:
     Raises:
         ValueError: The layer has no width.
     """
-    if type(layer.width) is not int or layer.width < 1:
+    if layer.width < 1:
         raise ValueError(f"width {layer.width} of {layer.name}")
     return rows * layer.width * storage_dtype(layer.dtype).numpy.itemsize
 

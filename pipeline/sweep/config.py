@@ -57,7 +57,7 @@ def methods_of(values: Sequence[str] | Mapping[str, Any], where: str = "--method
     Raises:
         UserError: It is neither, or a field is unknown.
     """
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, (list, tuple, Mapping)) or not all(isinstance(value, str) for value in values):
         raise UserError(expected="methods as a list of names or a mapping", found=repr(values), where=where)
     about = values if isinstance(values, Mapping) else dict.fromkeys(values)
     return {str(row): _method(str(row), each, f"{where}: methods.{row}") for row, each in about.items()}

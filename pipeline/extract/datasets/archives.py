@@ -17,11 +17,12 @@ import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import MissingExtraError, UserError
+from pipeline.errors import MissingExtraError, UserError, machine_error
 from pipeline.extract.datasets.classes import Classes, classes_beside
 from pipeline.extract.datasets.layout import Fence
 from pipeline.extract.datasets.records import (
@@ -127,18 +128,11 @@ def _classes(feature: object) -> Classes | None:
 
 
 def open_parquet(path: Path) -> Any:
-    """Open a Parquet file.
-
-    Raises:
-        UserError: It is not there, or is none.
-    """
-    import pyarrow as pa
+    """Open a Parquet file; a `UserError` says that it is not there, or is none."""
     import pyarrow.parquet as pq
 
-    try:
+    with _readable("a Parquet file", path):
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(expected="a Parquet file", found=" ".join(str(error).split()), where=str(path)) from error
 
 
 def parquet_rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -147,15 +141,27 @@ def parquet_rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: One is damaged.
     """
-    import pyarrow as pa
-
     for path in files:
         with open_parquet(path) as file:
-            try:
-                for batch in file.iter_batches(batch_size=256):
-                    yield from batch.to_pylist()
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise UserError(expected="a sound Parquet file", found=one_line(error), where=str(path)) from error
+            yield from _rows(file.iter_batches(batch_size=256), path)
+
+
+def _rows(batches: Iterable[Any], path: Path) -> Iterator[dict[str, Any]]:
+    with _readable("sound rows of Parquet or Arrow", path):
+        for batch in batches:
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _readable(what: str, path: Path) -> Iterator[None]:
+    """Let what pyarrow says of damaged data be one sentence."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, SystemError) as error:  # the last: a text of negative length
+        damaged = UserError(expected=what, found=one_line(error), where=str(path))
+        raise machine_error(error, str(path)) or damaged from error
 
 
 def _image_column(schema: Any) -> str:
@@ -269,10 +275,7 @@ def _read_saved(source: str, options: ImportOptions) -> Records:
     features = read_json(about, "features").get("features") if about.is_file() else None
     classes = _classes(features.get(columns.label)) if isinstance(features, dict) else None
     columns = replace(columns, classes=classes or columns.classes)
-    rows = {
-        split: (row for batch in table.to_batches(max_chunksize=256) for row in batch.to_pylist())
-        for split, table in tables.items()
-    }
+    rows = {split: _rows(table.to_batches(max_chunksize=256), folders[split]) for split, table in tables.items()}
     total = sum(table.num_rows for table in tables.values())
     return _records(rows, columns, total=total, origin=root.name)
 
@@ -283,19 +286,19 @@ def _saved_table(folder: Path) -> Any:
     state = read_json(folder / "state.json", "a data set")
     fence = Fence(folder)
 
-    def load(field: str) -> Any:
-        names = [str(entry["filename"]) for entry in state.get(field) or []]
-        return [_arrow(fence.path(name, str(folder / "state.json"))) for name in names]
+    def load(field: str) -> list[Any]:
+        entries = state.get(field) or []
+        if not isinstance(entries, list) or not all(isinstance(each, dict) and "filename" in each for each in entries):
+            expected, where = f'{field} as a list of {{"filename": ...}}', str(folder / "state.json")
+            raise UserError(expected=expected, found=json.dumps(entries)[:80], where=where)
+        return [_arrow(fence.path(str(each["filename"]), str(folder / "state.json"))) for each in entries]
 
-    try:
+    with _readable("readable Arrow files", folder):
         files = load("_data_files")
         if not files:
             raise UserError(expected="Arrow files", found="none", where=str(folder / "state.json"))
-        table = pa.concat_tables(files)
         indices = load("_indices_files")
-        return table.take(pa.concat_tables(indices)["indices"]) if indices else table
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(expected="readable Arrow files", found=str(error), where=str(folder)) from error
+        return pa.concat_tables(files).take(pa.concat_tables(indices).column(0)) if indices else pa.concat_tables(files)
 
 
 def _arrow(path: Path) -> Any:

@@ -73,6 +73,9 @@ def read_classes(path: Path, where: str = "") -> Classes:
         if "{c}" not in template and "{}" not in template:
             raise UserError(expected="templates with {c} or {}", found=repr(template), where=where)
     prompts = value.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        found = type(prompts).__name__
+        raise UserError(expected="prompts as class → texts", found=found, where=f"{where}: prompts")
     unknown = [name for name in prompts if name not in names]
     if unknown:
         raise UserError(

@@ -61,7 +61,7 @@ class ImageFiles:
         """Return a path as one relative to the folder, between slashes, without the number of a caption (`#0`)."""
         if "#" in name and (numbered := PICTURE.fullmatch(name)):
             name = name[: len(name) - len(numbered[4] or "")]
-        if "\\" in name and not (self._fence.root / name).is_file():
+        if "\\" in name and not _is_file(self._fence.root / name):
             name = name.replace("\\", "/")
         if name.startswith("/") and Path(name).is_relative_to(self._fence.root.absolute()):
             return Path(name).relative_to(self._fence.root.absolute()).as_posix()
@@ -79,7 +79,7 @@ class ImageFiles:
         """
         if names not in self._found:
             paths = [self._fence.path(name, where) for name in names]
-            there = next((path for path in paths if path.is_file()), None)
+            there = next((path for path in paths if _is_file(path)), None)
             self._found[names] = there or self._elsewhere(names)
         return self._found[names]
 
@@ -114,6 +114,10 @@ class ImageFiles:
         """Return the first paths that, backwards, begin like this."""
         place = bisect_left(below, (start, ""))
         return list(dict.fromkeys(inner for key, inner in below[place : place + 100] if key.startswith(start)))
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - says no to a name that no file can have, where `Path.is_file` raises
 
 
 def _backwards(name: str) -> str:

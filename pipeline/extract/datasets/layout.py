@@ -297,6 +297,10 @@ class Fence:
         """Return why a name is not let through; empty where it is."""
         if not name or "\0" in name:
             return "empty" if not name else "it holds a zero byte"
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:  # half of a surrogate pair, as JSON can write it
+            return "it is no text that a file can be named by"
         slashed = name.replace("\\", "/")
         if slashed.startswith("/") or (":" in name and PureWindowsPath(name).drive):
             return "it is absolute"
