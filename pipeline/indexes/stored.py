@@ -20,7 +20,15 @@ from pipeline.indexes.index import INDEXES, LINKS, Index, need_faiss
 FORMAT = 1
 RECORD = "index.json"
 FAISS, ON_DISK = "index.faiss", "index.ivfdata"
-_KINDS: dict[str, type] = {"kind": str, "rows": int, "width": int, "of": dict, "effort": dict, "files": dict}
+_KINDS: dict[str, type] = {
+    "kind": str,
+    "rows": int,
+    "width": int,
+    "seed": int,
+    "of": dict,
+    "effort": dict,
+    "files": dict,
+}
 _REMEDY = "build it again with `pipeline index`"
 _BUFFER = 2**22
 _PREFETCH = 0
@@ -66,7 +74,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         remedy = "make one with `pipeline index`"
         raise UserError(expected="the folder of an index", found=found, where=str(folder), remedy=remedy)
     record = read_signed(folder / RECORD, "an index", remedy=_REMEDY)
-    wrong = [name for name, kind in _KINDS.items() if not isinstance(record.get(name), kind)]
+    said = {"seed": 0, **record}
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(said.get(name), kind)]
     if record.get("format") != FORMAT or wrong:
         found = f"format {record.get('format')!r}" if not wrong else f"nothing usable in {', '.join(wrong)}"
         raise _unusable(folder / RECORD, f"the record of an index, format {FORMAT}", found)
@@ -98,7 +107,7 @@ def read_index(folder: Path, of: Mapping[str, Any]) -> Index:
         raise _unusable(folder / FAISS, f"{rows} rows of width {width}", f"{own.ntotal} of width {own.d}")
     if not isinstance(own, type(kind.empty(width, rows))):
         raise _unusable(folder / FAISS, f"an index of kind {kind.name}", type(own).__name__)
-    index = Index(kind, own, int(record.get("seed") or 0))
+    index = Index(kind, own, record.get("seed", 0))
     effort = record["effort"].get(kind.effort)
     if isinstance(effort, int) and 0 < effort <= index.most_effort:
         index.effort = effort

@@ -322,8 +322,8 @@ class Manifest:
 
 
 @cache
-def _kinds(cls: type[Any]) -> tuple[tuple[str, type], ...]:
-    return tuple((each.name, each.type) for each in fields(cls) if each.type in (int, str))  # type: ignore[misc]
+def _kinds(cls: Any) -> tuple[tuple[str, type], ...]:
+    return tuple((each.name, each.type) for each in fields(cls) if each.type in (int, str))
 
 
 def _typed(record: T) -> T:
@@ -332,10 +332,11 @@ def _typed(record: T) -> T:
     Raises:
         ValueError: One is not.
     """
-    for name, kind in _kinds(type(record)):
+    cls: Any = type(record)
+    for name, kind in _kinds(cls):
         value = getattr(record, name)
-        if type(value) is not kind or (kind is str and "\0" in value):
-            raise ValueError(f"{name} {value!r}")
+        if type(value) is not kind or (isinstance(value, str) and "\0" in value):
+            raise ValueError(f"{name} {value!r}"[:200])
     return record
 
 
@@ -346,7 +347,7 @@ def _names(values: Any) -> tuple[str, ...]:
         ValueError: It is something else.
     """
     if not isinstance(values, list) or not all(type(value) is str for value in values):
-        raise ValueError(f"{values!r} in place of texts")
+        raise ValueError(f"{values!r:.200} in place of texts")
     return tuple(values)
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,17 @@ from pipeline.align.config import align_config
 from pipeline.align.layer_scores import LayerScores
 from pipeline.align.run import finished_seed, known_scores, logged_seed, save_scores
 from pipeline.apps.export.run import export
-from pipeline.apps.opening import OpenedRun, open_run
+from pipeline.apps.opening import OpenedRun, locate, open_run
 from pipeline.config import load_params, names
+from pipeline.errors import MissingExtraError
 from pipeline.evaluate.config import evaluate_config
 from pipeline.evaluate.single import read_history, read_layer_pairs
 from pipeline.extract.config import extract_config, named_stores
 from pipeline.extract.datasets.importers import import_dataset
 from pipeline.extract.datasets.layout import open_dataset
 from pipeline.files import dump_signed, write_atomically
+from pipeline.indexes.index import build_index
+from pipeline.indexes.stored import read_index, write_index
 from pipeline.projectors.base import LinearProjector
 from pipeline.projectors.run_record import AlignedRun, load_projector, save_projector
 from pipeline.store.inspect import ls, verify
@@ -34,6 +38,7 @@ from pipeline.sweep.config import sweep_config
 from tests.apps.colours import COLOURS, make_run
 from tests.commands.project import PARAMS
 
+OF = {"split": None, "layers": ["output"]}
 RECORD = {"seed": 7, "folder": "seed-7", "validation": {"recall@1": 0.5}, "steps": 3}
 SCORES = LayerScores(
     k=2,
@@ -80,10 +85,21 @@ def make(folder: Path) -> None:
     objects = [dict(zip(header, row, strict=True)) for row in rows]
     (folder / "table.jsonl").write_text("".join(json.dumps(each) + "\n" for each in objects))
     (folder / "karpathy.json").write_text(json.dumps(KARPATHY))
+    _index(folder)
     _parquet(folder, objects)
     _tar(folder)
     for kind in ("table.csv", "shards/000.tar"):
         import_dataset(folder / kind, folder / "raw" / Path(kind).stem)
+
+
+def _index(folder: Path) -> None:
+    """Write an index, where faiss is there."""
+    import torch
+
+    vectors = torch.nn.functional.normalize(torch.arange(60.0).reshape(20, 3).cos())
+    (folder / "index").mkdir()
+    with suppress(MissingExtraError):
+        write_index(folder / "index", build_index(vectors, "hnsw"), OF, {"recall": {"k": 10, "reached": 1.0}})
 
 
 def _parquet(folder: Path, objects: list[dict[str, str]]) -> None:
@@ -137,26 +153,32 @@ def store(folder: Path) -> None:
 
 def run(folder: Path) -> None:
     """Open a run, use its projectors, find its stores."""
-    used(open_run(folder / "run"))
-    read_layer_pairs(AlignedRun.open(folder / "run"))
+    used(open_run(folder / "run"), folder)
+    opened = AlignedRun.open(folder / "run")
+    read_layer_pairs(opened)
+    assert OpenedRun(opened, (folder / "image",)).run is opened
+    for stores in opened.stores.values():
+        for record in stores:
+            locate(record.path, opened.root)
 
 
-def used(opened: AlignedRun) -> None:
+def used(opened: AlignedRun, folder: Path) -> None:
+    """Use all that a run is made of."""
     repr(opened)
     for side in ("image", "text"):
         opened.refs(side)
         opened.projector(side)
     for seed in opened.seeds:
         opened.temperature(seed)
-    images = OpenedRun(opened)
+    images = OpenedRun(opened, (folder / "image",), (folder / "text",))
     images.embed(images.images, images.image_rows(None), opened.seeds[0])
     images.identity(opened.seeds[0], None)
-    assert images.texts is None or images.texts.where
+    assert images.texts is not None
 
 
 def exported(folder: Path) -> None:
     """Open an export."""
-    used(open_run(folder / "model"))
+    used(open_run(folder / "model"), folder)
 
 
 def seeds(folder: Path) -> None:
@@ -211,6 +233,8 @@ READERS: dict[str, Reader] = {
     "seed": Reader("run/seed-7/seed.json", seeds),
     "history": Reader("run/seed-7/history.jsonl", seeds),
     "export": Reader("model/model.json", exported),
+    "index": Reader("index/index.json", lambda folder: read_index(folder / "index", OF)),
+    "faiss": Reader("index/index.faiss", lambda folder: read_index(folder / "index", OF)),
     "params": Reader("params.yaml", params),
     "classes": Reader("raw/table/classes.json", lambda folder: open_dataset(folder / "raw" / "table")),
     "data set": Reader("raw/table/dataset.json", lambda folder: open_dataset(folder / "raw" / "table")),

@@ -75,6 +75,8 @@ def bounded() -> Iterator[None]:
 def check(reader: Reader, folder: Path, data: bytes) -> None:
     """Read a file with other bytes; it is as it was afterwards."""
     file = folder / reader.file
+    if not file.exists():
+        pytest.skip("an extra is not installed")
     before = file.read_bytes()
     file.write_bytes(data)
     try:
@@ -89,6 +91,8 @@ def check(reader: Reader, folder: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_whole_file_is_read(kind: str, whole: Path) -> None:
+    if not (whole / READERS[kind].file).exists():
+        pytest.skip("an extra is not installed")
     try:
         READERS[kind].read(whole)
     finally:

@@ -26,9 +26,15 @@ def resign(store: Path, change: Change) -> None:
 
 CHANGES: list[tuple[Change, str]] = [
     (lambda body: body.update(rows=-5), "-5 rows, and 22 in the shards"),
-    (lambda body: body.update(rows="22"), "22 rows, and 22 in the shards"),
-    (lambda body: body.update(rows=22.0), "22.0 rows, and 22 in the shards"),
-    (lambda body: body["shards"][0].update(index=0.0), "a number that is not whole"),
+    (lambda body: body.update(rows="22"), "rows '22'"),
+    (lambda body: body.update(rows=22.0), "rows 22.0"),
+    (lambda body: body["shards"][0].update(bytes=True), "bytes True"),
+    (lambda body: body["layers"][0].update(name=["x"]), r"name \['x'\]"),
+    (lambda body: body["layers"][0].update(name="a\0b"), r"name 'a\\x00b'"),
+    (lambda body: body["header"].update(layer_names="ab"), "'ab' in place of texts"),
+    (lambda body: body["shards"][0].update(rejected=[["a", 1]]), r"\['a', 1\] in place of texts"),
+    (lambda body: body["header"]["key"].update(pooling=3), "pooling 3"),
+    (lambda body: body["shards"][0].update(index=0.0), "index 0.0"),
     (lambda body: body.update(provenance=["x"]), "list as provenance"),
     (lambda body: body.update(header=None), "NoneType"),
     (lambda body: body.pop("layers"), "the field layers, found none"),
