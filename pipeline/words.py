@@ -1,6 +1,7 @@
 """How sizes, durations and counts are written for people, and where sentences for the person who waits go."""
 
 import html
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -37,6 +38,18 @@ def shortened(names: Sequence[str]) -> str:
     """Return names with commas between them, the first of them where they are many."""
     text = ", ".join(names[:20])
     return f"{text[:400]}..., {len(names)} in all" if len(names) > 20 or len(text) > 400 else text
+
+
+def inert(row: Iterable[object]) -> list[object]:
+    """Return the cells of a table that people open, so that a spreadsheet shows texts and calculates nothing.
+
+    A text that begins as a formula does gets an apostrophe before it; numbers, also such as are written as text, stay.
+    Not for tables that are read back.
+    """
+    return [f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in row]
+
+
+_FORMULA = re.compile(r"[=+\-@\t\r](?!\d+(\.\d*)?(e[+-]?\d+)?$)")
 
 
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.words import count, duration, html_table, listing, on_stderr, shortened, size
+from pipeline.words import count, duration, html_table, inert, listing, on_stderr, shortened, size
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,13 @@ def test_shortened_names() -> None:
     assert shortened(["a", "b"]) == "a, b"
     assert shortened([str(number) for number in range(30)]).endswith("18, 19..., 30 in all")
     assert len(shortened(["x" * 5000])) < 450
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+SUM(A1)", "-cmd|' /C calc'!A0", "@x", "\tx", "\rx", "=", "-", "+1 (2)"])
+def test_what_a_spreadsheet_would_calculate_is_text(text: str) -> None:
+    assert inert([text, 1]) == [f"'{text}", 1]
+
+
+@pytest.mark.parametrize("cell", ["", "a=1", "-1", "+0.25", "-1e-05", "1", -1, 0.5, None, "'=", " =1", "–"])
+def test_numbers_and_other_texts_stay(cell: object) -> None:
+    assert inert([cell]) == [cell]

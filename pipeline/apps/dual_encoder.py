@@ -30,6 +30,7 @@ from pipeline.apps.opening import OpenedRun, open_run
 from pipeline.apps.searcher import Searcher, SearchResult
 from pipeline.encoders.base import Dtype, Encoder
 from pipeline.encoders.load import load_encoder, own_source, refuse_unknown_module
+from pipeline.encoders.load import trust_modules as import_trusted
 from pipeline.errors import RejectedInputError, UserError
 from pipeline.extract.decode import JPEG_RULES, MAX_PIXELS, Reduction, decode_bytes, decode_image
 from pipeline.metrics.classification import classifier
@@ -186,12 +187,22 @@ class DualEncoder:
         return html_table(repr(self), ("side", "encoder", "layers"), rows)
 
     @classmethod
-    def open(cls, path: Place, *, seed: int | None = None, device: str = "cpu") -> "DualEncoder":
+    def open(
+        cls, path: Place, *, seed: int | None = None, device: str = "cpu", trust_modules: Iterable[str] = ()
+    ) -> "DualEncoder":
         """Open the folder of a run, or of what `pipeline export` made of one.
 
+        Args:
+            path: The folder.
+            seed: Which of its seeds; the first where not given.
+            device: A torch device.
+            trust_modules: Modules with encoders of your own that the run may name (`module:Class`): they are imported,
+                as `--trust-module` does. No other module is imported because a file names it.
+
         Raises:
-            UserError: It holds neither, or no such seed.
+            UserError: It holds neither, there is no such seed, or no such module.
         """
+        import_trusted(trust_modules)
         return cls(open_run(path), seed, device)
 
     @property
@@ -374,14 +385,18 @@ class DualEncoder:
         return self._sides[side]
 
 
-def load_model(path: Place, *, seed: int | None = None, device: str = "cpu") -> DualEncoder:
+def load_model(
+    path: Place, *, seed: int | None = None, device: str = "cpu", trust_modules: Iterable[str] = ()
+) -> DualEncoder:
     """Open a run or an export and load its encoders, which must be the ones that it was trained on.
+
+    Arguments are those of `DualEncoder.open`.
 
     Raises:
         KeyMismatchError: An encoder that loads is another one: names each field that differs.
         UserError: The folder holds neither a run nor an export, or an encoder is not there.
     """
-    model = DualEncoder.open(path, seed=seed, device=device)
+    model = DualEncoder.open(path, seed=seed, device=device, trust_modules=trust_modules)
     for side in SIDES:
         model.side(side)
     return model

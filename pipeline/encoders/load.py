@@ -132,7 +132,7 @@ def refuse_unknown_module(spec: str, where: str) -> None:
             expected=f"an encoder of a known family ({', '.join(ENCODERS)}), or of a module that you name",
             found=f"{spec!r}, whose code would run because a file says so",
             where=where,
-            remedy=f"if you trust it: --trust-module {parsed.family}, or in Python import {parsed.family} first",
+            remedy=f"if you trust it: --trust-module {parsed.family}, or in Python trust_modules=({parsed.family!r},)",
         )
 
 

@@ -39,6 +39,7 @@ from pipeline.evaluate.leaderboard import Difference, Leaderboard, headline_name
 from pipeline.evaluate.report.page import Cell, Page, Table
 from pipeline.evaluate.results import RETRIEVAL, QueryRanks, RunResult, set_prefix
 from pipeline.files import lock, publish, sync_file, sync_folder
+from pipeline.words import inert
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 TIE_RULE = "ties count against the query"
@@ -369,7 +370,7 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(head)
-        writer.writerows(rows)
+        writer.writerows(map(inert, rows))
 
 
 def write_queries(path: Path, tables: Iterable[tuple[str, QueryRanks]]) -> None:

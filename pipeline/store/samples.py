@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.words import count, html_table
+from pipeline.words import count, html_table, inert
 
 COLUMNS = ("sample_id", "image_id", "split", "label", "content")
 SHOWN = 10
@@ -87,7 +87,7 @@ def samples_bytes(samples: Samples) -> bytes:
 def rejected_bytes(rejected: Iterable[tuple[str, str]]) -> bytes:
     """Return rejected.csv: (sample_id, reason) of each item that gave no row."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([("sample_id", "reason"), *rejected])
+    csv.writer(text, lineterminator="\n").writerows([("sample_id", "reason"), *map(inert, rejected)])
     return text.getvalue().encode()
 
 

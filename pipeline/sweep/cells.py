@@ -28,6 +28,7 @@ from pipeline.layers import LayerRef
 from pipeline.storage.contract import Place
 from pipeline.store.views import Side
 from pipeline.sweep.config import SweepConfig
+from pipeline.words import inert
 
 FORMAT = 1
 REVISION = 1
@@ -254,9 +255,9 @@ def write_tables(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(inert(row.get(name, "") for name in columns) for row in rows)
     write_atomically(out / "results.csv", text.getvalue().encode())
     write_atomically(out / "results.json", (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode())
     whole = [{name: str(v) if name in ("pairs", "captions") else v for name, v in row.items()} for row in rows]

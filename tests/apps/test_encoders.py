@@ -1,5 +1,6 @@
 """A query is rounded as the store rounded its rows, or the same picture would not find itself exactly."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.apps.dual_encoder import DualEncoder, SideEncoder, class_prompts, load_recorded
+from pipeline.apps.dual_encoder import DualEncoder, SideEncoder, class_prompts, load_model, load_recorded
 from pipeline.encoders.base import Encoder, EncoderKey
 from pipeline.errors import UserError
 from pipeline.extract.decode import JPEG_RULES
@@ -265,3 +266,21 @@ def test_prompts_of_each_class_stand_together(templates: Any, prompts: list[str]
 def test_prompts_that_mean_nothing_are_refused(classes: Any, templates: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         class_prompts(classes, templates)
+
+
+def test_a_module_is_imported_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    record = AlignedRun.open(run).record
+    for stores in record["stores"].values():
+        stores[0]["spec"] = stores[0]["spec"].replace("tests.apps.tiny", "own_and_trusted")
+    AlignedRun.write(run, record)
+    (tmp_path / "own_and_trusted.py").write_text("from tests.apps.tiny import Colours, Words\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"in Python trust_modules=\('own_and_trusted',\)"):
+        load_model(run)
+    with pytest.raises(UserError, match="not_there_at_all"):
+        DualEncoder.open(run, trust_modules=("not_there_at_all",))
+    model = load_model(run, trust_modules=("own_and_trusted",))
+    assert model.encode_text(["red"]).shape == (1, 3)
+    monkeypatch.delitem(sys.modules, "own_and_trusted")
+    assert DualEncoder.open(run, trust_modules=["own_and_trusted"]).encode_text(["red"]).shape == (1, 3)

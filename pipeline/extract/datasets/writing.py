@@ -20,6 +20,7 @@ from pipeline.extract.datasets.layout import FORMAT, is_utf8
 from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule, official_split
 from pipeline.files import read_json
 from pipeline.progress import Meter, Progress, silent
+from pipeline.words import inert
 
 SHOWN = 3
 """Images that a survey shows."""
@@ -286,7 +287,7 @@ class _Tables:
             self._add_captions(record)
 
     def _skip(self, item_id: str, reason: str) -> None:
-        self._left((item_id, reason))
+        self._left(tuple(map(str, inert((item_id, reason)))))
         self.first_reason = self.first_reason or reason
         self.skipped += 1
         if self._work is None:

@@ -12,6 +12,7 @@ from pipeline.extract.datasets.layout import open_dataset
 from pipeline.extract.datasets.records import Record, Records, Skipped, SplitRule
 from pipeline.extract.datasets.writing import MadeDataset, write_dataset
 from pipeline.progress import Update
+from pipeline.store.samples import rejected_bytes
 from tests.extract.building import picture, read_table
 
 
@@ -160,3 +161,13 @@ def test_progress_is_told(tmp_path: Path) -> None:
         ("images", 3, 3),
     ]
     assert told[-1].eta == 0
+
+
+def test_what_is_read_back_is_what_was_brought_and_what_people_read_calculates_nothing(tmp_path: Path) -> None:
+    texts = ("=1+1", "+a", "-a", "@a")
+    write(tmp_path / "set", Record(image_id="=i", source=picture(1), captions=texts), Skipped("=b", "@why"))
+    dataset = open_dataset(tmp_path / "set")
+    assert [row.caption for row in dataset.captions] == list(texts)
+    assert dataset.images[0].image_id == "=i"
+    assert read_table(tmp_path / "set" / "skipped.csv") == [{"id": "'=b", "reason": "'@why"}]
+    assert rejected_bytes([("=a", "-b"), ("a", "b")]) == b"sample_id,reason\n'=a,'-b\na,b\n"
