@@ -17,6 +17,7 @@ from pipeline.settings import at_least, between, distinct, not_empty, one_of, se
 from pipeline.storage.contract import Place
 
 LAYER_METRICS = ("mutual_knn", "cka")
+UNPAIRED = ("none", "own", "rest")
 
 
 @settings
@@ -94,6 +95,29 @@ class AlignConfig:
         flag=None,
         help="Split that picks the best weights; a tenth of the training images where it is empty.",
     )
+    unpaired_image: tuple[Place, ...] = setting(
+        default=(),
+        changes_bytes=True,
+        help="Store of images without texts that helps a few pairs (default recipe, cca); repeat for several. Join the "
+        "stores of several encoders by commas.",
+    )
+    unpaired_text: tuple[Place, ...] = setting(
+        default=(), changes_bytes=True, help="Store of texts without images, the same way."
+    )
+    unpaired: str = setting(
+        default="none",
+        check=one_of(UNPAIRED, "unpaired part"),
+        changes_bytes=True,
+        help="Which unpaired rows of the run's own stores count as well: none, own (images without captions, captions "
+        "without images, and all of --unpaired-split), rest (also what --pairs left over, in halves without a pair).",
+    )
+    unpaired_splits: tuple[str, ...] = setting(
+        default=(),
+        changes_bytes=True,
+        flag="--unpaired-split",
+        help="Further split whose unpaired rows may be used, beside the training split and rows of none; repeat for "
+        "several. With a test split the run is transductive, and run.json says so.",
+    )
     device: str = setting(default="auto", changes_bytes=False, help="auto, cpu or cuda.")
     log_to: str | None = setting(
         default=None,
@@ -110,6 +134,9 @@ class AlignConfig:
         if self.train_split == self.validation_split:
             expected = "another split than train_split"
             yield UserError(expected=expected, found=self.train_split, where="validation_split")
+        if bool(self.unpaired_image) != bool(self.unpaired_text) and self.unpaired == "none":
+            expected = "stores of both sides: --unpaired-image and --unpaired-text"
+            yield UserError(expected=expected, found="one of them", where="unpaired_image, unpaired_text")
         try:
             self.recipe()
         except UserError as error:
@@ -123,6 +150,16 @@ class AlignConfig:
             UnknownNameError: No such method.
         """
         return make_recipe(self.method, self.settings, where="align settings")
+
+    @property
+    def names_unpaired(self) -> bool:
+        """Whether unpaired rows are named."""
+        return bool(self.unpaired_image or self.unpaired_text) or self.unpaired != "none"
+
+    @property
+    def uses_unpaired(self) -> bool:
+        """Whether unpaired rows are named and the method can use them."""
+        return self.names_unpaired and self.recipe().takes_unpaired
 
     @property
     def layer_expression(self) -> str:

@@ -6,7 +6,7 @@ Validation pairs give the recall, which stops training and picks the weights, an
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from pipeline.align.pairs import PairFeatures
+from pipeline.align.pool import Pool, evenly
 from pipeline.align.recipe import HubnessOptions, Recipe
+from pipeline.align.unpaired import closed_form_options, refine
 from pipeline.metrics.calibration import fit_temperature
 from pipeline.metrics.retrieval import retrieval_metrics
 from pipeline.projectors.base import Inputs, Projector, unit_rows
 from pipeline.projectors.closed_form import WITH_RIDGE, ClosedFormFit, fit_closed_form
 from pipeline.projectors.csls import with_csls
+from pipeline.projectors.moments import Links
 from pipeline.projectors.run_record import build_projector
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -50,16 +53,31 @@ class Trained:
     """Where it comes from."""
     learning_rate: float | None = None
     """Peak of the schedule; None for a closed form."""
+    unpaired: dict[str, Any] | None = None
+    """What cross-validation said of images and texts without a partner (`pipeline.align.unpaired.refine`)."""
 
 
-def fit_untrained(recipe: Recipe, data: PairFeatures, validation: PairFeatures) -> Trained:
+def fit_untrained(recipe: Recipe, data: PairFeatures, validation: PairFeatures, pool: Pool | None = None) -> Trained:
     """Fit the recipe's closed form on all captions of the training images, with CSLS where it is asked for.
+
+    Args:
+        recipe: Closed form, its options, CSLS.
+        data: Training pairs.
+        validation: Validation pairs; they choose the ridge of the pairs alone, and the temperature.
+        pool: Images and texts without a partner, for CCA.
 
     Raises:
         UserError: It cannot be made of these pairs.
     """
     start = time.perf_counter()
     found = _solve(recipe.algorithm, data, validation, recipe)
+    told: dict[str, Any] | None = None
+    if pool is not None and found.ridge is not None:
+        links, told = refine(data, pool, recipe, found.ridge)
+        told = {"images": len(pool.image), "texts": len(pool.text), "rows": pool.about, **told}
+        if links is not None:
+            found = replace(_solve_linked(data, pool, links, told["ridge"], recipe), scores=found.scores)
+            data = _with_pool(data, pool)
     image, text = corrected(found.image, found.text, data, recipe.hubness)
     about = measured(image, text, validation, recipe)
     rows: list[dict[str, Any]] = [
@@ -68,7 +86,35 @@ def fit_untrained(recipe: Recipe, data: PairFeatures, validation: PairFeatures) 
     chosen = {} if found.ridge is None else {"ridge": found.ridge}
     rows.append({"step": 0, **chosen, **{f"val_{name}": value for name, value in about["validation"].items()}})
     seconds = time.perf_counter() - start
-    return Trained(image=image, text=text, steps=0, seconds=seconds, history=rows, **about)
+    return Trained(image=image, text=text, steps=0, seconds=seconds, history=rows, unpaired=told, **about)
+
+
+def _solve_linked(data: PairFeatures, pool: Pool, links: Links, ridge: float, recipe: Recipe) -> ClosedFormFit:
+    """Fit CCA on weighted pairs of the training rows and the pool's."""
+    image, text = (Inputs(normalise_input=recipe.normalise_input, blocks=widths) for widths in data.widths)
+    return fit_closed_form(
+        "cca",
+        torch.cat([data.image, pool.image]),
+        torch.cat([data.text, pool.text]),
+        d=recipe.dim,
+        ridges=(ridge,),
+        inputs=(image, text),
+        options=closed_form_options(recipe, data),
+        links=links,
+    )
+
+
+def _with_pool(data: PairFeatures, pool: Pool) -> PairFeatures:
+    """Return pairs and pool as items of the banks of CSLS, in which nothing asks who belongs to whom.
+
+    Images and texts are thinned to the same number: a bank's row is an image, and one text or the mean of its captions.
+    """
+    count = min(len(pool.image), len(pool.text))
+    image, text = (rows[evenly(len(rows), count)] for rows in (pool.image, pool.text))
+    starts = data.starts[-1] + torch.arange(1, count + 1, device=data.device)
+    return PairFeatures(
+        torch.cat([data.image, image]), torch.cat([data.text, text]), torch.cat([data.starts, starts]), data.blocks
+    )
 
 
 def _solve(name: str, data: PairFeatures, validation: PairFeatures, recipe: Recipe) -> ClosedFormFit:

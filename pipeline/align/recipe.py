@@ -321,6 +321,11 @@ class Recipe(ObjectiveOptions):
         return self.image_projector or self.projector, self.text_projector or self.projector
 
     @property
+    def takes_unpaired(self) -> bool:
+        """Whether images and texts without a partner can help: in CCA alone."""
+        return self.algorithm == "cca"
+
+    @property
     def trained(self) -> bool:
         """Whether there is gradient descent."""
         return self.algorithm == "train"

@@ -20,6 +20,7 @@ from pipeline.align.layer_choice import ChosenLayers, choose_layers, label
 from pipeline.align.layer_scores import LayerScores
 from pipeline.align.loggers import LoggedSeed, log_seeds, need_logger
 from pipeline.align.pairs import Layers, PairFeatures, Splits, draw, split_pairs
+from pipeline.align.pool import Pool, PoolRows, pool_rows
 from pipeline.align.recipe import Recipe, with_rate
 from pipeline.align.train import find_learning_rate, train
 from pipeline.errors import UserError
@@ -74,6 +75,8 @@ def align(config: AlignConfig, progress: Progress = silent) -> Path:
         f"Aligning {names[0]} with {names[1]}: "
         f"{config.pairs or len(splits.train)} training images, {len(splits.validation)} for validation.",
     )
+    if config.names_unpaired and not config.uses_unpaired:
+        say(progress, f"{config.method} takes no unpaired images and texts: they are left alone.")
     results = _fit_seeds(config, sides, (chosen.image, chosen.text), splits, out, progress)
     AlignedRun.write(out, record_of(config, sides, chosen, splits, results))
     if config.log_to:
@@ -142,7 +145,9 @@ def _fit_seeds(
 ) -> "list[SeedResult]":
     """Return a result for each seed, old or new; features are read only if a seed is left to do."""
     seeds = _seeds(config, progress)
-    digests = {seed: seed_digest(*sides, layers, config, seed) for seed in seeds}
+    drawn = {seed: draw(*sides, splits.train, config, seed) for seed in seeds}
+    pools = {seed: pool_rows(config, sides, splits, drawn[seed], seed, progress) for seed in seeds}
+    digests = {seed: seed_digest(*sides, layers, config, seed, pools[seed]) for seed in seeds}
     finished = {seed: finished_seed(out.here, seed, digests[seed]) for seed in seeds}
     results = {seed: result for seed, result in finished.items() if result is not None}
     if results:
@@ -154,19 +159,22 @@ def _fit_seeds(
         everything = PairFeatures.read(sides, layers, splits.train, device)
         validation = PairFeatures.read(sides, layers, splits.validation, device)
         for seed in [seed for seed in seeds if seed not in results]:
-            trained = fit_seed(recipe, everything.pick(draw(*sides, splits.train, config, seed)), validation, seed)
+            pool = pools[seed].read(layers, device)
+            trained = fit_seed(recipe, everything.pick(drawn[seed]), validation, seed, pool)
             results[seed] = save_seed(out.here, seed, digests[seed], trained)
             out.push([f"{folder_of(seed)}/*"], last=f"{folder_of(seed)}/seed.json")
             rate = f", found learning rate {trained.learning_rate:.2g}" if recipe.finds_rate else ""
             say(
                 progress,
                 f"Seed {seed}: mean recall {selection_score(trained.validation):.3f} on validation, "
-                f"{count(trained.steps, 'step')}, {trained.seconds:.1f} s{rate}.",
+                f"{count(trained.steps, 'step')}, {trained.seconds:.1f} s{rate}{_pool_told(trained)}.",
             )
     return [results[seed] for seed in seeds]
 
 
-def fit_seed(recipe: Recipe, data: PairFeatures, validation: PairFeatures, seed: int) -> Trained:
+def fit_seed(
+    recipe: Recipe, data: PairFeatures, validation: PairFeatures, seed: int, pool: Pool | None = None
+) -> Trained:
     """Return one seed's projectors.
 
     Args:
@@ -174,13 +182,14 @@ def fit_seed(recipe: Recipe, data: PairFeatures, validation: PairFeatures, seed:
         data: Its training pairs.
         validation: Validation pairs: they choose a closed form's ridge strength, its temperature, and the best weights.
         seed: Decides random weights, batches and noise, and those of the search for a learning rate.
+        pool: Images and texts without a partner, for a method that takes them.
 
     Raises:
         UserError: The closed form or the initial projectors cannot be made of these pairs.
         PipelineError: The loss is no longer finite, or no learning rate was found.
     """
     if not recipe.trained:
-        return fit_untrained(recipe, data, validation)
+        return fit_untrained(recipe, data, validation, pool)
     projectors = initial_projectors(data, validation, recipe, seed)
     if recipe.finds_rate:
         recipe = with_rate(recipe, find_learning_rate(data, recipe, projectors, seed=seed).rate)
@@ -189,6 +198,15 @@ def fit_seed(recipe: Recipe, data: PairFeatures, validation: PairFeatures, seed:
         return trained
     image, text = corrected(trained.image, trained.text, data, recipe.hubness)
     return dataclasses.replace(trained, image=image, text=text, **measured(image, text, validation, recipe))
+
+
+def _pool_told(trained: Trained) -> str:
+    if trained.unpaired is None:
+        return ""
+    rounds, gain = trained.unpaired["rounds"], trained.unpaired.get("gain", 0.0)
+    how = f"used in {count(rounds, 'round')}" if rounds else "left alone"
+    rows = f"{count(trained.unpaired['images'], 'image')} and {count(trained.unpaired['texts'], 'text')}"
+    return f"; {rows} without a partner were {how} (reciprocal rank of held-out pairs {gain:+.3f})"
 
 
 def _seeds(config: AlignConfig, progress: Progress) -> Sequence[int]:
@@ -216,10 +234,13 @@ def layers_digest(image: Side, text: Side, config: AlignConfig) -> str:
     return spaced_json_digest([REVISION, sides, config.layer_metric, *_drawn(config, config.seeds[0])])
 
 
-def seed_digest(image: Side, text: Side, layers: Layers, config: AlignConfig, seed: int) -> str:
+def seed_digest(
+    image: Side, text: Side, layers: Layers, config: AlignConfig, seed: int, pool: PoolRows | None = None
+) -> str:
     """Return the digest of what a seed's projectors depend on."""
     sides = [side_digest(side, chosen) for side, chosen in zip((image, text), layers, strict=True)]
-    return spaced_json_digest([REVISION, sides, dataclasses.asdict(config.recipe()), *_drawn(config, seed)])
+    more = [pool.digest] if pool is not None and pool.digest else []
+    return spaced_json_digest([REVISION, sides, dataclasses.asdict(config.recipe()), *_drawn(config, seed), *more])
 
 
 def _drawn(config: AlignConfig, seed: int) -> list[Any]:
@@ -270,6 +291,7 @@ def save_seed(out: Path, seed: int, digest: str, trained: Trained) -> SeedResult
         "temperature": trained.temperature,
         "temperature_source": trained.temperature_source,
         "learning_rate": trained.learning_rate,
+        **({} if trained.unpaired is None else {"unpaired": trained.unpaired}),
     }
     result = SeedResult(record, trained.image.d)
     about = {"digest": digest, "dim": result.dim, "record": record}

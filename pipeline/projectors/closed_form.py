@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import UnknownNameError, UserError
 from pipeline.projectors.asif import fit_asif
 from pipeline.projectors.base import AffineProjector, Inputs, Projector
-from pipeline.projectors.moments import PairStatistics, Spectrum, eigh, gram
+from pipeline.projectors.moments import Links, PairStatistics, Spectrum, eigh, gram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +225,7 @@ def fit_closed_form(
     climb: bool = False,
     inputs: tuple[Inputs, Inputs] = ({}, {}),
     options: Mapping[str, Any] | None = None,
+    links: Links | None = None,
 ) -> ClosedFormFit:
     """Fit a closed form on raw features: image rows [N, D] once each, caption rows [P, E], and whose caption each is.
 
@@ -240,6 +241,7 @@ def fit_closed_form(
             trying all.
         inputs: What is done to raw features first, of images and of texts (see `Projector`).
         options: Further arguments of the closed form, such as `power`, `whiten`, `direction`, `top_k`, `exponent`.
+        links: Weighted pairs in place of `text_image`; not for `asif`.
 
     Raises:
         UnknownNameError: No such closed form.
@@ -252,7 +254,8 @@ def fit_closed_form(
     if name not in CLOSED_FORMS:
         raise UnknownNameError("closed form", name, NAMES)
     image_input, text_input = _input_only(image, inputs[0]), _input_only(text, inputs[1])
-    statistics = PairStatistics.of(image_input.prepare(image), text_input.prepare(text), text_image)
+    prepared = image_input.prepare(image), text_input.prepare(text)
+    statistics = PairStatistics.weighted(*prepared, links) if links else PairStatistics.of(*prepared, text_image)
 
     def candidate(ridge: float | None) -> ClosedFormFit:
         pair = _solve(name, statistics, d, extra if ridge is None else {**extra, "ridge": ridge})

@@ -35,6 +35,21 @@ class Spectrum:
     """trace(C) / D: what a ridge strength is measured in."""
 
 
+@dataclass(frozen=True)
+class Links:
+    """Which text is paired with which image, and how much that counts.
+
+    Args:
+        text: Row of a text of each of L links, int64 [L].
+        image: Row of an image of each.
+        weight: Weights, 0 or more, not all 0 [L].
+    """
+
+    text: Tensor
+    image: Tensor
+    weight: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairStatistics:
     """All that the closed forms need of P pairs."""
@@ -63,16 +78,35 @@ class PairStatistics:
             UserError: Fewer than two images, non-finite or constant features, or an index that is out of range.
         """
         owner = cls.owner(image, text, text_image)
-        counts = torch.bincount(owner, minlength=len(image)).double()
-        image_side = _spectrum(image, counts / counts.sum(), "image")
-        text_side = _spectrum(text, text.new_full((len(text),), 1.0 / len(text), dtype=torch.float64), "text")
+        links = Links(torch.arange(len(text), device=text.device), owner, text.new_ones(len(text)))
+        return cls.weighted(image, text, links)
+
+    @classmethod
+    def weighted(cls, image: Tensor, text: Tensor, links: "Links") -> "PairStatistics":
+        """Take the moments of L weighted links between image rows [N, D] and text rows [P, E], divided by their sum.
+
+        A row counts as often as the weights of its links say; one without any counts nowhere.
+
+        Raises:
+            UserError: Fewer than two rows, non-finite or constant features.
+        """
+        _check_features(image, text)
+        weight = links.weight.double()
+        total = weight.sum()
+        counts, said = (
+            torch.zeros(len(rows), dtype=torch.float64, device=image.device).index_add_(0, at, weight)
+            for rows, at in ((image, links.image), (text, links.text))
+        )
+        image_side = _spectrum(image, counts / total, "image")
+        text_side = _spectrum(text, said / total, "text")
         summed = torch.zeros(len(image), text.shape[1], dtype=torch.float64, device=image.device)
-        for start in range(0, len(text), _BLOCK):
-            block = text[start : start + _BLOCK].double() - text_side.mean
-            summed.index_add_(0, owner[start : start + _BLOCK], block)
+        for start in range(0, len(weight), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            block = (text[links.text[part]].double() - text_side.mean) * weight[part, None]
+            summed.index_add_(0, links.image[part], block)
         cross = _cross(image, image_side, summed, text_side)
         described = int((counts > 0).sum())
-        return cls(image=image_side, text=text_side, cross=cross / len(text), pairs=len(text), images=described)
+        return cls(image=image_side, text=text_side, cross=cross / total, pairs=len(weight), images=described)
 
     @staticmethod
     def owner(image: Tensor, text: Tensor, text_image: Tensor | None = None) -> Tensor:

@@ -129,6 +129,10 @@ ANOTHER: dict[str, dict[str, Any]] = {
     "seeds": {"seeds": (2,)},
     "train_split": {"train_split": "test"},
     "validation_split": {"validation_split": "test"},
+    "unpaired_image": {},  # a further store, below
+    "unpaired_text": {},
+    "unpaired": {"unpaired": "own"},
+    "unpaired_splits": {"unpaired_splits": ("test",)},
     "device": {"device": "auto"},
     "log_to": {"log_to": "dvclive"},
 }
@@ -154,11 +158,15 @@ def test_a_setting_that_changes_bytes_is_trained_anew(
     """And one that does not is reused; scores of layers, which choose what seeds are trained on, count as well."""
     monkeypatch.setattr(run, "need_logger", lambda logger: None)
     monkeypatch.setattr(run, "log_seeds", lambda logger, folder, seeds: folder)
-    stated = {"layers": "stack"} if name == "stack" else {"layers": "pair"}
+    stated: dict[str, Any] = {"layers": "stack"} if name == "stack" else {"layers": "pair"}
+    if name.startswith("unpaired"):
+        stated |= {"method": "cca", "pairs": 60, "unpaired": "rest"}
     first = align(config_for(stores, tmp_path / "run", **stated))
     before = digests(first)
     folder = first.rename(tmp_path / "moved") if name == "out" else first
     config = config_for(stores, folder, **(stated | ANOTHER[name]))
+    if name in ("unpaired_image", "unpaired_text"):
+        config = config_for(stores, folder, **stated, **{name: (getattr(stores, name.removeprefix("unpaired_")),)})
     if name in ("image", "text"):
         copy = shutil.copytree(getattr(stores, name), tmp_path / name)
         config = build(AlignConfig, vars(config) | {name: [copy]}, where="test")
