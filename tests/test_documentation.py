@@ -76,6 +76,7 @@ ELSEWHERE: dict[Key, str] = {
     ("docs/many-workers.md", "torchrun"): WORKERS,
     ("docs/many-workers.md", "#SBATCH --array"): WORKERS,
     ("docs/many-workers.md", "--watch 10"): WORKERS,
+    ("docs/training.md", "--unpaired-image"): "tests/align/test_unpaired.py::test_the_command_of_the_docs_works",
     ("docs/ray.md", "pip install 'fewpairs[ray]'"): "tests/engines/test_ray.py::test_a_finished_store_is_found",
     ("docs/ray.md", "ray start"): CLUSTER,
     ("docs/ray.md", "--address auto"): CLUSTER,

@@ -46,7 +46,7 @@ class PoolRows:
         image: Sides and the positions that are taken of them.
         text: The same for texts.
         digest: Digest of all of it; empty where there is no pool.
-        about: Rows by side and split, and whether one is of another split than the training split.
+        about: Rows by side and split, and `other_splits`: those of the run's own images beside the training split.
     """
 
     image: tuple[tuple[Side, Rows], ...] = ()
@@ -118,7 +118,9 @@ def pool_rows(
                 remedy=f"give a store with --unpaired-{side.modality}, or name its splits with --unpaired-split",
             )
     about = {side.modality: _counts(parts) for side, parts in zip(sides, found, strict=True)}
-    others = {name for by_split in about.values() for name in by_split} - {config.train_split, ""}
+    split_of = dict(zip(ids, image_splits, strict=True))
+    images = {side.samples.image_id[row] for parts in found for side, rows in parts for row in rows}
+    others = {split_of[name] for name in images if name in split_of} - {config.train_split, ""}
     if others:
         say(progress, f"Unpaired rows are of the splits {', '.join(sorted(others))} too: recorded in run.json.")
     identity = [

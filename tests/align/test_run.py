@@ -135,6 +135,7 @@ ANOTHER: dict[str, dict[str, Any]] = {
     "unpaired_splits": {"unpaired_splits": ("test",)},
     "device": {"device": "auto"},
     "log_to": {"log_to": "dvclive"},
+    "replace": {},
 }
 """Setting → another value of it."""
 

@@ -35,6 +35,7 @@ from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.samples import Samples
 from pipeline.store.views import Side
 from tests.align.conftest import Stores, write_store
+from tests.commands.running import done
 
 RECIPE = make_recipe("fewpairs", {"dim": 20, "hubness": {"neighbours": 3}, "closed_form": {"climb": False}})
 
@@ -325,6 +326,14 @@ def test_the_run_says_what_was_used_and_goes_on_where_it_stopped(stores: Stores,
     assert any("Reused" in str(sentence) for sentence in again)
     shutil.rmtree(tmp_path / "run" / "seed-1")
     assert AlignedRun.open(align(config)).record["seeds"][0]["unpaired"] == about
+
+
+def test_the_command_of_the_docs_works(stores: Stores, tmp_path: Path) -> None:
+    both = ("--image", str(stores.image), "--text", str(stores.text), "--out", str(tmp_path / "run"), "--quiet")
+    few = ("--pairs", "20", "--seed", "1", "--layers", "pair", "--set", "dim=8")
+    done("align", *both, *few, "--unpaired-image", str(stores.image), "--unpaired-text", str(stores.text))
+    about = AlignedRun.open(tmp_path / "run").record["seeds"][0]["unpaired"]
+    assert about["rows"] == {"image": {"train": 200}, "text": {"train": 400}, "other_splits": []}
 
 
 def test_a_method_that_takes_none_says_so(stores: Stores, tmp_path: Path) -> None:

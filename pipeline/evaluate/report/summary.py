@@ -220,10 +220,21 @@ def split_caveats(runs: Sequence[RunResult], split: str) -> Iterator[Caveat]:
         if guilty:
             text = f"{listing(guilty)} {use}. Their numbers say nothing about new data."
             yield Caveat(title=f"The split {split} was not held out", text=text, grave=True)
+    seen = [run.name for run in runs if split in _unpaired_splits(run)]
+    if seen:
+        text = f"{listing(seen)} had its images or texts, without their pairing, in training: transductive."
+        yield Caveat(title=f"The split {split} was seen without its pairs", text=text, grave=True)
     other = [run.name for run in runs if not _layers_from_training(run)]
     if other:
         text = f"The layers of {listing(other)} were chosen on another split than train."
         yield Caveat(title="Layers chosen outside the training split", text=text, grave=True)
+
+
+def _unpaired_splits(run: RunResult) -> set[str]:
+    """Return the splits beside the training split whose unpaired rows a seed was made with."""
+    entries = [entry.get("unpaired") or {} for entry in run.record.get("seeds", ()) if isinstance(entry, dict)]
+    used = [entry.get("rows", {}) for entry in entries if entry.get("rounds")]
+    return {name for rows in used for name in rows.get("other_splits", ())}
 
 
 def _layers_from_training(run: RunResult) -> bool:

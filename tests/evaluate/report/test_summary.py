@@ -53,6 +53,20 @@ def test_a_split_that_was_trained_or_chosen_on() -> None:
     ]
 
 
+def test_a_split_that_was_seen_without_its_pairs() -> None:
+    """Only where the rows were used, and only for the split that is evaluated."""
+    rows = {"other_splits": ["test"]}
+    entries = [{"seed": 1, "unpaired": {"rounds": rounds, "rows": rows}} for rounds in (2, 0)]
+    used, alone = (
+        with_record(name, {"seeds": [entry]}) for name, entry in zip(("used", "alone"), entries, strict=True)
+    )
+    plain = with_record("plain", {"seeds": [{"seed": 1}]})
+    assert list(split_caveats([used, alone, plain], "val")) == []
+    (said,) = split_caveats([used, alone, plain], "test")
+    assert said.title == "The split test was seen without its pairs"
+    assert said.text.startswith("used had its images or texts")
+
+
 def test_layers_chosen_on_another_split_than_train() -> None:
     record = {"config": {"train_split": "train"}}
     fine = with_record("fine", record, {"split": "train"})
