@@ -96,11 +96,11 @@ def _solve_linked(data: PairFeatures, pool: Pool, links: Links, ridge: float, re
         "cca",
         torch.cat([data.image, pool.image]),
         torch.cat([data.text, pool.text]),
+        links,
         d=recipe.dim,
         ridges=(ridge,),
         inputs=(image, text),
         options=closed_form_options(recipe, data),
-        links=links,
     )
 
 

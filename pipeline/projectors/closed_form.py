@@ -217,7 +217,7 @@ def fit_closed_form(
     name: str,
     image: Tensor,
     text: Tensor,
-    text_image: Tensor | None = None,
+    partners: Tensor | Links | None = None,
     *,
     d: int | None = None,
     ridges: Sequence[float] = (1.0,),
@@ -225,7 +225,6 @@ def fit_closed_form(
     climb: bool = False,
     inputs: tuple[Inputs, Inputs] = ({}, {}),
     options: Mapping[str, Any] | None = None,
-    links: Links | None = None,
 ) -> ClosedFormFit:
     """Fit a closed form on raw features: image rows [N, D] once each, caption rows [P, E], and whose caption each is.
 
@@ -233,7 +232,7 @@ def fit_closed_form(
         name: `cca`, `procrustes`, `ridge`, `pls` or `asif`.
         image: N images' features.
         text: P captions' features.
-        text_image: Row of the image of each caption; 0..P−1 where not given.
+        partners: Row of the image of each caption (0..P−1 where not given), or weighted pairs of rows (not for `asif`).
         d: Width of the shared space at most; `asif` has as many dimensions as anchors.
         ridges: Ridge strengths to choose from (`cca` and `ridge`); one decomposition serves them all.
         score: Validation score of a pair of projectors, higher is better; needed where there are several ridges.
@@ -241,7 +240,6 @@ def fit_closed_form(
             trying all.
         inputs: What is done to raw features first, of images and of texts (see `Projector`).
         options: Further arguments of the closed form, such as `power`, `whiten`, `direction`, `top_k`, `exponent`.
-        links: Weighted pairs in place of `text_image`; not for `asif`.
 
     Raises:
         UnknownNameError: No such closed form.
@@ -249,13 +247,17 @@ def fit_closed_form(
     """
     extra = dict(options or {})
     if name == "asif":
-        pair = fit_asif(image, text, text_image, inputs=inputs, options=extra)
+        owner = None if isinstance(partners, Links) else partners
+        pair = fit_asif(image, text, owner, inputs=inputs, options=extra)
         return ClosedFormFit(image=pair[0], text=pair[1])
     if name not in CLOSED_FORMS:
         raise UnknownNameError("closed form", name, NAMES)
     image_input, text_input = _input_only(image, inputs[0]), _input_only(text, inputs[1])
     prepared = image_input.prepare(image), text_input.prepare(text)
-    statistics = PairStatistics.weighted(*prepared, links) if links else PairStatistics.of(*prepared, text_image)
+    if isinstance(partners, Links):
+        statistics = PairStatistics.weighted(*prepared, partners)
+    else:
+        statistics = PairStatistics.of(*prepared, partners)
 
     def candidate(ridge: float | None) -> ClosedFormFit:
         pair = _solve(name, statistics, d, extra if ridge is None else {**extra, "ridge": ridge})
