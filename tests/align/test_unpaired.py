@@ -200,7 +200,7 @@ def test_folds_never_see_what_they_hold_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 def mean_recall(trained: Any) -> float:
     values = [value for name, value in trained.validation.items() if "_recall@" in name]
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
 # ---- which rows ------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_the_rest_is_halved_without_a_true_pair(stores: Stores) -> None:
 
 
 def test_no_validation_or_test_item_unless_asked(stores: Stores) -> None:
-    stated = {"unpaired_image": (stores.image,), "unpaired_text": (stores.text,), "pairs": 50}
+    stated: dict[str, Any] = {"unpaired_image": (stores.image,), "unpaired_text": (stores.text,), "pairs": 50}
     pool, _ = pool_of(stores, **stated)
     split = dict(zip(*(getattr(sides_of(stores)[0].samples, name) for name in ("image_id", "split")), strict=True))
     assert {split[name] for name in image_ids(pool.image)} == {"train"}
@@ -252,7 +252,7 @@ def test_no_validation_or_test_item_unless_asked(stores: Stores) -> None:
 
 def test_a_text_without_a_split_of_a_test_image_is_held_back(stores: Stores, tmp_path: Path) -> None:
     _, text = sides_of(stores)
-    values = {layer.name: text.stores[0].numpy(layer.name) for layer in text.stores[0].layers}
+    values = {layer.name: text.stores[0].numpy(layer.name).astype(np.float32) for layer in text.stores[0].layers}
     nameless = dataclasses.replace(text.samples, split=[""] * len(text.samples))
     copy = write_store(tmp_path / "text", "text", nameless, values)
     pool, _ = pool_of(stores, unpaired_image=(stores.image,), unpaired_text=(copy,))
@@ -263,7 +263,9 @@ def test_a_text_without_a_split_of_a_test_image_is_held_back(stores: Stores, tmp
 def test_a_store_in_another_order_is_the_same_pool(stores: Stores, tmp_path: Path) -> None:
     image, _ = sides_of(stores)
     order = np.random.default_rng(3).permutation(len(image.samples))
-    values = {layer.name: image.stores[0].numpy(layer.name)[order] for layer in image.stores[0].layers}
+    values = {
+        layer.name: image.stores[0].numpy(layer.name)[order].astype(np.float32) for layer in image.stores[0].layers
+    }
     turned = write_store(tmp_path / "image", "image", image.samples.take(order.tolist()), values)
     pools = [
         pool_of(stores, unpaired_image=(each,), unpaired_text=(stores.text,))[0] for each in (stores.image, turned)
@@ -286,7 +288,7 @@ def test_lone_rows_of_the_runs_own_stores(stores: Stores, tmp_path: Path) -> Non
     kept = [row for row, name in enumerate(samples.image_id) if name not in lost]
     few = samples.take(kept)
     few.image_id[:20] = [f"gone{number}" for number in range(20)]
-    values = {layer.name: text.stores[0].numpy(layer.name)[kept] for layer in text.stores[0].layers}
+    values = {layer.name: text.stores[0].numpy(layer.name)[kept].astype(np.float32) for layer in text.stores[0].layers}
     copy = write_store(tmp_path / "text", "text", few, values)
     pool, _ = pool_of(Stores(stores.image, copy), unpaired="own")
     split = dict(zip(image.samples.image_id, image.samples.split, strict=True))
