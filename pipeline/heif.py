@@ -14,8 +14,10 @@ def is_heif(start: bytes) -> bool:
 
     The first box, `ftyp`, lists the brands that a file is compatible with (ISO/IEC 14496-12 and 23008-12).
     """
+    if start[4:8] != b"ftyp":
+        return False
     brands = (start[place : place + 4] for place in range(8, min(int.from_bytes(start[:4]), START), 4))
-    return start[4:8] == b"ftyp" and not _BRANDS.isdisjoint(brands)
+    return not _BRANDS.isdisjoint(brands)
 
 
 def register() -> bool:

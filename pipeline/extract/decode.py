@@ -46,7 +46,7 @@ _END = b"\xff\xd9"
 """The marker that ends a JPEG."""
 _FILLER = bytes(range(1, 129))
 """Rubbish that any decoder of JPEG takes for pixels, where it still lacks some."""
-_GREY = ((128, 128),) * 3
+_GREY = (128, 128, 128)
 _TURNED_BY_PILLOW = ("TIFF", "HEIF")
 _LIES = 5
 """EXIF orientations from here on swap width and height."""
@@ -171,7 +171,9 @@ def _decoded(image: Image.Image, reduction: Reduction | None, orientation: int, 
 
 def _ends_grey(decoded: Image.Image) -> bool:
     """Tell whether the last row is of the grey that libjpeg gives to pixels for which there are no data."""
-    return decoded.crop((0, decoded.height - 1, *decoded.size)).getextrema() == _GREY
+    if decoded.getpixel((0, decoded.height - 1)) != _GREY:
+        return False
+    return decoded.crop((0, decoded.height - 1, *decoded.size)).getextrema() == ((128, 128),) * 3
 
 
 def _lacks_pixels(data: bytes) -> bool:
