@@ -27,8 +27,8 @@ SHORT: dict[str, Any] = {"dim": 8, "training": {"max_steps": 60, "validations": 
 
 
 def config_for(stores: Stores, out: Path, **changes: Any) -> AlignConfig:
-    values: dict[str, Any] = {"method": "info_nce", "settings": SHORT, "seeds": (1,), "device": "cpu"} | changes
-    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, replace=True, **values)
+    values: dict[str, Any] = {"method": "info_nce", "settings": SHORT, "seeds": (1,), "device": "cpu", "replace": True}
+    return AlignConfig(image=(stores.image,), text=(stores.text,), out=out, **(values | changes))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -135,7 +135,7 @@ ANOTHER: dict[str, dict[str, Any]] = {
     "unpaired_splits": {"unpaired_splits": ("test",)},
     "device": {"device": "auto"},
     "log_to": {"log_to": "dvclive"},
-    "replace": {},
+    "replace": {"replace": False},
 }
 """Setting → another value of it."""
 
