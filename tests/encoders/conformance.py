@@ -10,7 +10,7 @@ from pipeline.encoders.torch_encoder import TorchEncoder
 from pipeline.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """What is known of one family of models."""
 
@@ -63,7 +63,7 @@ def judged(
     if encoder.info.refused:
         wrong += [] if _refuses(encoder) else ["inner layers are neither there nor refused"]
     inner = names[:-1]
-    layers = f"{inner[0]} … {inner[-1]}" if len(inner) > 1 else "".join(inner)
+    layers = f"{inner[0]} … {inner[-1]}" if len(inner) > 1 else "".join(inner) or "output alone"
     pooling = ("average" if encoder.info.maps else encoder.info.inner_pool) if inner else ""
     verdict = f"output proven; layers refused: {encoder.info.refused}" if encoder.info.refused else "proven"
     return replace(row, layers=layers, pooling=pooling, verdict=f"WRONG: {'; '.join(wrong)}" if wrong else verdict)
