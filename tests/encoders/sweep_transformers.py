@@ -195,4 +195,4 @@ def _processor() -> Path:
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:150].replace("|", "/")
+    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:150].strip().replace("|", "/")
