@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RUN, REPORT = Path("data/2_projectors/fewpairs"), Path("data/3_report/metrics.json")
-SENTENCES = ("a red heart", "an animal that lives in the sea", "someone is very tired", "bad weather", "fresh fruit")
+SENTENCES = ("a red heart", "a vehicle with wheels", "a building", "an animal in the sea", "a person at work")
 TOP = 6
 COLUMNS = ("image→text R@1 / R@10", "text→image R@1 / R@10", "zero-shot acc@1")
 
@@ -63,7 +63,7 @@ def gallery(run: Path, sentences: tuple[str, ...], out: Path) -> None:
     from pipeline.apps.search import open_searcher
 
     searcher = open_searcher(SearchConfig(run=run, split="test"))
-    figure, rows = plt.subplots(len(sentences), TOP, figsize=(TOP * 1.1, len(sentences) * 1.35), squeeze=False)
+    figure, rows = plt.subplots(len(sentences), TOP, figsize=(TOP * 1.25, len(sentences) * 1.3), squeeze=False)
     for axes, sentence in zip(rows, sentences, strict=True):
         found = searcher.by_text(sentence, TOP)
         for axis in axes:
