@@ -1,11 +1,11 @@
 """A run whose projectors are wrapped in the correction of hubs, as the default recipe's are."""
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 
+from pipeline.files import dump_signed, read_signed
 from pipeline.projectors.base import unit_rows
 from pipeline.projectors.csls import EXTRA, with_csls
 from pipeline.projectors.run_record import AlignedRun, save_projector
@@ -26,6 +26,6 @@ def corrected_copy(run: Path, to: Path) -> Path:
         wrapped = with_csls(*sides, banks[0], banks[1], neighbours=2, weight=WEIGHT)
         for side, projector in zip(("image", "text"), wrapped, strict=True):
             save_projector(to / entry.folder, side, projector)
-    record = json.loads((to / "run.json").read_text())
-    (to / "run.json").write_text(json.dumps({**record, "dim": opened.dim + EXTRA}))
+    record = read_signed(to / "run.json", "a run")
+    (to / "run.json").write_bytes(dump_signed({**record, "dim": opened.dim + EXTRA}))
     return to

@@ -133,7 +133,7 @@ def test_the_page_about_growing_works_on_a_small_scale(grown: dict[str, str]) ->
     assert "0 of 4 parts made here, 0 missing" in index[1]
     assert "recall@10" in index[2]
     (found,) = (text for line, text in grown.items() if line.startswith("pipeline search"))
-    assert len(found.splitlines()) == 2 + 5
+    assert len(found.splitlines()) == 2 + 5 + 1  # head, pictures, and the folder that their files are relative to
 
 
 def test_files_that_the_page_names_exist() -> None:

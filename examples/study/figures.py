@@ -131,8 +131,8 @@ def clouds(panels: Mapping[str, Cloud]) -> str:
 
 def standalone(svg: str) -> str:
     """Return an inline figure of the report as a file's content: colours filled in, paper below, shorter numbers."""
-    for marker, variable in VARIABLES.items():
-        svg = svg.replace(f"var({variable})", LIGHT[marker])
+    for marker, colour in LIGHT.items():
+        svg = svg.replace(f"var({VARIABLES[marker]})", colour)
     svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
     opening = svg.index(">", svg.index("<svg")) + 1
     paper = f'<rect width="100%" height="100%" rx="6" fill="{LIGHT[PAPER]}"/>'

@@ -144,7 +144,7 @@ def test_an_export_finds_the_same(run: Path, tmp_path: Path) -> None:
 
 def test_the_command(run: Path, tmp_path: Path) -> None:
     out = done("index", run, "--out", tmp_path / "index", "--kind", "ivf").out
-    assert "ivf of 2400 images" in out
+    assert "ivf of 2,400 images" in out
     assert "recall@10" in out
     made = done("index", run, "--out", tmp_path / "index", "--json").json()  # an older index is replaced
     assert made == read_signed(tmp_path / "index" / "index.json", "an index")

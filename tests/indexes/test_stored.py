@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import KeyMismatchError, UnknownNameError, UserError
+from pipeline.files import dump_signed, read_signed
 from pipeline.indexes.index import INDEXES, Index, build_index
 from pipeline.indexes.stored import FAISS, ON_DISK, RECORD, merge_lists, read_index, write_index
 from tests.indexes.test_kinds import unit
@@ -85,7 +86,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected the folder of an index, found no such folder"):
         read_index(folder, OF)
     store(folder)
-    record = json.loads((folder / RECORD).read_text())
+    record = read_signed(folder / RECORD, "an index")
     cases: list[tuple[dict[str, Any], type[UserError], str]] = [
         ({"format": 2}, UserError, "format 1, found format 2"),
         ({"rows": "many"}, UserError, "nothing usable in rows"),
@@ -100,7 +101,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
         ({"kind": "hnsw"}, UserError, "expected an index of kind hnsw"),
     ]
     for changes, error, message in cases:
-        (folder / RECORD).write_text(json.dumps({**record, **changes}))
+        (folder / RECORD).write_bytes(dump_signed({**record, **changes}))
         with pytest.raises(error, match=message):
             read_index(folder, OF)
     (folder / RECORD).write_text("[")

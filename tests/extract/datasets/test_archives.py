@@ -201,7 +201,7 @@ def test_damaged_pages_of_parquet_are_one_sentence(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[4:200] = bytes(196)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a.parquet: expected a sound Parquet file"):
+    with pytest.raises(UserError, match=r"a.parquet: expected sound rows of Parquet or Arrow"):
         import_dataset(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
