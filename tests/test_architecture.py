@@ -35,7 +35,7 @@ FLOORS = {
     "metrics": 3,
     "indexes": 4,
     "extract": 5,
-    "align": 36,
+    "align": 5,
     "evaluate": 5,
     "apps": 6,
     "engines": 6,
