@@ -40,6 +40,8 @@ NEIGHBOURS = 10
 AXES = 400
 """Principal axes of a side that rounds and folds work on."""
 FOLDS = 3
+ERRORS = 2
+"""Standard errors that a gain has to exceed: the best of several trials gains one by luck too often."""
 FOLD_IMAGES, FOLD_TEXTS = 1500, 3000
 """Rows of the pool that a fold works with, at most."""
 BLOCK = 2048
@@ -106,7 +108,7 @@ def refine(
     best = max(means, key=means.__getitem__)
     gains = scores[best] - scores[0, ridge]
     gain, error = float(gains.mean()), float(gains.std(correction=0)) / max(1, len(gains) - 1) ** 0.5
-    if gain <= error:
+    if gain <= ERRORS * error:
         return None, {"rounds": 0, "gain": gain, "error": error, **told}
     *_, (links, _) = _rounds(everything, fit, ridge, best[1], best[0])
     return links, {"rounds": best[0], "ridge": best[1], "gain": gain, "error": error, **told}
