@@ -1,8 +1,8 @@
 """One project made by the commands themselves: looked at by many tests (`project`), or copied to be changed (`own`)."""
 
-import os
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project with features, two runs and a report, made by nothing but commands."""
     folder = tmp_path_factory.mktemp("commands") / "project"
     make_features(folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         done("align", "--quiet")
         done("evaluate", "--quiet")
-    finally:
-        os.chdir(before)
     return folder
 
 

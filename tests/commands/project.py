@@ -1,8 +1,8 @@
 """A checkout in miniature for the commands: 48 drawn pictures with two captions each, and a params.yaml."""
 
 import csv
-import os
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,9 @@ def make_features(folder: Path) -> None:
     """Make a project up to its features, by nothing but commands."""
     make_source(folder)
     write_params(folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         done("data", "import", "shapes.csv", "--out", DATA, "--quiet")
         done("extract", "--quiet")
-    finally:
-        os.chdir(before)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,9 +1,10 @@
 """Exit codes of calls that are right, wrong, or about something that is not there."""
 
+from contextlib import chdir
 from pathlib import Path
 
 from tests.commands.running import pipeline
-from tests.contract.making import CCA, DATA, IMAGE, REPORT, TEXT, inside
+from tests.contract.making import CCA, DATA, IMAGE, REPORT, TEXT
 
 STORES = f"--image {IMAGE} --text {TEXT}"
 CALLS = [
@@ -85,5 +86,5 @@ CALLS = [
 
 def codes(project: Path) -> dict[str, int]:
     """Return call → exit code, in the project that none of them changes."""
-    with inside(project):
+    with chdir(project):
         return {call: pipeline(*call.split()).code for call in CALLS}

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +30,6 @@ PARAMS: dict[str, Any] = {
     "sweep": {"pairs": [12], "captions": [1], "seeds": [1], "split": "test", "zero_shot": ["shapes"]},
     "evaluate": {"split": "test", "zero_shot": ["shapes"], "bootstrap": 100, "examples": 2},
 }
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in a folder."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def draw(shape: str, colour: str, radius: int) -> Image.Image:
@@ -83,7 +70,7 @@ def make_source(folder: Path) -> None:
 def make_project(folder: Path) -> None:
     """Make features, a closed form, a training with two seeds, and a report."""
     make_source(folder)
-    with inside(folder):
+    with chdir(folder):
         for command in ("extract", "align", "evaluate"):
             done(command, "--quiet")
 

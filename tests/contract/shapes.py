@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.commands.running import done, pipeline
-from tests.contract.making import CCA, DATA, IMAGE, REPORT, TEXT, TRAINED, inside, make_timm_folder
+from tests.contract.making import CCA, DATA, IMAGE, REPORT, TEXT, TRAINED, make_timm_folder
 
 STORES = ("--image", IMAGE, "--text", TEXT)
 INSTALLED = ("libraries", "versions")
@@ -51,7 +52,7 @@ def _union(shapes: list[Any]) -> Any:
 
 def documents(project: Path) -> dict[str, Any]:
     """Return name → shape of every document of a copy of the project that may be changed."""
-    with inside(project):
+    with chdir(project):
         return {name: shape(value) for name, value in (*_printed().items(), *_written().items())}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import tests.contract.tiny  # noqa: F401  # what was written names its encoders, and a file may not import them by itself
 from tests.commands.running import done
 from tests.contract import written
-from tests.contract.making import CCA, DATA, IMAGE, REPORT, TEXT, inside
+from tests.contract.making import CCA, DATA, IMAGE, REPORT, TEXT
 from tests.contract.numbers import machine
 from tests.contract.record import load
 
@@ -62,7 +63,7 @@ def test_runs_and_indexes_give_the_same_vectors_and_hits(old: Path) -> None:
 def test_an_extraction_finds_nothing_to_do(own: Path) -> None:
     """The same key comes of the same data set, encoder and settings: nobody's features are computed again."""
     before = files(own)
-    with inside(own):
+    with chdir(own):
         results = json.loads(done("extract", "--quiet", "--json").out)
         words = ("--dataset", DATA, "--encoder", "tests.contract.tiny:Pixels", "--out", written.HALF)
         again = done("extract", *words, "--device", "cpu", "--storage-dtype", "bf16", "--quiet", "--json")
@@ -72,7 +73,7 @@ def test_an_extraction_finds_nothing_to_do(own: Path) -> None:
 
 
 def test_a_new_extraction_gives_the_same_content(own: Path) -> None:
-    with inside(own):
+    with chdir(own):
         for store, encoder in ((IMAGE, "Pixels"), (TEXT, "Words")):
             words = ("--dataset", DATA, "--encoder", f"tests.contract.tiny:{encoder}", "--out", "again", "--replace")
             found = json.loads(done("extract", *words, "--device", "cpu", "--quiet", "--json").out)
@@ -83,7 +84,7 @@ def test_a_new_extraction_gives_the_same_content(own: Path) -> None:
 def test_runs_are_measured_to_the_same_numbers(own: Path) -> None:
     """Old features and old projectors, evaluated now; exact where the numbers were written down, else to 1e-6."""
     close = machine() != NUMBERS["machine"]
-    with inside(own):
+    with chdir(own):
         done("evaluate", "--quiet")
         metrics = json.loads(Path(REPORT, "metrics.json").read_text(encoding="utf-8"))
     for run, expected in NUMBERS["metrics"].items():
@@ -93,7 +94,7 @@ def test_runs_are_measured_to_the_same_numbers(own: Path) -> None:
 def test_a_training_is_not_done_again(own: Path) -> None:
     """Runs of the same settings over the same features are resumed as finished."""
     before = files(own / CCA)
-    with inside(own):
+    with chdir(own):
         done("align", "--method", "cca", "--quiet")
     now = files(own / CCA)
     assert {name: digest for name, (digest, _) in now.items() if name.endswith((".safetensors", "image.json"))} == {

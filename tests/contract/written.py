@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline.projectors.run_record import AlignedRun
 from pipeline.store.inspect import verify
 from pipeline.store.reader import FeatureStore
 from tests.commands.running import done
-from tests.contract.making import CCA, DATA, IMAGE, TEXT, inside
+from tests.contract.making import CCA, DATA, IMAGE, TEXT
 
 ARCHIVE = Path(__file__).with_name("written.zip")
 HALF = "data/1_features/shapes/half"
@@ -24,7 +25,7 @@ KEPT = ("data", "indexes", "params.yaml", "shapes.csv")
 
 def pack(project: Path) -> None:
     """Make the remaining files of the project by commands and write the archive and what it says."""
-    with inside(project):
+    with chdir(project):
         words = ("--dataset", DATA, "--encoder", "tests.contract.tiny:Pixels", "--out", HALF, "--device", "cpu")
         done("extract", *words, "--storage-dtype", "bf16", "--format", "parquet", "--shard-rows", 32, "--quiet")
         done("index", CCA, "--out", INDEXES["flat"], "--kind", "flat")
@@ -48,7 +49,7 @@ def unpack(folder: Path) -> Path:
 
 def exact(project: Path) -> dict[str, Any]:
     """Return what must be the same everywhere: digests, ids, values of the stores."""
-    with inside(project):
+    with chdir(project):
         return {name: _store(Path(path)) for name, path in STORES.items()}
 
 
@@ -78,7 +79,7 @@ def _values(features: torch.Tensor) -> dict[str, Any]:
 
 def close(project: Path) -> dict[str, Any]:
     """Return what may differ in the last digits on another machine: embeddings and scores of the runs."""
-    with inside(project):
+    with chdir(project):
         embedded = {name: _embeddings(Path(f"data/2_projectors/{name}")) for name in RUNS}
         indexed = {name: _found("--index", path) for name, path in INDEXES.items()}
         return {"embeddings": embedded, "search": {"exact": _found(), **indexed}}

@@ -6,11 +6,10 @@ A cell's outputs are what it prints and what its last expression shows in a note
 import ast
 import io
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def cells_of(path: Path) -> list[dict[str, Any]]:
 def execute(path: Path, folder: Path) -> list[list[Output]]:
     """Return the outputs of each code cell, run one after another in a folder."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    with _inside(folder):
+    with chdir(folder):
         return [list(_run("".join(cell["source"]), names)) for cell in cells_of(path)]
 
 
@@ -45,16 +44,6 @@ def _run(source: str, names: dict[str, Any]) -> Iterator[Output]:
         if hasattr(shown, "_repr_html_"):
             data["text/html"] = shown._repr_html_().splitlines(keepends=True)
         yield {"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": None}
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def main() -> None:

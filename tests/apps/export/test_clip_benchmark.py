@@ -1,8 +1,8 @@
 """CLIP_benchmark's own scorers on our model give the numbers of our own evaluation."""
 
 import json
-import os
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,9 +70,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         size, colour, shape = file.removesuffix(".png").split("_")
         draw(shape, colour, SIZES[size]).save(folder / file)
     write_table(folder / "shapes.csv", ("filepath", "caption", "label", "split"), rows())
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         done("data", "import", "shapes.csv", "--out", DATA, "--quiet")
         done("extract", "--dataset", DATA, "--encoder", PIXELS, "--out", IMAGE, "--quiet")
         done("extract", "--dataset", DATA, "--encoder", COUNTED, "--out", TEXT, "--quiet")
@@ -81,8 +79,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         done("evaluate", RUN, "--image", IMAGE, "--text", TEXT, "--classes", prompts, "--out", "report", "--quiet")
         export(Path(RUN), folder / "model")
         yield folder
-    finally:
-        os.chdir(before)
 
 
 def scorer_of(name: str) -> Any:
